@@ -1,0 +1,61 @@
+"""Encoder families by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from world_modality_core.encoder_spec import EncoderSpec
+from world_modality_core.encoders.base import WorldEncoder
+from world_modality_core.pca import LatentPCA
+
+_FAMILIES: dict[str, type[WorldEncoder]] = {}
+
+
+def register_encoder(family: str) -> Callable[[type[WorldEncoder]], type[WorldEncoder]]:
+    """Enter a `WorldEncoder` subclass under a family name, for `--encoder.family=<name>`.
+
+    Raises:
+        ValueError: if another class already has the name.
+    """
+
+    def enter(cls: type[WorldEncoder]) -> type[WorldEncoder]:
+        known = _FAMILIES.get(family)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"encoder family {family!r} is already {known.__module__}.{known.__qualname__}")
+        _FAMILIES[family] = cls
+        return cls
+
+    return enter
+
+
+def encoder_families() -> list[str]:
+    """The names of all registered families."""
+    return sorted(_FAMILIES)
+
+
+def make_world_encoder(
+    spec: EncoderSpec, pca: LatentPCA | None = None, device: str | torch.device = "cpu"
+) -> WorldEncoder:
+    """Build the frozen encoder that a spec describes.
+
+    Args:
+        spec: The spec, resolved or not; the encoder's own `spec` is resolved.
+        pca: The fitted PCA where `spec.pca_dim` is set; None to fit one on `encode_raw`.
+        device: Where to compute.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        ValueError: if the family is unknown, or the spec does not fit it.
+        ImportError: if a package is missing.
+        OSError: if the weights are not at hand.
+    """
+    if spec.family not in _FAMILIES:
+        raise ValueError(
+            f"encoder.family={spec.family!r}: expected one of {encoder_families()}; a family of your own is registered "
+            "by importing its module first, e.g. with --encoder.discover_packages_path=<package> (docs/encoders.md)"
+        )
+    return _FAMILIES[spec.family](spec, pca=pca, device=device)
