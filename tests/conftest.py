@@ -1,0 +1,60 @@
+"""Shared fixtures: a tiny source dataset and its companion, made by the real recorder and the real `wm-precompute`."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch, faiss or a tokenizer is imported: tests run side by side and offline.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+from pathlib import Path  # noqa: E402
+from typing import NamedTuple  # noqa: E402
+
+import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
+
+
+class TinyCompanion(NamedTuple):
+    """Where the shared source dataset and its companion are; do not write there."""
+
+    source_repo_id: str
+    source_root: Path
+    companion_root: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_companion(tmp_path_factory, worker_id) -> TinyCompanion:
+    """A dataset and its companion: 4 episodes (12, 17, 14, 20 frames), 2 cameras, 2 tasks, action (4,), state (4,).
+
+    Latents: p = 2 tokens (one per camera) of d = 8 by PCA; 8 codes, one per frame. Shared by all xdist workers.
+    """
+    from tests.fixtures_datasets import make_dataset
+    from world_modality_core.encoder_spec import EncoderSpec
+    from world_modality_core.precompute.cli import (
+        OutputConfig,
+        PrecomputeConfig,
+        SourceConfig,
+        TokensConfig,
+        precompute,
+    )
+
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+    tiny = TinyCompanion("tests/source", base / "tiny_source", base / "tiny_companion")
+    with FileLock(base / "tiny.lock"):
+        if not tiny.companion_root.exists():
+            make_dataset(tiny.source_root, tiny.source_repo_id)
+            cfg = PrecomputeConfig(
+                dataset=SourceConfig(tiny.source_repo_id, str(tiny.source_root)),
+                output=OutputConfig("tests/source_world", str(tiny.companion_root)),
+                encoder=EncoderSpec(family="efficientnet_lite0", height_px=32, width_px=32, pca_dim=8),
+                tokens=TokensConfig(n_codes=8),
+                device="cpu",
+                batch_size=8,
+                num_workers=0,
+            )
+            precompute(cfg)
+    return tiny

@@ -1,0 +1,446 @@
+"""`wm-precompute` on tiny real datasets: alignment, sameness with the live encoder, resume, copies, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lerobot.datasets import LeRobotDataset
+
+from tests.fixtures_datasets import CAMERAS, TASKS, make_dataset, solid_frame
+from world_modality_core.companion import IncompleteCompanionError, open_companion, partial_root
+from world_modality_core.encoder_spec import EncoderSpec
+from world_modality_core.encoders import make_world_encoder, register_encoder
+from world_modality_core.encoders.base import WorldEncoder
+from world_modality_core.encoders.pooling import LayerFeatures
+from world_modality_core.encoders.windows import causal_windows
+from world_modality_core.precompute import cli
+from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig, precompute
+from world_modality_core.precompute.source import PrecomputeError
+
+LENGTHS = (12, 17, 14, 20)
+
+
+@register_encoder("test_colour")
+class ColourEncoder(WorldEncoder):
+    """Reads a frame's mean colour: latents name the frame. With a window, the mean over it."""
+
+    default_height_px = default_width_px = 16
+    is_temporal = True
+    image_mean, image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    def build(self, spec):
+        return torch.nn.Identity(), None
+
+    def features(self, frames, layers):
+        maps = frames.mean(dim=1)
+        return {layer: LayerFeatures(maps) for layer in layers}
+
+
+COLOUR = EncoderSpec(family="test_colour")
+REAL = EncoderSpec(family="efficientnet_lite0", height_px=32, width_px=32, pca_dim=8)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Root of a dataset of solid colours, as videos."""
+    root = tmp_path_factory.mktemp("videos") / "source"
+    make_dataset(root, "tests/solid", LENGTHS, draw=solid_frame)
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The same dataset with images in parquet."""
+    root = tmp_path_factory.mktemp("images") / "source"
+    make_dataset(root, "tests/solid", LENGTHS, draw=solid_frame, use_videos=False)
+    return root
+
+
+def config(source_root, output_root, encoder=COLOUR, **options) -> PrecomputeConfig:
+    options = {"device": "cpu", "batch_size": 7, "num_workers": 0} | options
+    return PrecomputeConfig(
+        dataset=SourceConfig("tests/solid", str(source_root)),
+        output=OutputConfig("tests/solid_world", str(output_root)),
+        encoder=encoder,
+        **options,
+    )
+
+
+def expected_colours(n_frames=1, stride=1) -> np.ndarray:
+    """(n, v, 3): the colour of each frame of each camera, averaged over the window that ends there."""
+    rows = []
+    for episode, length in enumerate(LENGTHS):
+        colours = np.array([[solid_frame(episode, t, v, 1)[0, 0] for v in range(2)] for t in range(length)]) / 255
+        back = np.arange(n_frames) * stride
+        rows += [colours[np.maximum(t - back, 0)].mean(axis=0) for t in range(length)]
+    return np.stack(rows)
+
+
+def latents_of(root) -> np.ndarray:
+    return np.array(open_companion(root=root).table.latents)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("kind", "atol"), [("videos", 0.02), ("images", 0.001)])
+def test_latents_are_those_of_their_frames(request, tmp_path, kind, atol, num_workers):
+    root = precompute(config(request.getfixturevalue(kind), tmp_path / "out", num_workers=num_workers))
+    latents = latents_of(root).reshape(-1, 2, 3)
+    # One step of time is 10 / 255 = 0.039 in red, one episode 0.16 in green, the other camera 0.39 in blue.
+    np.testing.assert_allclose(latents, expected_colours(), atol=atol)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_windows_reach_across_batches_but_not_across_episodes(images, tmp_path, batch_size):
+    spec = replace(COLOUR, n_frames=3, frame_stride=2)
+    root = precompute(config(images, tmp_path / "out", spec, batch_size=batch_size))
+    np.testing.assert_allclose(latents_of(root).reshape(-1, 2, 3), expected_colours(3, 2), atol=0.001)
+
+
+def test_cached_equals_live(videos, tmp_path):
+    root = precompute(config(videos, tmp_path / "out", replace(REAL, cameras=list(CAMERAS[::-1]))))
+    companion, dataset = open_companion(root=root), LeRobotDataset("tests/solid", root=videos)
+    assert companion.spec.cameras == list(CAMERAS[::-1]) and companion.pca is not None
+    live = make_world_encoder(companion.spec, companion.pca)
+    index = [0, 11, 12, 40, 62]
+    frames = {camera: torch.stack([dataset[i][camera] for i in index]) for camera in CAMERAS}  # float in [0, 1]
+    shape = (len(index), companion.spec.n_tokens, companion.spec.dim)
+    cached = companion.table.gather(torch.tensor(index), [0])[0].view(shape)
+    assert torch.allclose(live.encode(frames), cached.float(), rtol=2e-3, atol=2e-3 * cached.abs().max().item())
+
+
+def test_plain_lerobot_reads_the_companion(videos, tmp_path):
+    root = precompute(config(videos, tmp_path / "out", tokens=TokensConfig(8, "token")))
+    companion, source = LeRobotDataset("tests/solid_world", root=root), LeRobotDataset("tests/solid", root=videos)
+    table = open_companion(root=root).table
+    assert len(companion) == len(source) == 63 and companion.num_episodes == 4
+    assert companion.meta.camera_keys == [] and companion.meta.fps == source.meta.fps
+    for i in (0, 11, 12, 28, 29, 62):
+        mine, theirs = companion[i], source[i]
+        for key in ("index", "episode_index", "frame_index", "timestamp", "task_index", "task"):
+            assert mine[key] == theirs[key], key
+        assert np.array_equal(mine["world.latents"].numpy().astype(np.float16), table.latents[i])
+        assert np.array_equal(mine["world.tokens"].numpy(), table.tokens[i])
+    subset = LeRobotDataset("tests/solid_world", root=root, episodes=[2])
+    assert len(subset) == 14 and subset[0]["index"] == 29 and subset[0]["task"] == TASKS[0]
+    stats, latents = companion.meta.stats["world.latents"], np.array(table.latents, dtype=np.float64)
+    for name, value in (("mean", latents.mean(0)), ("std", latents.std(0)), ("min", latents.min(0))):
+        np.testing.assert_allclose(stats[name], value, rtol=1e-5, atol=1e-7)
+    assert set(companion.meta.stats) == {"world.latents", *(set(source.meta.stats) & set(companion.meta.features))}
+    mean, std = open_companion(root=root).mean, open_companion(root=root).std
+    np.testing.assert_allclose(mean, latents.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(std, latents.std(0), rtol=1e-4, atol=1e-6)
+
+
+def test_tokens_are_the_codebooks_assignment(videos, tmp_path):
+    root = precompute(config(videos, tmp_path / "out", tokens=TokensConfig(8)))
+    companion = open_companion(root=root)
+    latents = torch.from_numpy(np.array(companion.table.latents)).view(-1, companion.spec.n_tokens, companion.spec.dim)
+    assert torch.equal(companion.codebook.assign(latents), torch.from_numpy(np.array(companion.table.tokens)).long())
+    assert len(np.unique(companion.table.tokens)) > 4
+
+
+def test_the_data_rolls_over_to_new_files(videos, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(videos, source)
+    info = json.loads((source / "meta/info.json").read_text())
+    (source / "meta/info.json").write_text(json.dumps(info | {"data_files_size_in_mb": 1e-3}))
+    root = precompute(config(source, tmp_path / "out"))
+    assert len(list((root / "data").rglob("*.parquet"))) == 4
+    dataset = LeRobotDataset("tests/solid_world", root=root, episodes=[1, 3])
+    assert [int(dataset[i]["index"]) for i in (0, 17)] == [12, 43]
+    np.testing.assert_allclose(latents_of(root).reshape(-1, 2, 3), expected_colours(), atol=0.02)
+
+
+def test_a_companion_for_fine_tuning_reuses_pca_and_codebook(videos, tmp_path):
+    old = open_companion(root=precompute(config(videos, tmp_path / "old", REAL, tokens=TokensConfig(8))))
+    make_dataset(tmp_path / "new_source", "tests/new", (9, 13), seed=5)
+    cfg = config(tmp_path / "new_source", tmp_path / "new", EncoderSpec(), reuse_from=str(tmp_path / "old"))
+    new = open_companion(root=precompute(cfg))
+    assert new.spec == old.spec and new.spec.pca_sha256 and new.codebook.sha256 == old.codebook.sha256
+    latents = torch.from_numpy(np.array(new.table.latents)).view(-1, new.spec.n_tokens, new.spec.dim)
+    assert torch.equal(old.codebook.assign(latents), torch.from_numpy(np.array(new.table.tokens)).long())
+    assert precompute(cfg) == tmp_path / "new"
+    with pytest.raises(PrecomputeError, match="leave out --encoder and --tokens"):
+        config(videos, tmp_path / "x", COLOUR, reuse_from=str(tmp_path / "old"))
+    with pytest.raises(PrecomputeError, match="reuse_from='.*source'.*not a companion"):
+        precompute(config(videos, tmp_path / "x", EncoderSpec(), reuse_from=str(videos)))
+
+
+# Resume and processes: real processes of the real command.
+
+
+def command(source_root, output_root, *options) -> list[str]:
+    return [
+        sys.executable, "-m", "world_modality_core.precompute.cli", f"--dataset.root={source_root}",
+        "--dataset.repo_id=tests/solid", f"--output.root={output_root}", "--output.repo_id=tests/solid_world",
+        "--encoder.family=efficientnet_lite0", "--encoder.height_px=96", "--encoder.width_px=96",
+        "--encoder.pca_dim=8", "--tokens.n_codes=8", "--device=cpu", "--batch_size=4", "--num_workers=1", *options,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory):
+    """The companion of an uninterrupted run of `command`."""
+    root = tmp_path_factory.mktemp("whole") / "out"
+    encoder = EncoderSpec(family="efficientnet_lite0", height_px=96, width_px=96, pca_dim=8)
+    return precompute(config(videos, root, encoder, tokens=TokensConfig(8), batch_size=4))
+
+
+def assert_same_companion(a: Path, b: Path) -> None:
+    one, other = open_companion(root=a), open_companion(root=b)
+    assert np.array_equal(one.table.latents, other.table.latents)
+    assert np.array_equal(one.table.tokens, other.table.tokens)
+    assert one.info == other.info
+    assert torch.equal(one.codebook.centroids, other.codebook.centroids)
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_with_the_same_values(videos, whole, tmp_path):
+    root = tmp_path / "out"
+    staged = partial_root(root) / "episodes"
+    process = subprocess.Popen(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(staged.glob("*.npy")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in staged.glob("*.npy")}
+    assert 0 < len(kept) < len(LENGTHS) and not root.exists()
+    with pytest.raises(IncompleteCompanionError, match="interrupted.*same wm-precompute command again"):
+        open_companion(root=root)
+    # What a kill in other places leaves: half a file aside, half a dataset.
+    (staged / "episode-000003.npy.1234.tmp").write_bytes(b"half")
+    (partial_root(root) / "dataset/meta").mkdir(parents=True)
+    (partial_root(root) / "dataset/meta/info.json").write_text("{")
+    done = subprocess.Popen(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kept_until_the_end = True
+    while done.poll() is None:
+        kept_until_the_end &= all(not p.exists() or p.stat().st_mtime_ns == t for p, t in kept.items())
+        time.sleep(0.01)
+    assert done.returncode == 0 and kept_until_the_end  # finished episodes were not encoded again
+    assert_same_companion(root, whole)
+    assert not partial_root(root).exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_dataset_of_one(videos, whole, tmp_path):
+    root = tmp_path / "out"
+    # On a CPU too: without --multi_gpu, accelerate starts several processes only under MPI.
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    launch += ["--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no"]
+    python, _, *arguments = command(videos, root)
+    done = subprocess.run([python, "-m", *launch, "-m", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "process 0 of 2" in done.stderr
+    assert_same_companion(root, whole)
+
+
+def test_the_same_request_finds_its_companion_finished(videos, tmp_path, capsys):
+    root = precompute(config(videos, tmp_path / "out"))
+    before = (root / "meta/world_modality.json").stat().st_mtime_ns
+    (partial_root(root) / "episodes").mkdir(parents=True)  # killed at its very end
+    capsys.readouterr()
+    assert precompute(config(videos, tmp_path / "out")) == root
+    assert (root / "meta/world_modality.json").stat().st_mtime_ns == before
+    assert "effective rank" in capsys.readouterr().out and not partial_root(root).exists()
+
+
+# Copies of the source.
+
+
+def test_merged_copy(videos, tmp_path):
+    root = precompute(config(videos, tmp_path / "out", tokens=TokensConfig(8), merge=True))
+    merged, source = LeRobotDataset("m", root=tmp_path / "out_merged"), LeRobotDataset("tests/solid", root=videos)
+    table = open_companion(root=root).table
+    for i in (0, 12, 62):
+        mine, theirs = merged[i], source[i]
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs if key != "task")
+        assert np.array_equal(mine["world.latents"].numpy().astype(np.float16), table.latents[i])
+        assert mine["world.tokens"].item() == table.tokens[i, 0]
+    assert set(merged.meta.stats) == {*source.meta.stats, "world.latents"}
+    opened = open_companion(root=tmp_path / "out_merged")
+    assert np.array_equal(opened.table.latents, table.latents)
+    opened.check_source(source.meta)
+    opened.check_source(merged.meta)
+    # Image features in parquet too.
+
+
+def test_merged_copy_of_images(images, tmp_path):
+    precompute(config(images, tmp_path / "out", merge=True))
+    merged, source = LeRobotDataset("m", root=tmp_path / "out_merged"), LeRobotDataset("tests/solid", root=images)
+    assert torch.equal(merged[30][CAMERAS[1]], source[30][CAMERAS[1]])
+
+
+@pytest.mark.parametrize("kind", ["videos", "images"])
+def test_stripped_copy(request, tmp_path, kind):
+    source_root = request.getfixturevalue(kind)
+    root = precompute(config(source_root, tmp_path / "out", strip_images=True))
+    stripped = LeRobotDataset("s", root=tmp_path / "out_stripped")
+    source = LeRobotDataset("tests/solid", root=source_root)
+    assert set(source.meta.features) - set(stripped.meta.features) == set(CAMERAS)
+    assert not (stripped.root / "videos").exists() and set(stripped.meta.stats) == set(source.meta.stats) - set(CAMERAS)
+    for i in (0, 12, 62):
+        assert set(source[i]) - set(stripped[i]) == set(CAMERAS)
+        for key in ("action", "observation.state", "index", "timestamp"):
+            assert torch.equal(stripped[i][key], source[i][key])
+        assert stripped[i]["task"] == source[i]["task"]
+    open_companion(root=root).check_source(stripped.meta)
+
+
+def test_copies_are_made_later_too_but_never_over_something_else(videos, tmp_path):
+    root = precompute(config(videos, tmp_path / "out"))
+    precompute(config(videos, tmp_path / "out", merge=True, strip_images=True))
+    before = (tmp_path / "out_merged/meta/info.json").stat().st_mtime_ns
+    precompute(config(videos, tmp_path / "out", merge=True, strip_images=True))
+    assert (tmp_path / "out_merged/meta/info.json").stat().st_mtime_ns == before
+    shutil.rmtree(root)
+    with pytest.raises(PrecomputeError, match="out_merged exists.*--overwrite"):
+        precompute(config(videos, tmp_path / "out", replace(COLOUR, pooling="grid:2x2"), merge=True))
+
+
+def test_push_uploads_data_and_metadata_only(videos, tmp_path, monkeypatch):
+    calls = []
+
+    class Hub:
+        def __getattr__(self, name):
+            return lambda *args, **kwargs: calls.append((name, args, kwargs))
+
+    monkeypatch.setattr("lerobot.datasets.lerobot_dataset.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.DatasetCard.push_to_hub", lambda card, **kw: calls.append(("card", card, kw)))
+    precompute(config(videos, tmp_path / "out", push_to_hub=True, strip_images=True, private=True))
+    created = [kwargs["repo_id"] for name, _, kwargs in calls if name == "create_repo" and kwargs["private"]]
+    assert created == ["tests/solid_world", "tests/solid_world_stripped"]
+    uploads = [kwargs for name, _, kwargs in calls if name == "upload_folder"]
+    assert [Path(kwargs["folder_path"]) for kwargs in uploads] == [tmp_path / "out", tmp_path / "out_stripped"]
+    assert all("cache" not in str(kwargs["allow_patterns"]) for kwargs in uploads)
+    assert "world_modality.json" in str(next(card for name, card, _ in calls if name == "card"))
+
+
+# Refusals, before any work.
+
+
+def assert_refused(cfg, match, written=()):
+    before = sorted(Path(cfg.output.root).parent.rglob("*"))
+    with pytest.raises(PrecomputeError, match=match):
+        precompute(cfg)
+    assert sorted(Path(cfg.output.root).parent.rglob("*")) == before
+
+
+def test_an_unknown_camera_is_refused_and_the_known_are_named(videos, tmp_path):
+    spec = replace(COLOUR, cameras=["observation.image"])
+    assert_refused(config(videos, tmp_path / "out", spec), "'observation.image'.*observation.images.top")
+
+
+def test_a_dataset_without_cameras_is_refused(tmp_path):
+    make_dataset(tmp_path / "blind", "tests/blind", [5], cameras=())
+    assert_refused(config(tmp_path / "blind", tmp_path / "out"), "no colour image or video feature")
+
+
+def test_an_unknown_encoder_is_refused(videos, tmp_path):
+    assert_refused(config(videos, tmp_path / "out", EncoderSpec(family="nope")), "'nope'.*efficientnet_lite0")
+
+
+def test_a_missing_dataset_is_refused(tmp_path):
+    assert_refused(config(tmp_path / "nowhere", tmp_path / "sub/out"), "cannot be opened")
+
+
+@pytest.mark.parametrize(("tokens", "fits"), [((64, "frame"), False), ((64, "token"), True), ((127, "token"), False)])
+def test_more_codes_than_vectors_are_refused(videos, tmp_path, tokens, fits):
+    cfg = config(videos, tmp_path / "out", tokens=TokensConfig(*tokens))
+    if fits:
+        precompute(cfg)
+    else:
+        assert_refused(cfg, f"n_codes={tokens[0]}.*vectors")
+
+
+def test_a_full_disk_is_refused(videos, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(cli.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert_refused(config(videos, tmp_path / "out"), "are needed and 0.00 GB are free")
+
+
+def test_an_output_that_is_something_else_is_refused(videos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("mine")
+    assert_refused(config(videos, tmp_path / "out", overwrite=True), "not a companion")
+    assert_refused(config(videos, videos, overwrite=True), "is the source dataset itself")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"encoder": replace(COLOUR, pooling="grid:2x2")}, "encoder.pooling"),
+        ({"tokens": TokensConfig(8)}, "tokens"),
+        ({"source": "other"}, "source.content"),
+    ],
+)
+def test_a_finished_companion_of_another_request_is_refused_unless_overwritten(videos, tmp_path, change, named):
+    precompute(config(videos, tmp_path / "out"))
+    source = videos
+    if change.pop("source", None):
+        source = tmp_path / "other"
+        make_dataset(source, "tests/solid", LENGTHS, draw=solid_frame, seed=9)
+    assert_refused(config(source, tmp_path / "out", **change), f"{named}.*--overwrite")
+    precompute(config(source, tmp_path / "out", overwrite=True, **change))
+    assert precompute(config(source, tmp_path / "out", **change)) == tmp_path / "out"
+
+
+def test_unfinished_latents_of_another_request_are_refused_unless_overwritten(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "finish", lambda *args: None)  # as if killed before
+    with pytest.raises(IncompleteCompanionError):
+        precompute(config(videos, tmp_path / "out"))
+    monkeypatch.undo()
+    other = config(videos, tmp_path / "out", replace(COLOUR, pooling="grid:2x2"))
+    assert_refused(other, "unfinished latents of another request.*encoder.pooling.*--overwrite")
+    other.overwrite = True
+    precompute(other)
+    assert open_companion(root=tmp_path / "out").spec.n_tokens == 8
+
+
+def test_a_second_run_at_the_same_time_is_refused(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr("world_modality_core.precompute.staging.LOCK_TIMEOUT_S", 0.1)
+
+    def second(*args):
+        assert_refused(config(videos, tmp_path / "out"), "another wm-precompute is at work")
+
+    monkeypatch.setattr(cli, "finish", second)
+    with pytest.raises(IncompleteCompanionError):
+        precompute(config(videos, tmp_path / "out"))
+
+
+def test_a_dry_run_writes_nothing(videos, tmp_path, capsys):
+    precompute(config(videos, tmp_path / "out", dry_run=True, merge=True))
+    out = capsys.readouterr().out
+    assert "63 frames in 4 episodes" in out and "2 tokens x 3" in out and "observation.images.wrist (all of" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_flags_may_be_bare(videos, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(cli, "Source", lambda *args: (_ for _ in ()).throw(PrecomputeError("stop")))
+    monkeypatch.setattr(PrecomputeConfig, "__post_init__", lambda self: seen.update(vars(self)))
+    arguments = ["--merge", "--strip_images=true", "--push_to_hub=false", "--dry_run", "--encoder.cameras=[a,b]"]
+    monkeypatch.setattr(sys, "argv", ["wm-precompute", f"--dataset.root={videos}", *arguments])
+    with pytest.raises(SystemExit, match="wm-precompute: stop"):
+        cli.main()
+    flags = {name: seen[name] for name in ("merge", "strip_images", "dry_run", "push_to_hub", "private")}
+    assert list(flags.values()) == [True, True, True, False, False]
+    assert seen["encoder"].cameras == ["a", "b"]
+
+
+def test_causal_windows_are_the_encoders_own():
+    # `expected_colours` writes windows down anew; hold it to the encoders' definition.
+    frames = torch.arange(5.0).view(5, 1, 1, 1)
+    assert causal_windows(frames, 3, 2)[3, :, 0, 0, 0].tolist() == [0, 1, 3]

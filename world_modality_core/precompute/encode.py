@@ -1,0 +1,135 @@
+"""From chunks of frames to the latents of whole episodes, and the sample that the PCA is fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from world_modality_core.encoders import WorldEncoder
+from world_modality_core.encoders.windows import causal_windows
+from world_modality_core.pca import LatentPCA
+from world_modality_core.precompute.source import Chunk, PrecomputeError, Source
+from world_modality_core.precompute.staging import Staging
+
+# The PCA's sample comes from at most so many episodes (each is decoded to its end) and holds at most so many tokens
+# per pooling part: 65,536 x 768 float32 are 192 MiB.
+PCA_MAX_EPISODES = 64
+PCA_MAX_TOKENS = 65_536
+
+
+def stage_latents(
+    source: Source,
+    encoder: WorldEncoder,
+    staging: Staging,
+    episodes: Sequence[int],
+    batch_size: int,
+    n_workers: int,
+    progress: Callable[[int], object] = lambda n_frames: None,
+) -> None:
+    """Decode, encode and stage some episodes.
+
+    Args:
+        source: The source dataset.
+        encoder: The encoder, PCA attached if it has one.
+        staging: Where the latents go.
+        episodes: Episode indices.
+        batch_size: Frames encoded at once.
+        n_workers: Decoding processes.
+        progress: Called with the number of frames of each batch.
+
+    Raises:
+        PrecomputeError: if latents are not finite in float16.
+    """
+    chunks = source.chunks(episodes, encoder.spec.cameras, batch_size, n_workers)
+    for n_frames, episode, latents in encode_episodes(chunks, encoder):
+        progress(n_frames)
+        if latents is not None:
+            staging.write(episode, _to_host(episode, latents))
+
+
+def encode_episodes(chunks: Iterator[Chunk], encoder: WorldEncoder) -> Iterator[tuple[int, int, Tensor | None]]:
+    """Encode episodes chunk by chunk.
+
+    Batches never mix episodes, so an episode's latents do not depend on which others are encoded beside it: a resumed
+    run and a run on several processes give the values of a plain one.
+
+    Args:
+        chunks: Frames; the chunks of one episode in order, episodes in any order.
+        encoder: The encoder, PCA attached if it has one.
+
+    Yields:
+        For each chunk, (frames in it, episode, latents): None until the episode is complete, then all of its latents,
+        (t, p * d) float16 on the encoder's device.
+    """
+    latents: dict[int, list[Tensor]] = {}
+    for chunk, windows in _windows(chunks, encoder):
+        parts = latents.setdefault(chunk.episode, [])
+        parts.append(encoder.encode(windows).flatten(1).half())
+        yield len(parts[-1]), chunk.episode, torch.cat(latents.pop(chunk.episode)) if chunk.is_last else None
+
+
+def _to_host(episode: int, latents: Tensor) -> np.ndarray:
+    if not torch.isfinite(latents).all():
+        raise PrecomputeError(
+            f"episode {episode}: the encoder gave latents that are not finite in float16, in which they are stored; "
+            "try encoder.dtype=float32, another layer, or a PCA"
+        )
+    return latents.cpu().numpy()
+
+
+def fit_pca(source: Source, encoder: WorldEncoder, n_frames: int, seed: int, batch_size: int, n_workers: int):
+    """Fit the encoder's PCA on a seeded sample of frames, spread over a seeded sample of episodes.
+
+    Args:
+        source: The source dataset.
+        encoder: The encoder, without PCA.
+        n_frames: Frames in the sample.
+        seed: Seed of the sample.
+        batch_size: Frames encoded at once.
+        n_workers: Decoding processes.
+
+    Returns:
+        The fitted `LatentPCA`.
+    """
+    rng = np.random.default_rng(seed)
+    n_episodes = min(len(source.lengths), PCA_MAX_EPISODES)
+    episodes = np.sort(rng.choice(len(source.lengths), n_episodes, replace=False))
+    per_episode = -(-n_frames // n_episodes)
+    chosen = {int(e): rng.permutation(source.lengths[e])[:per_episode] for e in episodes}
+    per_frame = max(1, PCA_MAX_TOKENS // sum(map(len, chosen.values())))
+    samples: dict[int, list[list[Tensor]]] = {}
+    for chunk, windows in _windows(source.chunks(episodes, encoder.spec.cameras, batch_size, n_workers), encoder):
+        n = len(next(iter(windows.values())))
+        rows = np.flatnonzero(np.isin(np.arange(chunk.start, chunk.start + n), chosen[chunk.episode]))
+        if not len(rows):
+            continue
+        parts = encoder.encode_raw({camera: w[torch.from_numpy(rows)] for camera, w in windows.items()})
+        generator = torch.Generator().manual_seed(seed + chunk.episode)
+        kept = [part[:, torch.randperm(part.shape[1], generator=generator)[:per_frame]].cpu() for part in parts]
+        samples.setdefault(chunk.episode, []).append(kept)
+    in_order = [kept for e in sorted(samples) for kept in samples[e]]
+    return LatentPCA.fit([torch.cat([k.flatten(0, 1) for k in part]) for part in zip(*in_order, strict=True)],
+                         encoder.spec.pca_dim, seed)  # fmt: skip
+
+
+def _windows(chunks: Iterator[Chunk], encoder: WorldEncoder) -> Iterator[tuple[Chunk, dict[str, Tensor]]]:
+    """Each chunk with its causal windows, (n, m, 3, h, w) per camera on the encoder's device."""
+    spec = encoder.spec
+    tails: dict[int, dict[str, Tensor]] = {}
+    for chunk in chunks:
+        frames = {camera: images.to(encoder.device, non_blocking=True) for camera, images in chunk.frames.items()}
+        if spec.n_frames == 1:
+            yield chunk, {camera: images.unsqueeze(1) for camera, images in frames.items()}
+            continue
+        # The window of a chunk's first frame reaches back into the chunk before.
+        n, tail = len(next(iter(frames.values()))), tails.pop(chunk.episode, None)
+        if tail is not None:
+            frames = {camera: torch.cat([tail[camera], images]) for camera, images in frames.items()}
+        m, stride = spec.n_frames, spec.frame_stride
+        windows = {camera: causal_windows(images, m, stride)[-n:] for camera, images in frames.items()}
+        if not chunk.is_last:
+            tails[chunk.episode] = {camera: images[-(spec.window_span - 1) :] for camera, images in frames.items()}
+        yield chunk, windows

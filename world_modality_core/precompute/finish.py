@@ -1,0 +1,194 @@
+"""From staged latents to the companion, and the copies of the source that go with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from lerobot.datasets import LeRobotDataset
+from lerobot.datasets.io_utils import load_stats
+from safetensors.torch import save_file
+
+from world_modality_core.codebook import Codebook
+from world_modality_core.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE, Companion, CompanionInfo
+from world_modality_core.encoders import WorldEncoder
+from world_modality_core.fingerprint import SourceFingerprint
+from world_modality_core.latent_quality import RANK_SAMPLE, LatentStatistics, token_figures
+from world_modality_core.latent_table import LATENTS, TOKENS, ContentHash
+from world_modality_core.precompute.assemble import write_derived
+from world_modality_core.precompute.source import PrecomputeError, Source
+from world_modality_core.precompute.staging import Staging
+
+if TYPE_CHECKING:
+    from world_modality_core.precompute.cli import TokensConfig
+
+
+def finish(
+    source: Source,
+    encoder: WorldEncoder,
+    book: Codebook | None,
+    staging: Staging,
+    root: Path,
+    request: dict,
+    tokens_config: TokensConfig,
+    seed: int,
+) -> None:
+    """Write the companion from the staged latents of all episodes, aside, and move it into place.
+
+    Args:
+        source: The source dataset.
+        encoder: The encoder, PCA attached if it has one.
+        book: The codebook to use; None to fit one if `tokens_config` asks for it.
+        staging: The staged latents.
+        root: The companion's folder.
+        request: Kept in the companion's metadata.
+        tokens_config: What codebook to fit.
+        seed: Seed of the samples and of the codebook.
+    """
+    spec, new_root = encoder.spec, staging.dataset_root
+    p, d = spec.n_tokens, spec.dim
+    n_frames, is_fitting = source.meta.total_frames, bool(tokens_config.n_codes)
+    stats = LatentStatistics(n_frames, p, d, max(RANK_SAMPLE, tokens_config.n_samples * is_fitting), seed)
+    for episode in range(source.meta.total_episodes):
+        stats.update(staging.read(episode))
+    quality = {"latents": stats.figures()}
+
+    if is_fitting:
+        sample = torch.from_numpy(stats.sample(tokens_config.n_samples)).view(-1, p, d)
+        book = Codebook.fit(sample, tokens_config.n_codes, tokens_config.per, seed)
+    if book is not None:
+        book = book.to(encoder.device)
+    n_per_frame = book.n_per_frame(p) if book is not None else 0
+    tokens = np.empty((n_frames, n_per_frame), np.int32)
+    digest = ContentHash()
+
+    def columns(episode: int) -> dict[str, np.ndarray]:
+        latents = np.array(staging.read(episode))
+        rows = slice(*source.bounds[episode])
+        if book is None:
+            digest.update(latents)
+            return {LATENTS: latents}
+        tokens[rows] = book.assign(torch.from_numpy(latents).view(-1, p, d)).cpu().numpy()
+        digest.update(latents, tokens[rows])
+        return {LATENTS: latents, TOKENS: tokens[rows].astype(np.int64)}
+
+    count = np.array([n_frames])
+    values = {"min": stats.min, "max": stats.max, "mean": stats.mean, "std": stats.std, "count": count}
+    write_derived(
+        source.meta, new_root, keep=(), new_features=_features(p * d, n_per_frame), new_columns=columns,
+        new_stats={LATENTS: values},
+    )  # fmt: skip
+    if book is not None:
+        quality["tokens"] = token_figures(tokens, source.bounds, book.n_codes)
+        book.save(new_root / CODEBOOK_FILE)
+    if encoder.pca is not None:
+        encoder.pca.save(new_root / PCA_FILE)
+    moments = {"mean": torch.from_numpy(stats.mean).float(), "std": torch.from_numpy(stats.std).float()}
+    save_file(moments, new_root / STATS_FILE)
+    CompanionInfo(
+        encoder=asdict(spec),
+        source=request["latents"]["source"],
+        request=request,
+        camera_shapes={camera: source.camera_shape(camera) for camera in spec.cameras},
+        content_sha256=digest.hexdigest(),
+        n_codes=book.n_codes if book is not None else 0,
+        tokens_per_frame=n_per_frame,
+        quality=quality,
+    ).write(new_root)
+    _move_into_place(new_root, root)
+    staging.remove()
+
+
+def _features(n_values: int, n_tokens: int) -> dict[str, dict]:
+    features = {LATENTS: {"dtype": "float16", "shape": (n_values,), "names": None}}
+    if n_tokens:
+        features[TOKENS] = {"dtype": "int64", "shape": (n_tokens,), "names": None}
+    return features
+
+
+def _move_into_place(new: Path, root: Path) -> None:
+    old = root.with_name(root.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if root.exists():
+        os.replace(root, old)
+    os.replace(new, root)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_merged(source: Source, companion: Companion, overwrite: bool = False) -> Path:
+    """Write `<companion root>_merged`: a copy of the source that has the latents (and tokens) as features.
+
+    Videos are hard-linked where the file system can, else copied. The result can be opened as a companion too.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        PrecomputeError: if something else is there.
+    """
+    table, book = companion.table, companion.codebook
+    features = _features(table.latents.shape[1], companion.info.tokens_per_frame)
+    taken = sorted(set(features) & set(source.meta.features))
+    if taken:
+        raise PrecomputeError(f"--merge: {source.meta.repo_id!r} has {taken} already")
+
+    def columns(episode: int) -> dict[str, np.ndarray]:
+        rows = slice(*source.bounds[episode])
+        latents = {LATENTS: table.latents[rows]}
+        return latents if book is None else {**latents, TOKENS: table.tokens[rows].astype(np.int64)}
+
+    def write(root: Path) -> None:
+        stats = {LATENTS: load_stats(companion.root)[LATENTS]}
+        write_derived(source.meta, root, source.meta.features, features, columns, stats)
+        for name in (INFO_FILE, STATS_FILE, PCA_FILE, CODEBOOK_FILE):
+            if (companion.root / name).exists():
+                shutil.copy(companion.root / name, root / name)
+
+    return _write_copy("merged", source, companion, overwrite, write)
+
+
+def write_stripped(source: Source, companion: Companion, overwrite: bool = False) -> Path:
+    """Write `<companion root>_stripped`: a copy of the source without image and video features.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        PrecomputeError: if something else is there.
+    """
+    keep = set(source.meta.features) - set(source.meta.camera_keys)
+    return _write_copy("stripped", source, companion, overwrite, lambda root: write_derived(source.meta, root, keep))
+
+
+def _write_copy(kind: str, source: Source, companion: Companion, overwrite: bool, write) -> Path:
+    root = companion.root.with_name(f"{companion.root.name}_{kind}")
+    fingerprint = SourceFingerprint.of(source.meta)
+    if root.exists() and not overwrite:
+        same = SourceFingerprint.read(root) == fingerprint
+        if kind == "merged":
+            same = same and CompanionInfo.read(root) == companion.info
+        if not same:
+            raise PrecomputeError(f"{root} exists and was made from something else; give --overwrite to replace it")
+        return root
+    aside = root.with_name(root.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    write(aside)
+    fingerprint.write(aside)
+    _move_into_place(aside, root)
+    return root
+
+
+def push(repo_id: str, root: Path, private: bool = False) -> None:
+    """Upload a dataset that was written here, with a dataset card."""
+    LeRobotDataset(repo_id, root=root).push_to_hub(
+        tags=["world-modality"],
+        license=None,
+        private=private or None,
+        allow_patterns=["data/**", "meta/**", "videos/**"],  # not the flat cache
+        dataset_description="World latents by wm-precompute; see meta/world_modality.json.",
+    )

@@ -1,0 +1,261 @@
+"""Reading a source dataset once, episode by episode, each camera decoded from front to back.
+
+Random access costs a seek and a partial decode per frame. Here an episode is one seek and then a plain decode, in
+background workers (`torch.utils.data.DataLoader`) whose bounded queue keeps the encoder fed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+# LeRobot's own default (`LeRobotDataset.tolerance_s`).
+TOLERANCE_S = 1e-4
+
+
+class PrecomputeError(ValueError):
+    """A precompute cannot be done as it was asked for."""
+
+
+@dataclass
+class Chunk:
+    """Consecutive frames of one episode.
+
+    Attributes:
+        episode: Episode index.
+        start: Position of the first frame within the episode.
+        is_last: Whether the episode ends with this chunk.
+        frames: Per camera, (n, 3, h, w) uint8.
+    """
+
+    episode: int
+    start: int
+    is_last: bool
+    frames: dict[str, Tensor]
+
+
+@dataclass
+class _Stream:
+    """Where one camera's frames of one episode lie."""
+
+    path: Path
+    is_video: bool
+    start_s: float = 0.0
+
+
+class Source:
+    """A source dataset whose files are all at hand.
+
+    Attributes:
+        meta: LeRobot's metadata.
+        root: Its folder.
+        lengths: (e,) frames of each episode.
+        bounds: (e, 2) first frame and one past the last frame of each episode.
+        timestamps: (n,) float32 seconds of every frame within its episode.
+    """
+
+    def __init__(self, repo_id: str, root: str | None = None, revision: str | None = None) -> None:
+        """Open the dataset, downloading what is missing.
+
+        Raises:
+            PrecomputeError: if it cannot be opened, is empty, or its frames are not in the order of `index`.
+        """
+        try:
+            self.meta = LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
+            if any(not (Path(self.meta.root) / name).exists() for name in self._files()):
+                self.meta = LeRobotDataset(repo_id, root=root, revision=revision).meta
+        except Exception as error:
+            raise PrecomputeError(
+                f"dataset.repo_id={repo_id!r}, dataset.root={root!r}, dataset.revision={revision!r}: cannot be opened "
+                f"({type(error).__name__}: {error}). Give the root of a local LeRobotDataset, or the id of one on the "
+                "Hub"
+            ) from error
+        self.root = Path(self.meta.root)
+        if self.meta.total_frames == 0:
+            raise PrecomputeError(f"dataset.repo_id={repo_id!r} has no frames")
+        columns = ["dataset_from_index", "dataset_to_index"]
+        episodes = self.meta.episodes.with_format("numpy", columns=columns)[:]
+        self.bounds = np.stack([episodes[name] for name in columns], axis=1)
+        self.lengths = self.bounds[:, 1] - self.bounds[:, 0]
+        self.timestamps = self._read_timestamps()
+
+    @property
+    def data_files(self) -> list[Path]:
+        """The parquet files, in order."""
+        return sorted((self.root / "data").glob("*/*.parquet"))
+
+    def _files(self) -> set[Path]:
+        episodes = range(self.meta.total_episodes)
+        data = {self.meta.get_data_file_path(e) for e in episodes}
+        return data | {self.meta.get_video_file_path(e, key) for key in self.meta.video_keys for e in episodes}
+
+    def _read_timestamps(self) -> np.ndarray:
+        tables = [pq.read_table(path, columns=["index", "timestamp"]) for path in self.data_files]
+        index = np.concatenate([table["index"].to_numpy() for table in tables])
+        if not np.array_equal(index, np.arange(self.bounds[-1, 1])):
+            raise PrecomputeError(
+                f"{self.root}: `index` does not count its {len(index)} frames from 0 upwards, as LeRobot 3.0 datasets "
+                "do; rewrite it with lerobot-edit-dataset"
+            )
+        return np.concatenate([table["timestamp"].to_numpy() for table in tables])
+
+    def cameras(self, wanted: Sequence[str]) -> list[str]:
+        """The cameras to encode: those wanted, or all colour cameras of the dataset.
+
+        Raises:
+            PrecomputeError: if one is not a colour camera of this dataset, or there is none.
+        """
+        usable = [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
+        if not usable:
+            raise PrecomputeError(
+                f"{self.meta.repo_id!r} has no colour image or video feature to encode; its features are "
+                f"{sorted(self.meta.features)}"
+            )
+        unknown = [key for key in wanted if key not in usable]
+        if unknown:
+            raise PrecomputeError(
+                f"encoder.cameras={list(wanted)}: {unknown} not in {self.meta.repo_id!r}, which has {usable}"
+            )
+        return list(wanted) or usable
+
+    def camera_shape(self, camera: str) -> list[int]:
+        """[height, width, channels] of a camera's frames."""
+        feature = self.meta.features[camera]
+        names = [str(name) for name in feature.get("names") or ["height", "width", "channels"]]
+        shape = list(feature["shape"])
+        return [shape[1], shape[2], shape[0]] if names[0].startswith("channel") else shape
+
+    def chunks(self, episodes: Sequence[int], cameras: Sequence[str], n_frames: int, n_workers: int) -> Iterator[Chunk]:
+        """Read episodes, in chunks of at most `n_frames` frames; the chunks of one episode come in order.
+
+        Args:
+            episodes: Episode indices.
+            cameras: Camera keys.
+            n_frames: Most frames per chunk.
+            n_workers: Background decoding processes; 0 decodes in this process, without overlap.
+
+        Yields:
+            The chunks, each frame once.
+        """
+        work = []
+        for e in episodes:
+            streams = {camera: self._stream(int(e), camera) for camera in cameras}
+            work.append((int(e), streams, self.timestamps[slice(*self.bounds[e])], int(self.bounds[e, 0])))
+        n_workers = min(n_workers, len(work))
+        loader = DataLoader(
+            _FrameReader(work, n_frames),
+            batch_size=None,
+            num_workers=n_workers,
+            prefetch_factor=2 if n_workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for episode, start, is_last, frames in loader:
+            yield Chunk(episode, start, is_last, frames)
+
+    def _stream(self, episode: int, camera: str) -> _Stream:
+        if camera in self.meta.video_keys:
+            start_s = self.meta.episodes[episode][f"videos/{camera}/from_timestamp"]
+            return _Stream(self.root / self.meta.get_video_file_path(episode, camera), True, start_s)
+        return _Stream(self.root / self.meta.get_data_file_path(episode), False)
+
+
+class _FrameReader(IterableDataset):
+    """Yields (episode, start, is_last, frames) for the episodes of this worker."""
+
+    def __init__(self, work: list[tuple[int, dict[str, _Stream], np.ndarray, int]], n_frames: int) -> None:
+        self.work, self.n_frames = work, n_frames
+        self.images = _ImageColumn()
+
+    def __iter__(self):
+        worker = get_worker_info()
+        mine = self.work if worker is None else self.work[worker.id :: worker.num_workers]
+        for episode, streams, timestamps, first_index in mine:
+            iterators = {
+                camera: video_frames(s.path, s.start_s + timestamps.astype(np.float64), episode)
+                if s.is_video
+                else self.images.frames(s.path, camera, first_index, len(timestamps))
+                for camera, s in streams.items()
+            }
+            for start in range(0, len(timestamps), self.n_frames):
+                stop = min(start + self.n_frames, len(timestamps))
+                frames = {camera: _stack(frames, stop - start) for camera, frames in iterators.items()}
+                yield episode, start, stop == len(timestamps), frames
+
+
+def _stack(frames: Iterator[np.ndarray], n: int) -> Tensor:
+    """The next n frames as (n, 3, h, w) uint8, stored colour last: as decoded, and as convolutions like them."""
+    return torch.from_numpy(np.stack(list(islice(frames, n)))).permute(0, 3, 1, 2)
+
+
+def video_frames(path: Path, timestamps: np.ndarray, episode: int = 0) -> Iterator[np.ndarray]:
+    """Decode the frames nearest to some increasing timestamps: one seek, then front to back.
+
+    Gives the frames of LeRobot's `decode_video_frames_pyav`, without keeping an episode in memory.
+
+    Args:
+        path: Video file; it may hold many episodes.
+        timestamps: Seconds in the file, increasing.
+        episode: Named in the error.
+
+    Yields:
+        (h, w, 3) uint8.
+
+    Raises:
+        PrecomputeError: if a timestamp has no frame within LeRobot's tolerance.
+    """
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        # Workers run side by side; a decoder that takes all cores as well would only get in the encoder's way.
+        stream.codec_context.thread_count = 1
+        container.seek(round(timestamps[0] / stream.time_base) - 1, backward=True, any_frame=False, stream=stream)
+        decoded = (frame for frame in container.decode(stream) if frame.pts is not None)
+        before, after = None, next(decoded, None)
+        for wanted in timestamps:
+            while after is not None and float(after.pts * stream.time_base) < wanted:
+                before, after = after, next(decoded, None)
+            near = [frame for frame in (before, after) if frame is not None]
+            errors = [abs(float(frame.pts * stream.time_base) - wanted) for frame in near]
+            if not near or min(errors) >= TOLERANCE_S:
+                raise PrecomputeError(
+                    f"{path}: episode {episode} has no frame at {wanted:.4f} s (within {TOLERANCE_S} s); the video and "
+                    "the timestamps of this dataset do not fit together"
+                )
+            yield near[int(np.argmin(errors))].to_ndarray(format="rgb24")
+
+
+class _ImageColumn:
+    """Frames of parquet image columns; remembers what it read last, which often holds the next episode too."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, tuple[pq.ParquetFile, np.ndarray]] = {}
+        self._rows: dict[str, tuple[tuple[Path, int], pa.ChunkedArray]] = {}
+
+    def frames(self, path: Path, camera: str, first_index: int, n: int) -> Iterator[np.ndarray]:
+        """Decode the images of frames `first_index`, ..., `first_index + n - 1`: (h, w, 3) uint8 each."""
+        if path not in self._files:
+            file = pq.ParquetFile(path)
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            start = file.read_row_group(0, columns=["index"])["index"][0].as_py()
+            self._files = {path: (file, start + np.cumsum([0, *counts]))}
+        file, starts = self._files[path]
+        for group in range(file.num_row_groups):
+            low, high = max(first_index, starts[group]), min(first_index + n, starts[group + 1])
+            if low >= high:
+                continue
+            if self._rows.get(camera, (None,))[0] != (path, group):
+                self._rows[camera] = ((path, group), file.read_row_group(group, columns=[camera])[camera])
+            for row in self._rows[camera][1][int(low - starts[group]) : int(high - starts[group])]:
+                yield np.asarray(Image.open(io.BytesIO(row["bytes"].as_py())).convert("RGB"))
