@@ -1,0 +1,23 @@
+"""World Modality VLA: LeRobot policies with a world memory.
+
+LeRobot imports this package to discover it (its name starts with `lerobot_policy_`). An import error here would only be
+logged, and heavy imports would slow every LeRobot command down: register configurations, and nothing else.
+"""
+
+from lerobot_policy_world_modality.configuration_world_modality import (
+    WorldAConfig,
+    WorldBConfig,
+    WorldBContConfig,
+    WorldCConfig,
+    WorldFConfig,
+)
+from lerobot_policy_world_modality.envs.configuration_metaworld_light import MetaworldLightEnvConfig
+
+__all__ = [
+    "MetaworldLightEnvConfig",
+    "WorldAConfig",
+    "WorldBConfig",
+    "WorldBContConfig",
+    "WorldCConfig",
+    "WorldFConfig",
+]

@@ -1,0 +1,252 @@
+"""What a policy sees of the world at one step: recorded (by `index`, from the companion) or live (from frames)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lerobot.datasets import LeRobotDatasetMetadata
+from lerobot.utils.constants import OBS_STATE
+from torch import Tensor
+
+from lerobot_policy_world_modality.configuration_world_modality import WorldModalityConfig
+from world_modality_core.companion import Companion, open_companion
+from world_modality_core.encoder_spec import EncoderSpec
+from world_modality_core.encoders import make_world_encoder
+from world_modality_core.frame_history import FrameHistory
+from world_modality_core.prophet import Futures
+from world_modality_core.sentence_encoder import SentenceEncoder
+from world_modality_core.world_space import WorldSpace
+
+
+@dataclass
+class Sight:
+    """Inputs and targets of a batch; a part is None where the policy doesn't use it, or can't know it live.
+
+    Attributes:
+        batch_size: b.
+        state: (b, s) normalised robot state.
+        language: (b, l) task embedding.
+        history: (b, t, p, d) standardised latents, oldest first; the last is the current frame.
+        history_is_pad: (b, t) True before the start of the episode.
+        tokens: (b, n) world tokens of the current frame.
+        future: (b, k, p, d) standardised latents to come (recorded only).
+        future_tokens: (b, k, n) world tokens to come (recorded only).
+        future_is_pad: (b, k) True beyond the end of the episode.
+        episode: (b,) episode of each sample (recorded only).
+        task: (b,) task of each sample.
+        futures: What the Prophet predicts from this sight, once it was asked.
+    """
+
+    batch_size: int
+    state: Tensor | None = None
+    language: Tensor | None = None
+    history: Tensor | None = None
+    history_is_pad: Tensor | None = None
+    tokens: Tensor | None = None
+    future: Tensor | None = None
+    future_tokens: Tensor | None = None
+    future_is_pad: Tensor | None = None
+    episode: Tensor | None = None
+    task: Tensor | None = None
+    futures: Futures | None = None
+
+    @property
+    def current(self) -> Tensor:
+        """(b, p, d) latents of the current frame."""
+        return self.history[:, -1]
+
+
+def check_encoder(chosen: EncoderSpec, companion: EncoderSpec) -> None:
+    """Refuse a companion whose latents are not those that the policy's config asks for.
+
+    Args:
+        chosen: The policy's spec: of a checkpoint (resolved), or what the user typed (some fields).
+        companion: The companion's.
+
+    Raises:
+        ValueError: naming the fields that differ.
+    """
+    if chosen.is_resolved:
+        wrong = chosen.differences(companion)
+    else:  # only what was typed counts
+        typed = {line.split(":")[0] for line in chosen.differences(EncoderSpec())}
+        wrong = [line for line in chosen.differences(companion) if line.split(":")[0] in typed]
+    if wrong:
+        raise ValueError(
+            "policy.encoder is not the encoder of the companion dataset (policy != companion): "
+            + "; ".join(wrong)
+            + ". Precompute a companion with the policy's encoder, or leave policy.encoder empty to take the other's"
+        )
+
+
+def open_training_companion(config: WorldModalityConfig, dataset_meta: LeRobotDatasetMetadata) -> Companion:
+    """Open the companion of a training run and hold it against dataset and config.
+
+    Args:
+        config: The policy's config.
+        dataset_meta: Metadata of the dataset that is trained on.
+
+    Returns:
+        The companion.
+
+    Raises:
+        ValueError: if no companion is named, or it is of another dataset, or of another encoder.
+    """
+    named = config.companion
+    if not named.repo_id and not named.root:
+        raise ValueError(
+            f"{config.type} needs the world latents of {dataset_meta.repo_id!r}. Make them with "
+            f"`wm-precompute --dataset.repo_id={dataset_meta.repo_id} ...`, then name the companion with "
+            "--policy.companion.root=FOLDER or --policy.companion.repo_id=ID"
+        )
+    companion = open_companion(repo_id=named.repo_id, root=named.root, revision=named.revision)
+    companion.check_source(dataset_meta)
+    if config.encoder.is_set:
+        check_encoder(config.encoder, companion.spec)
+    if config.uses_tokens and companion.codebook is None:
+        raise ValueError(
+            f"{config.type} needs world tokens, but companion {companion.root} has none; write them with "
+            "`wm-precompute ... --tokens.n_codes=1024`"
+        )
+    return companion
+
+
+class Eyes:
+    """Everything frozen that a policy looks through; deliberately no `nn.Module`, so none of it is ever saved.
+
+    Args:
+        config: The policy's config, resolved.
+        space: The policy's world space.
+        companion: The companion, in training and offline evaluation.
+    """
+
+    def __init__(self, config: WorldModalityConfig, space: WorldSpace | None, companion: Companion | None):
+        self.config = config
+        self.space = space
+        self.companion = companion
+        self._encoder = None
+        self._sentences: SentenceEncoder | None = None
+        self._device_latents: Tensor | None = None
+        history = [-i * config.history_stride for i in reversed(range(config.n_obs_steps))]
+        future = [i * config.future_stride for i in range(1, config.n_future_steps + 1)]
+        self._history, self._future = history, future
+        spec = config.encoder
+        self.frames = FrameHistory(
+            spec.cameras, config.n_obs_steps, config.history_stride, spec.n_frames, spec.frame_stride
+        )
+
+    def common(self, batch: dict[str, Tensor], device: torch.device) -> Sight:
+        """Inputs that are the same recorded and live: state and language.
+
+        Raises:
+            ValueError: if the task is missing or empty although the policy uses it.
+        """
+        state = batch[OBS_STATE] if self.config.use_state else None
+        language = None
+        if self.config.use_language:
+            tasks = batch.get("task")
+            if not tasks:
+                raise ValueError(
+                    "use_language=true, but the batch has no `task` (a list of instructions); give the task, or train "
+                    "with --policy.use_language=false"
+                )
+            language = self.sentences(device).encode([tasks] if isinstance(tasks, str) else tasks).to(device)
+        known = [value for key, value in batch.items() if key.startswith("observation.")]
+        batch_size = len(known[0]) if known else len(batch["task"])
+        return Sight(batch_size, state, language)
+
+    def recorded(
+        self, batch: dict[str, Tensor], device: torch.device, *, history: bool, future: bool, tokens: bool
+    ) -> Sight:
+        """Look up a batch of recorded frames by `batch["index"]`.
+
+        Args:
+            batch: A training batch.
+            device: Where the policy is.
+            history: Whether the latents of the history are needed.
+            future: Whether the latents of the future are needed.
+            tokens: Whether the world tokens, current and future, are needed.
+
+        Returns:
+            The sight.
+
+        Raises:
+            RuntimeError: if the policy has no companion.
+        """
+        sight = self.common(batch, device)
+        sight.episode, sight.task = batch.get("episode_index"), batch.get("task_index")
+        if not (history or future or tokens):
+            return sight
+        if self.companion is None:
+            raise RuntimeError(
+                "this policy was loaded without its companion dataset, which the loss needs; give `dataset_meta` to "
+                "from_pretrained (lerobot-train does), or call select_action / predict_action_chunk"
+            )
+        # The trainer has just read the last step's loss: the device is idle and this copy waits for nothing.
+        index = batch["index"].cpu()
+        if history or future:
+            n = len(self._history) if history else 0
+            latents, is_pad = self._gather(index, self._history * history + self._future * future, device)
+            latents = self.space.standardise(latents)
+            if history:
+                # Contiguous, as where only the history is read: kernels sum in the order of the memory layout.
+                sight.history, sight.history_is_pad = latents[:, :n].contiguous(), is_pad[:, :n]
+            if future:
+                sight.future, sight.future_is_pad = latents[:, n:], is_pad[:, n:]
+        if tokens:
+            codes, is_pad = self.companion.table.gather_tokens(index, [0, *self._future])
+            codes, is_pad = codes.to(device, non_blocking=True), is_pad.to(device, non_blocking=True)
+            sight.tokens, sight.future_tokens, sight.future_is_pad = codes[:, 0], codes[:, 1:], is_pad[:, 1:]
+        return sight
+
+    def live(self, batch: dict[str, Tensor], device: torch.device, *, latents: bool, tokens: bool) -> Sight:
+        """Encode the frames remembered so far, ending at the current one (see `frames`).
+
+        Args:
+            batch: The current observation.
+            device: Where the policy is.
+            latents: Whether the latents of the history are needed.
+            tokens: Whether the current world tokens are needed.
+
+        Returns:
+            The sight; nothing of the future is known.
+        """
+        sight = self.common(batch, device)
+        if not (tokens or latents):
+            return sight
+        values, is_pad = self.frames.latents(self.encoder(device))
+        values = values.to(device)
+        if latents:
+            sight.history, sight.history_is_pad = self.space.standardise(values), is_pad.to(device)
+        if tokens:
+            sight.tokens = self.space.codebook.assign(values[:, -1])
+        if not batch.get("task"):
+            return sight
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(batch["task"]))}
+        sight.task = torch.tensor([numbers[name] for name in batch["task"]], device=device)
+        return sight
+
+    def encoder(self, device: torch.device):
+        """The world encoder, built on first use."""
+        if self._encoder is None:
+            self._encoder = make_world_encoder(self.config.encoder, pca=self.space.pca, device=device)
+        return self._encoder
+
+    def sentences(self, device: torch.device) -> SentenceEncoder:
+        """The sentence encoder, built on first use."""
+        if self._sentences is None:
+            language = self.config.language
+            self._sentences = SentenceEncoder(language.model_id, revision=language.revision, device=device)
+        return self._sentences
+
+    def _gather(self, index: Tensor, offsets: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        table = self.companion.table
+        if self.config.companion.on_device:
+            if self._device_latents is None:
+                self._device_latents = torch.tensor(np.asarray(table.latents)).to(device)
+            rows, is_pad = (torch.from_numpy(array).to(device) for array in table.rows(index, offsets))
+            return self._device_latents[rows], is_pad
+        latents, is_pad = table.gather(index, offsets)
+        return latents.to(device, non_blocking=True), is_pad.to(device, non_blocking=True)

@@ -1,0 +1,95 @@
+"""Rollout history: the same windows as training reads, each frame encoded once, environments kept apart."""
+
+import numpy as np
+import pytest
+import torch
+
+from world_modality_core.encoders.windows import causal_windows
+from world_modality_core.frame_history import FrameHistory
+from world_modality_core.latent_table import LatentTable
+
+CAMERAS = ["observation.image", "observation.image2"]
+N_ENVS = 2
+
+
+class TaggingEncoder:
+    """A stand-in for a world encoder whose latent is the mean brightness of each camera and window frame."""
+
+    def __init__(self):
+        self.calls = []
+
+    def encode(self, frames):
+        self.calls.append(frames[CAMERAS[0]].shape[0])
+        return torch.stack([frames[camera].flatten(2).mean(-1) for camera in CAMERAS], dim=1)  # (n, p=v, d=m)
+
+
+def frame(step):
+    """Brightness 10 * step + environment; the second camera is 500 brighter."""
+    images = torch.ones(N_ENVS, 3, 2, 2) * (10.0 * step + torch.arange(N_ENVS)).view(-1, 1, 1, 1)
+    return {CAMERAS[0]: images, CAMERAS[1]: images + 500}
+
+
+def history(t=3, stride=1, m=1, window_stride=1):
+    return FrameHistory(CAMERAS, t, stride, m, window_stride)
+
+
+@pytest.mark.parametrize(("stride", "m", "window_stride"), [(1, 1, 1), (2, 1, 1), (1, 3, 1), (2, 2, 3)])
+def test_live_history_equals_the_gather_from_a_table(tmp_path, stride, m, window_stride):
+    n_steps, t = 12, 3
+    clip = torch.stack([frame(step)[CAMERAS[0]] for step in range(n_steps)], dim=1)  # (env, T, c, h, w)
+    rows = []
+    for env in range(N_ENVS):
+        windows = causal_windows(clip[env], m, window_stride)
+        rows.append(TaggingEncoder().encode({CAMERAS[0]: windows, CAMERAS[1]: windows + 500}).flatten(1))
+    table = torch.cat(rows).half().numpy()
+    np.save(tmp_path / "table.npy", table)
+    bounds = np.array([[0, n_steps], [n_steps, 2 * n_steps]])
+    table = LatentTable(tmp_path / "table.npy", None, bounds)
+
+    live, encoder = history(t, stride, m, window_stride), TaggingEncoder()
+    for step in range(n_steps):
+        live.append(frame(step))
+        latents, is_pad = live.latents(encoder)
+        index = torch.tensor([step, n_steps + step])
+        expected, expected_is_pad = table.gather(index, [-i * stride for i in reversed(range(t))])
+        torch.testing.assert_close(latents.flatten(2), expected.float())
+        assert torch.equal(is_pad, expected_is_pad)
+
+
+def test_only_what_a_replan_needs_is_encoded_and_each_frame_once():
+    live, encoder = history(t=4), TaggingEncoder()
+    for step in range(40):
+        live.append(frame(step))
+        if step % 10 == 0:
+            live.latents(encoder)
+    assert encoder.calls == [1 * N_ENVS] + [4 * N_ENVS] * 3  # one batch per re-plan
+    assert live.n_encoded / 40 <= 0.4
+    overlapping = history(t=4)
+    for step in range(40):
+        overlapping.append(frame(step))
+        overlapping.latents(encoder)
+    assert overlapping.n_encoded == 40
+
+
+def test_clear_starts_a_new_episode():
+    live, encoder = history(), TaggingEncoder()
+    for step in range(5):
+        live.append(frame(step))
+    live.latents(encoder)
+    live.clear()
+    live.append(frame(7))
+    latents, is_pad = live.latents(encoder)
+    assert is_pad.tolist() == [[True, True, False]] * N_ENVS
+    assert (latents[0, :, 0] == 70).all()
+    live.clear()
+    live.append({camera: image[:1] for camera, image in frame(0).items()})  # another number of environments
+    assert live.latents(encoder)[0].shape[0] == 1
+
+
+def test_what_is_wrong_is_named():
+    live = history()
+    with pytest.raises(ValueError, match="observation.image2.*rename_map"):
+        live.append({CAMERAS[0]: torch.zeros(1, 3, 2, 2)})
+    live.append(frame(0))
+    with pytest.raises(ValueError, match="number of environments changed from 2 to 1"):
+        live.append({camera: image[:1] for camera, image in frame(1).items()})

@@ -1,0 +1,122 @@
+"""Every memory source does what its name says, and nothing else."""
+
+import pytest
+import torch
+
+from world_modality_core.configs import MemoryConfig, MemorySource
+from world_modality_core.memory import make_memory, needs_prediction, oracle_share, random_partners
+
+B, N, K, P, D = 6, 2, 3, 2, 4
+SHAPE = (B, N, K, P, D)
+
+
+def tagged():
+    """Values that say where they come from: sample * 1000 + hypothesis * 100 + step * 10 + token."""
+    b, n, k, p = (torch.arange(i) for i in SHAPE[:4])
+    tags = b[:, None, None, None] * 1000 + n[:, None, None] * 100 + k[:, None] * 10 + p
+    return tags[..., None].expand(SHAPE).float()
+
+
+def make(source, seed=0, **given):
+    generator = torch.Generator().manual_seed(seed)
+    defaults = {
+        "predicted": tagged(),
+        "future": tagged()[:, 0] + 0.5,
+        "future_is_pad": torch.zeros(B, K, dtype=torch.bool),
+        "current": tagged()[:, 0, 0],
+        "episode": torch.arange(B),
+        "task": torch.zeros(B, dtype=torch.int64),
+    }
+    return make_memory(source, shape=SHAPE, generator=generator, **defaults | given)
+
+
+@pytest.mark.parametrize("source", [s for s in MemorySource])
+def test_every_source_fills_the_same_shape(source):
+    memory = make(source, share=0.5)
+    assert memory.tokens.shape == (B, N * K * P, D)
+    assert memory.is_pad is None or memory.is_pad.shape == (B, N * K * P)
+
+
+def test_pred_keeps_the_order_of_hypotheses_steps_and_tokens():
+    assert torch.equal(make(MemorySource.pred).tokens.view(SHAPE), tagged())
+
+
+def test_oracle_is_the_true_future_and_masks_what_lies_beyond_the_episode():
+    is_pad = torch.zeros(B, K, dtype=torch.bool)
+    is_pad[2, 1:] = True
+    memory = make(MemorySource.oracle, future_is_pad=is_pad)
+    assert torch.equal(memory.tokens.view(SHAPE)[:, 0], tagged()[:, 0] + 0.5)
+    assert torch.equal(memory.tokens.view(SHAPE)[:, 1], tagged()[:, 0] + 0.5)
+    assert torch.equal(memory.is_pad.view(B, N, K, P), is_pad[:, None, :, None].expand(B, N, K, P))
+
+
+def test_zero_random_and_copy_current():
+    assert make(MemorySource.zero).tokens.abs().max() == 0
+    noise = make(MemorySource.random).tokens
+    torch.testing.assert_close(noise.norm(dim=-1), torch.full((B, N * K * P), D**0.5))
+    assert torch.equal(noise, make(MemorySource.random).tokens)
+    assert not torch.equal(noise, make(MemorySource.random, seed=1).tokens)
+    copied = make(MemorySource.copy_current).tokens.view(SHAPE)
+    for step in range(K):
+        assert torch.equal(copied[:, 0, step], tagged()[:, 0, 0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shuffle_never_shows_a_memory_of_the_same_episode(seed):
+    episode = torch.tensor([0, 0, 0, 1, 1, 2])
+    memory = make(MemorySource.shuffle, seed=seed, episode=episode)
+    lender = (memory.tokens[:, 0, 0] // 1000).long()
+    assert (episode[lender] != episode).all()
+    assert not memory.is_pad.any()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shuffle_within_task_stays_in_the_task_and_leaves_the_lonely_without_memory(seed):
+    episode, task = torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([0, 0, 0, 1, 1, 2])
+    memory = make(MemorySource.shuffle_within_task, seed=seed, episode=episode, task=task)
+    lender = (memory.tokens[:5, 0, 0] // 1000).long()
+    assert (task[lender] == task[:5]).all() and (lender != torch.arange(5)).all()
+    assert memory.is_pad[5].all() and not memory.is_pad[:5].any()
+
+
+def test_shuffle_draws_all_partners():
+    seen = set()
+    allowed = ~torch.eye(4, dtype=torch.bool)
+    for seed in range(60):
+        partner, alone = random_partners(allowed, torch.Generator().manual_seed(seed))
+        seen |= {(i, int(j)) for i, j in enumerate(partner)}
+        assert not alone.any()
+    assert len(seen) == 12
+
+
+def test_shuffle_of_one_sample_is_refused():
+    with pytest.raises(ValueError, match="batch size of at least 2"):
+        make_memory(MemorySource.shuffle, shape=(1, N, K, P, D), generator=torch.Generator(), predicted=tagged()[:1])
+
+
+def test_scheduled_goes_from_oracle_to_pred():
+    assert oracle_share(0, 100) == 1.0 and oracle_share(50, 100) == 0.5 and oracle_share(500, 100) == 0.0
+    start, end = make(MemorySource.scheduled, share=1.0), make(MemorySource.scheduled, share=0.0)
+    assert torch.equal(start.tokens, make(MemorySource.oracle).tokens)
+    assert torch.equal(end.tokens, make(MemorySource.pred).tokens)
+    is_pad = torch.ones(B, K, dtype=torch.bool)
+    half = make(MemorySource.scheduled, share=0.5, future_is_pad=is_pad)
+    is_oracle = (half.tokens[:, 0, 0] % 1) == 0.5
+    assert 0 < is_oracle.sum() < B
+    assert torch.equal(half.is_pad.all(-1), is_oracle)  # padding counts for oracle memory only
+
+
+def test_which_sources_run_the_prophet():
+    assert {s for s in MemorySource if needs_prediction(s)} == {
+        MemorySource.pred, MemorySource.scheduled, MemorySource.shuffle, MemorySource.shuffle_within_task
+    }  # fmt: skip
+
+
+def test_rollouts_never_ask_for_the_recorded_future():
+    assert MemoryConfig(source=MemorySource.scheduled).rollout_source is MemorySource.pred
+    assert MemoryConfig(source=MemorySource.zero).rollout_source is MemorySource.zero
+    assert MemoryConfig(eval_source=MemorySource.shuffle).rollout_source is MemorySource.shuffle
+    with pytest.raises(ValueError, match="eval_source"):
+        MemoryConfig(eval_source=MemorySource.oracle)
+    with pytest.raises(ValueError, match="gate"):
+        MemoryConfig(gate="open")

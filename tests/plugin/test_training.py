@@ -1,0 +1,105 @@
+"""The plain LeRobot commands, as a user types them: train, resume, fine-tune, several processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.plugin.helpers import SMALL
+
+
+def train(tiny_companion, output: Path, *extra: str, launcher: tuple[str, ...] = (), steps: int = 6, **policy) -> str:
+    """Run lerobot-train for a few steps and return what it printed."""
+    options = {"type": "world_F", "companion.root": tiny_companion.companion_root, **SMALL, **policy}
+    command = [
+        sys.executable, *launcher, "-m" if not launcher else "--module", "lerobot.scripts.lerobot_train",
+        f"--dataset.repo_id={tiny_companion.source_repo_id}", f"--dataset.root={tiny_companion.source_root}",
+        f"--output_dir={output}", f"--steps={steps}", "--batch_size=8", "--num_workers=0", "--log_freq=1",
+        "--save_freq=3", "--env_eval_freq=0", "--wandb.enable=false", "--seed=7",
+        *(f"--policy.{name}={value}" for name, value in options.items()), *extra,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def weights(output: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(output / "checkpoints" / f"{step:06d}" / "pretrained_model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_companion, tmp_path_factory):
+    output = tmp_path_factory.mktemp("train") / "run"
+    return output, train(
+        tiny_companion, output, **{"memory.source": "random", "metrics_file": output.parent / "m.jsonl"}
+    )
+
+
+def test_it_logs_through_lerobot_s_trainer(trained):
+    output, printed = trained
+    for name in (
+        "loss_action:",
+        "loss_world:",
+        "world_gate:",
+        "memory_mass_2:",
+        "prophet_skill:",
+        "grad_norm_prophet:",
+    ):
+        assert name in printed, name
+    assert "prophet_skill:0.000 " not in printed.split("step:6 ")[-1]  # read every step, so never an empty average
+    assert "embeddings.position_ids" not in printed
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(trained, tiny_companion, tmp_path):
+    output, _ = trained
+    config = output / "checkpoints" / "000003" / "pretrained_model" / "train_config.json"
+    saved = json.loads(config.read_text())
+    saved["output_dir"] = str(tmp_path / "resumed")
+    copied = tmp_path / "resumed" / "checkpoints" / "000003"
+    copied.parent.mkdir(parents=True)
+    subprocess.run(["cp", "-r", str(config.parent.parent), str(copied)], check=True)
+    (copied / "pretrained_model" / "train_config.json").write_text(json.dumps(saved))
+    command = [
+        sys.executable, "-m", "lerobot.scripts.lerobot_train", "--resume=true",
+        f"--config_path={copied / 'pretrained_model' / 'train_config.json'}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, resumed = weights(output, 6), weights(tmp_path / "resumed", 6)
+    assert expected["train_step"] == resumed["train_step"] == 6
+    changed = weights(output, 3)
+    for name, value in expected.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-5, atol=1e-7, msg=name)
+    assert any(not torch.equal(changed[name], value) for name, value in expected.items())
+
+
+def test_two_processes_train_together(tiny_companion, tmp_path):
+    # "--multi_gpu" makes accelerate start the processes; --policy.device=cpu keeps them on the CPU (gloo).
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+                "--mixed_precision=no", "--dynamo_backend=no")  # fmt: skip
+    printed = train(tiny_companion, tmp_path / "run", launcher=launcher, steps=3)
+    assert "Effective batch size: 8 x 2 = 16" in printed
+    assert weights(tmp_path / "run", 3)["train_step"] == 3
+
+
+def test_fine_tuning_keeps_the_world_space_of_the_checkpoint(trained, tiny_companion, tmp_path):
+    output, _ = trained
+    path = output / "checkpoints" / "000006" / "pretrained_model"
+    command = [
+        sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--policy.path={path}", "--policy.push_to_hub=false",
+        f"--dataset.repo_id={tiny_companion.source_repo_id}", f"--dataset.root={tiny_companion.source_root}",
+        f"--output_dir={tmp_path / 'run'}", "--steps=2", "--batch_size=4", "--num_workers=0", "--save_freq=2",
+        "--env_eval_freq=0", "--wandb.enable=false", "--policy.memory.source=pred",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = weights(output, 6), weights(tmp_path / "run", 2)
+    assert torch.equal(before["space.mean"], after["space.mean"])
+    assert after["train_step"] == 8
+    assert not torch.equal(before["action_head.1.weight"], after["action_head.1.weight"])
+    config = json.loads((tmp_path / "run/checkpoints/000002/pretrained_model/config.json").read_text())
+    assert config["memory"]["source"] == "pred"

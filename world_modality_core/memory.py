@@ -1,0 +1,124 @@
+"""World memories: one function for every source, in training, offline interventions and rollouts (docs/memory.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from world_modality_core.configs import MemorySource
+
+
+@dataclass
+class Memory:
+    """What gated cross-attention reads.
+
+    Attributes:
+        tokens: (b, m, d) memory tokens, m = n * k * p.
+        is_pad: (b, m) True where there is nothing to read; None if all tokens count.
+    """
+
+    tokens: Tensor
+    is_pad: Tensor | None = None
+
+
+def needs_prediction(source: MemorySource) -> bool:
+    """Whether the Prophet must run to fill the memory."""
+    return source in (
+        MemorySource.pred, MemorySource.scheduled, MemorySource.shuffle, MemorySource.shuffle_within_task
+    )  # fmt: skip
+
+
+def oracle_share(step: int, schedule_steps: int) -> float:
+    """Share of samples whose memory is the true future at an optimiser step of `scheduled`: linear from 1 to 0."""
+    return max(0.0, 1.0 - step / schedule_steps)
+
+
+def random_partners(allowed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw for each sample another one whose memory it is shown.
+
+    Args:
+        allowed: (b, b) True where sample j may lend its memory to sample i.
+        generator: Source of randomness, on the same device.
+
+    Returns:
+        Partner (b,) and is_alone (b,), True where no sample was allowed.
+    """
+    draw = torch.rand(allowed.shape, generator=generator, device=allowed.device).masked_fill(~allowed, -1.0)
+    best, partner = draw.max(dim=1)
+    return partner, best < 0
+
+
+def make_memory(
+    source: MemorySource,
+    *,
+    shape: tuple[int, int, int, int, int],
+    generator: torch.Generator,
+    predicted: Tensor | None = None,
+    future: Tensor | None = None,
+    future_is_pad: Tensor | None = None,
+    current: Tensor | None = None,
+    episode: Tensor | None = None,
+    task: Tensor | None = None,
+    share: float = 0.0,
+) -> Memory:
+    """Fill a memory from one of the sources.
+
+    Args:
+        source: Where the memory comes from.
+        shape: (b, n, k, p, d) of the memory; the sources that have a single future repeat it n times.
+        generator: Source of the draws of `random`, `shuffle` and `scheduled`, on the memory's device.
+        predicted: (b, n, k, p, d) the Prophet's futures (`pred`, `scheduled`, `shuffle*`).
+        future: (b, k, p, d) true futures (`oracle`, `scheduled`).
+        future_is_pad: (b, k) True beyond the end of the episode.
+        current: (b, p, d) current latents (`copy_current`).
+        episode: (b,) episode of each sample (`shuffle*`); None in a rollout, where each sample is its own.
+        task: (b,) task of each sample (`shuffle_within_task`).
+        share: Share of samples that get the oracle (`scheduled`), see `oracle_share`.
+
+    Returns:
+        The memory. In `shuffle*`, a sample without a partner reads nothing (all padded).
+
+    Raises:
+        ValueError: if the batch can't be shuffled at all, because it has one sample.
+    """
+    b, n, k, p, d = shape
+    device = generator.device
+
+    def tokens(latents: Tensor) -> Tensor:  # (b, n | 1, k | 1, p, d) -> (b, m, d)
+        return latents.expand(shape).reshape(b, n * k * p, d)
+
+    def pad(is_pad: Tensor) -> Tensor:  # (b, k) -> (b, m)
+        return is_pad[:, None, :, None].expand(b, n, k, p).reshape(b, n * k * p)
+
+    match source:
+        case MemorySource.pred:
+            return Memory(tokens(predicted))
+        case MemorySource.oracle:
+            return Memory(tokens(future[:, None]), pad(future_is_pad))
+        case MemorySource.scheduled:
+            is_oracle = torch.rand(b, generator=generator, device=device) < share
+            mixed = torch.where(is_oracle[:, None, None, None, None], future[:, None].to(predicted.dtype), predicted)
+            return Memory(tokens(mixed), pad(future_is_pad & is_oracle[:, None]))
+        case MemorySource.zero:
+            return Memory(torch.zeros(b, n * k * p, d, device=device))
+        case MemorySource.random:
+            noise = torch.randn(b, n * k * p, d, generator=generator, device=device)
+            # A standardised latent token has d dimensions of unit variance: its typical norm is sqrt(d).
+            return Memory(noise * d**0.5 / noise.norm(dim=-1, keepdim=True))
+        case MemorySource.copy_current:
+            return Memory(tokens(current[:, None, None]))
+        case MemorySource.shuffle | MemorySource.shuffle_within_task:
+            if b < 2:
+                raise ValueError(
+                    f"memory source {source.value!r} exchanges memories within a batch, but the batch has one sample; "
+                    "use a batch size of at least 2 (in lerobot-eval: --eval.batch_size)"
+                )
+            episode = torch.arange(b, device=device) if episode is None else episode
+            allowed = episode[:, None] != episode[None]
+            if source is MemorySource.shuffle_within_task:
+                allowed = allowed & (task[:, None] == task[None])
+            partner, is_alone = random_partners(allowed, generator)
+            return Memory(tokens(predicted[partner]), is_alone[:, None].expand(b, n * k * p))
+    raise AssertionError(source)
