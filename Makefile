@@ -1,0 +1,46 @@
+# The two commands are `make demo` and `make test`; `make help` lists the rest.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := metaworld,embedded,report,dev
+JOBS ?= 2
+BLIND ?=
+# First interpreter of at least 3.12 that can make a virtual environment; choose another with `make PYTHON=...`.
+PYTHON ?= $(shell for p in python3.12 python3.13 python3 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python3; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
+
+.PHONY: help env demo test lint format doctor clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 18
+
+env: $(STAMP)  ## make .venv and install everything that the demo and the tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || { \
+		echo "No Python >= 3.12 with venv found. Install one (Debian: apt-get install python3.12-venv; or pyenv install 3.12)" \
+			"or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(BIN)/python || { echo "Making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
+	@echo "Installing (first time: about 4 minutes, 7 GB; log: $(VENV)/install.log)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]" \
+		>$(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log; echo "Installation failed: $(VENV)/install.log"; exit 1; }
+	@touch $@
+
+demo: env  ## record, precompute, train, evaluate, show (BLIND=1 adds the blind control)
+	@$(BIN)/python examples/demo/run.py $(if $(BLIND),--blind)
+
+test: lint  ## lint, then all tests that need neither a GPU nor the hub
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not hub" $(ARGS)
+
+lint: env  ## ruff
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: env  ## let ruff rewrite
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+doctor: env  ## check this installation
+	@$(BIN)/wm-doctor
+
+clean:  ## remove the demo's outputs and caches, keep .venv
+	rm -rf outputs/demo .pytest_cache .ruff_cache build *.egg-info

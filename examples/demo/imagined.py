@@ -1,0 +1,130 @@
+"""What the Prophet foresees in episodes that training never saw, put into pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets import LeRobotDataset
+from lerobot.datasets.factory import make_train_eval_datasets
+from lerobot.policies import make_policy, make_pre_post_processors
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+import lerobot_policy_world_modality  # noqa: F401 - registers the policy types
+from page_data import Imagined, Moment, Step
+from world_modality_core.companion import open_companion
+from world_modality_core.latent_table import LatentTable
+from world_modality_core.world_space import WorldSpace
+
+# Where in an episode to look.
+MOMENTS = (0.25, 0.6)
+N_COLUMNS = 4
+
+
+def _nearest(queries: Tensor, table: LatentTable, space: WorldSpace, rows: int = 4096) -> Tensor:
+    """Index (q,) of the recorded frame whose latent has the highest cosine to each query (q, p * d)."""
+    queries = normalize(queries, dim=-1)
+    best = torch.full((len(queries),), -2.0)
+    winner = torch.zeros(len(queries), dtype=torch.int64)
+    for start in range(0, table.n_frames, rows):
+        block = torch.from_numpy(np.asarray(table.latents[start : start + rows]))
+        cosine, row = (queries @ normalize(space.standardise(block).flatten(1), dim=-1).T).max(dim=1)
+        better = cosine > best
+        best[better], winner[better] = cosine[better], row[better] + start
+    return winner
+
+
+def _predict(checkpoint: Path, device: str) -> tuple[LeRobotDataset, Tensor, Tensor, WorldSpace, list[int]]:
+    """Run the policy over the held-out episodes.
+
+    Returns:
+        The held-out dataset, the dataset index (n,) of its frames, their predicted latents (n, k, p * d), standardised;
+        the policy's space, and the k offsets in frames.
+    """
+    config = TrainPipelineConfig.from_pretrained(checkpoint)
+    config.policy.pretrained_path = checkpoint
+    config.policy.device = device
+    config.policy.metrics_file = None
+    held_out = make_train_eval_datasets(config)[1]
+    policy = make_policy(config.policy, ds_meta=held_out.meta)
+    policy.eval()
+    preprocessor, _ = make_pre_post_processors(
+        config.policy,
+        pretrained_path=str(checkpoint),
+        preprocessor_overrides={"device_processor": {"device": device}},
+    )
+    indices, futures = [], []
+    for batch in torch.utils.data.DataLoader(held_out, batch_size=128):
+        batch = preprocessor(batch)
+        with torch.inference_mode():
+            futures.append(policy.imagine(batch).cpu())
+        indices.append(batch["index"].cpu().flatten())
+    stride = config.policy.future_stride
+    offsets = [stride * k for k in range(1, config.policy.n_future_steps + 1)]
+    space = policy.space.cpu()
+    return held_out, torch.cat(indices), space.standardise(torch.cat(futures)).flatten(2), space, offsets
+
+
+def imagine(checkpoint: Path, source_root: Path, source_repo_id: str, companion_root: Path, device: str) -> Imagined:
+    """Compare predicted futures with what came, on the episodes that training held out.
+
+    Args:
+        checkpoint: A `pretrained_model` folder of a policy with `imagine`.
+        source_root: The recorded dataset, with images.
+        source_repo_id: Its name.
+        companion_root: Its companion.
+        device: Where to run the policy.
+    """
+    held_out, index, predicted, space, offsets = _predict(checkpoint, device)
+    companion = open_companion(root=companion_root)
+    table = companion.table
+    latents, is_pad = table.gather(index, [0, *offsets])
+    latents, is_pad = space.standardise(latents).flatten(2), is_pad[:, 1:]
+    now, real = latents[:, :1], latents[:, 1:]
+    cosine = cosine_similarity(predicted, real, dim=-1)
+    copy_cosine = cosine_similarity(now, real, dim=-1)
+    keep = (~is_pad).float()
+    mean, copy_mean = (((c * keep).sum(0) / keep.sum(0)).tolist() for c in (cosine, copy_cosine))
+
+    columns = sorted({round(i) for i in np.linspace(0, len(offsets) - 1, N_COLUMNS)})
+    chosen = _choose(held_out, index, is_pad)
+    source = LeRobotDataset(source_repo_id, root=source_root)
+    camera = companion.spec.cameras[0]
+    episode_of = table.episode_index
+    first_frame = dict(zip(*(values.tolist() for values in np.unique(episode_of, return_index=True)), strict=True))
+
+    def picture(row: int) -> np.ndarray:
+        return (source[row][camera].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+
+    moments = []
+    for row in chosen:
+        at, episode = int(index[row]), int(episode_of[int(index[row])])
+        steps = []
+        for k, found in zip(columns, _nearest(predicted[row, columns], table, space).tolist(), strict=True):
+            other = int(episode_of[found])
+            where = f"episode {other}, frame {found - first_frame[other]}"
+            if other == episode:
+                where = f"this episode, {found - at:+d}"
+            cosines = float(cosine[row, k]), float(copy_cosine[row, k])
+            steps.append(Step(offsets[k], picture(found), where, picture(at + offsets[k]), *cosines))
+        task = held_out.meta.episodes["tasks"][episode][0]
+        moments.append(Moment(task, episode, at - first_frame[episode], picture(at), steps))
+    n_episodes = len(np.unique(episode_of[index.numpy()]))
+    return Imagined(moments, offsets, mean, copy_mean, len(index), n_episodes, table.n_frames, float(companion.fps))
+
+
+def _choose(held_out: LeRobotDataset, index: Tensor, is_pad: Tensor) -> list[int]:
+    """Rows at `MOMENTS` of the first held-out episode of each task, among those whose whole future was recorded."""
+    episode_of = torch.as_tensor(np.asarray(held_out.hf_dataset["episode_index"])).flatten()
+    chosen, seen = [], set()
+    for episode in episode_of.unique().tolist():
+        task = held_out.meta.episodes["tasks"][episode][0]
+        rows = torch.nonzero((episode_of == episode) & ~is_pad.any(-1)).flatten()
+        if task in seen or len(rows) == 0:
+            continue
+        seen.add(task)
+        chosen += [int(rows[int(share * (len(rows) - 1))]) for share in MOMENTS]
+    return chosen

@@ -1,0 +1,143 @@
+"""The demo's page: complete, self-contained, and safe against what its data may hold."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import av
+import numpy as np
+import pytest
+from lerobot.utils.io_utils import write_video
+
+import page
+from page_data import Imagined, Moment, PageData, Step
+from results import Result, read_results
+
+EVIL = "</script><script>alert('$x$')</script>&<b>"
+
+
+class Tags(HTMLParser):
+    """Collects start tags, and what they would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.loads = set(), []
+
+    def handle_starttag(self, tag, attributes):
+        self.names.add(tag)
+        self.loads += [value for name, value in attributes if name in ("src", "href", "xlink:href", "poster", "data")]
+
+
+def noise(rng, size=32):
+    return rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = np.random.default_rng(0)
+    videos = []
+    for name in ("a", "b"):
+        write_video(tmp_path / f"{name}.mp4", [noise(rng, 64) for _ in range(8)], 10)
+        videos.append(tmp_path / f"{name}.mp4")
+    steps = [
+        Step(4 * k, noise(rng), f"episode {k}, frame 7", noise(rng), 0.9 - 0.05 * k, 0.8 - 0.1 * k)
+        for k in (1, 2, 3, 4)
+    ]
+    moments = [Moment(EVIL, 3, 21, noise(rng), steps), Moment("reach", 9, 4, noise(rng), steps)]
+    imagined = Imagined(moments, [4, 8, 12, 16], [0.9, 0.85, 0.8, 0.75], [0.8, 0.7, 0.6, 0.5], 480, 6, 8400, 80.0)
+    metrics = [
+        {
+            "step": s,
+            "loss_action": 1 / s,
+            "loss_world": 0.5 / s,
+            "world_gate": s / 1e4,
+            "prophet_skill_1": 0.1,
+            "prophet_skill_4": 0.2,
+        }
+        for s in range(25, 2501, 25)
+    ]
+    results = [
+        Result(EVIL, [True] * 9 + [False] * 3, videos),
+        Result("reach", [True] * 12, videos[:1]),
+        Result("all", [True] * 21 + [False] * 3, []),
+    ]
+    blind = [Result(r.task, [False] * len(r.successes), []) for r in results]
+    stages = [("record", EVIL, f"wm-record --tasks={EVIL}", "1 min 50 s")]
+    return PageData(results, blind, metrics, page.choose_videos(results), imagined, stages)
+
+
+def test_page_needs_nothing_else_and_escapes_its_data(data):
+    html = page.build_page(data)
+    tags = Tags()
+    tags.feed(html)
+    assert not tags.names & {"script", "iframe", "object"}
+    assert EVIL not in html and "&lt;script&gt;" in html
+    assert len(tags.loads) > 10
+    assert all(load.startswith(("data:", "#")) for load in tags.loads)
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_page_shows_every_part(data):
+    html = page.build_page(data)
+    for text in ("9 of 12", "47 to 91 %", "21 of 24", "without images", "cosine 0.85, copy 0.70", "1 min 50 s", "8400"):
+        assert text in html, text
+    assert html.count("<svg") == 4
+    assert html.count("<video") == len(data.videos) == 2
+    assert html.count("<img") == 2 + 2 * 8
+
+
+def test_page_without_blind_control_and_videos(data):
+    data.blind, data.videos = [], []
+    html = page.build_page(data)
+    assert "without images</th>" not in html and "No rollout was filmed" in html
+
+
+def test_first_success_and_first_failure_are_shown(data):
+    assert [video.caption.split(", ")[-1] for video in data.videos] == ["success", "success"]
+    results = [Result("push", [False, True], [data.videos[0].path, data.videos[0].path])]
+    assert [video.caption for video in page.choose_videos(results)] == ["push, success", "push, failure"]
+
+
+def test_videos_of_other_codecs_are_converted(tmp_path):
+    path = tmp_path / "old.mp4"
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for _ in range(6):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 255, (32, 48, 3), dtype=np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    converted = tmp_path / "new.mp4"
+    converted.write_bytes(page.playable(path))
+    with av.open(str(converted)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert len(list(container.decode(stream))) == 6
+
+
+def test_playable_file_is_taken_as_it_is(data):
+    path = data.videos[0].path
+    assert page.playable(path) == path.read_bytes()
+
+
+def test_metrics_keep_the_last_of_repeated_steps_and_survive_a_cut_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": 1, "loss_action": 3.0}, {"step": 2, "loss_action": 2.0}, {"step": 2, "loss_action": 1.0}]
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
+    assert [m["loss_action"] for m in page.read_metrics(path)] == [3.0, 1.0]
+
+
+def test_results_are_read_per_task_and_over_all(tmp_path):
+    per_task = [
+        {"task_group": "push-v3", "task_id": 0, "metrics": {"successes": [True, False], "video_paths": ["x.mp4"]}},
+        {"task_group": "easy", "task_id": 3, "metrics": {"successes": [True, True]}},
+    ]
+    (tmp_path / "eval_info.json").write_text(json.dumps({"per_task": per_task}))
+    results = read_results(tmp_path)
+    assert [(r.task, r.rate, len(r.videos)) for r in results] == [
+        ("push-v3", 0.5, 1),
+        ("easy 3", 1.0, 0),
+        ("all", 0.75, 0),
+    ]
+    assert results[0].text.split() == ["1/2", "50%", "[9,", "91]"]

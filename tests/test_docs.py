@@ -1,0 +1,62 @@
+"""What the documentation says to type exists, and what it and the code point to is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import draccus
+import pytest
+from lerobot.configs.eval import EvalPipelineConfig
+from lerobot.configs.train import TrainPipelineConfig
+
+import lerobot_policy_world_modality  # noqa: F401 - registers types
+from lerobot_policy_world_modality.record import RecordConfig
+from world_modality_core.precompute.cli import PrecomputeConfig
+
+REPO = Path(__file__).parents[1]
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+CONFIGS = {
+    "wm-record": RecordConfig,
+    "wm-precompute": PrecomputeConfig,
+    "lerobot-train": TrainPipelineConfig,
+    "lerobot-eval": EvalPipelineConfig,
+}
+CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "examples", "benchmarks"]
+VARIABLES = {"USER": "me", "type": "F", "source": "zero"}
+
+
+def commands():
+    """(page, command) of every shell command in a code block that is one of ours or of LeRobot's."""
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.split() and line.split()[0] in CONFIGS and "..." not in line:
+                    text = re.sub(r"\$\{?(\w+)\}?", lambda m: VARIABLES[m[1]], line)
+                    yield pytest.param(shlex.split(text, comments=True), id=f"{page.name}: {text[:60]}")
+
+
+def test_there_are_commands_to_check():
+    assert len(list(commands())) > 8
+
+
+@pytest.mark.parametrize("command", commands())
+def test_documented_commands_are_understood(command):
+    program, *arguments = command
+    # LeRobot reads these from the checkpoint before draccus sees them.
+    if any(argument.startswith("--policy.path") for argument in arguments):
+        arguments = [argument for argument in arguments if not argument.startswith("--policy.")]
+    arguments = [a if "=" in a or not a.startswith("--") else f"{a}=true" for a in arguments]
+    draccus.parse(CONFIGS[program], args=arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_pages_named_in_code_exist():
+    ours = [path for folder in CODE for path in sorted((REPO / folder).rglob("*.py"))]
+    named = {name for path in ours for name in re.findall(r"docs/[\w/]+\.md", path.read_text())}
+    assert named
+    assert not [name for name in named if not (REPO / name).exists()]
