@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections import deque
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,7 +116,7 @@ class WorldModalityPolicy(PreTrainedPolicy):
         self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
         self._step = 0
         self.register_load_state_dict_post_hook(lambda module, _: module._read_step())
-        self._log = SimpleNamespace(values=None, total=None, n=0)
+        self._log = SimpleNamespace(values=None, total=None, n=0, is_watching=False)
         # Trunk and head draw their initial weights first: with one seed, all five types start from the same A.
         with torch.random.fork_rng(devices=[]):
             self._build_world()
@@ -155,6 +156,11 @@ class WorldModalityPolicy(PreTrainedPolicy):
         """Loss per sample (b,) of the world objective, None without one, and what to log."""
         return None, {}
 
+    @property
+    def _watched(self) -> dict[str, nn.Module]:
+        """Modules whose gradient norm is logged."""
+        return {}
+
     # Training.
 
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, LoggedValues]:
@@ -189,6 +195,7 @@ class WorldModalityPolicy(PreTrainedPolicy):
                 loss = loss + self.config.lambda_world * loss_world
         logged = LoggedValues(values | world_values)
         if self.training:
+            self._watch_gradients()
             self._log.values = logged
         return (loss.mean() if reduction == "mean" else loss), logged
 
@@ -321,14 +328,17 @@ class WorldModalityPolicy(PreTrainedPolicy):
         count = self._step if self.training else self._n_plans
         return torch.Generator(self.device).manual_seed(self.config.memory.seed * 2**40 + rank * 2**30 + count)
 
-    def _watch_gradients(self, **groups: nn.Module) -> None:
-        """Log the gradient norm of some modules (before clipping, of this process)."""
-        for name, module in groups.items():
+    def _watch_gradients(self) -> None:
+        """Log gradient norms (before clipping, of this process); from the first step on, when all are in place."""
+        if self._log.is_watching:
+            return
+        self._log.is_watching = True
+        for name, module in self._watched.items():
             parameters = [p for p in module.parameters() if p.requires_grad]
             if not parameters:
                 continue
 
-            def log_norm(grads, name=name):
+            def log_norm(grads: Sequence[Tensor | None], name: str = name) -> None:
                 present = [grad for grad in grads if grad is not None]
                 if self._log.values is not None and present:
                     norm = torch.stack(torch._foreach_norm(present)).norm()
@@ -479,7 +489,10 @@ class WorldFPolicy(WorldModalityPolicy):
         )
         n, k, p, d = self.memory_shape
         self.memory = GatedCrossAttention(config.d_model, d, n * k * p, config.memory.n_heads, config.memory.gate)
-        self._watch_gradients(prophet=self.prophet, memory=self.memory, gate=self.memory.gate)
+
+    @property
+    def _watched(self) -> dict[str, nn.Module]:
+        return {"prophet": self.prophet, "memory": self.memory, "gate": self.memory.gate}
 
     @property
     def _live_latents(self) -> bool:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import SMALL
+from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
 
 
 def train(tiny_companion, output: Path, *extra: str, launcher: tuple[str, ...] = (), steps: int = 6, **policy) -> str:
@@ -86,16 +88,33 @@ def test_two_processes_train_together(tiny_companion, tmp_path):
     assert weights(tmp_path / "run", 3)["train_step"] == 3
 
 
-def test_fine_tuning_keeps_the_world_space_of_the_checkpoint(trained, tiny_companion, tmp_path):
+def test_fine_tuning_on_another_dataset_keeps_the_world_space_of_the_checkpoint(trained, tiny_companion, tmp_path):
     output, _ = trained
+    other, companion = tmp_path / "other", tmp_path / "companion"
+    make_dataset(other, "tests/other", lengths=(13, 11), seed=5)
+    precompute(
+        PrecomputeConfig(
+            dataset=SourceConfig("tests/other", str(other)),
+            output=OutputConfig("tests/other_world", str(companion)),
+            reuse_from=str(tiny_companion.companion_root),
+            device="cpu",
+            num_workers=0,
+        )
+    )
     path = output / "checkpoints" / "000006" / "pretrained_model"
-    command = [
-        sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--policy.path={path}", "--policy.push_to_hub=false",
-        f"--dataset.repo_id={tiny_companion.source_repo_id}", f"--dataset.root={tiny_companion.source_root}",
-        f"--output_dir={tmp_path / 'run'}", "--steps=2", "--batch_size=4", "--num_workers=0", "--save_freq=2",
-        "--env_eval_freq=0", "--wandb.enable=false", "--policy.memory.source=pred",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    def fine_tune(companion_root):
+        command = [
+            sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--policy.path={path}",
+            "--dataset.repo_id=tests/other", f"--dataset.root={other}", f"--policy.companion.root={companion_root}",
+            f"--output_dir={tmp_path / 'run'}", "--steps=2", "--batch_size=4", "--num_workers=0", "--save_freq=2",
+            "--env_eval_freq=0", "--wandb.enable=false", "--policy.memory.source=pred", "--policy.push_to_hub=false",
+        ]  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    refused = fine_tune(tiny_companion.companion_root)
+    assert refused.returncode != 0 and "CompanionMismatchError" in refused.stderr
+    done = fine_tune(companion)
     assert done.returncode == 0, done.stderr[-3000:]
     before, after = weights(output, 6), weights(tmp_path / "run", 2)
     assert torch.equal(before["space.mean"], after["space.mean"])
