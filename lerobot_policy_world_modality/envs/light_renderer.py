@@ -4,7 +4,8 @@ Takes the place of gymnasium's `MujocoRenderer` (same `render(render_mode)` and 
 current only when it is created. Two environments in one process therefore draw into each other's context (the second
 task's textures and meshes in the first task's picture), and closing either one leaves the other without any
 (`GLContext.free` releases the thread): from then on frames are blank, in a twentieth of the time and without an error.
-Here every render makes its own context current, and resources are freed while their own context is.
+Here every render makes its own context current and leaves none behind, and resources are freed while their own
+context is current.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import weakref
 import mujoco
 import numpy as np
 
-from .mujoco_gl import open_contexts
+from .mujoco_gl import open_contexts, release_contexts
 
 
 class LightRenderer:
@@ -75,13 +76,14 @@ class LightRenderer:
     def _draw(self) -> np.ndarray:
         if self._gl is None:
             self._open()
-        self._gl.make_current()
         mujoco.mjv_updateScene(
             self._model, self._data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
-        mujoco.mjr_render(self._rect, self._scene, self._context)
         frame = np.zeros((self._rect.height, self._rect.width, 3), dtype=np.uint8)  # a read that fails is a blank frame
+        self._gl.make_current()
+        mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(frame, None, self._rect, self._context)
+        release_contexts()
         return frame[::-1]
 
     def _open(self) -> None:

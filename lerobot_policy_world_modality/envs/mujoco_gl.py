@@ -66,6 +66,17 @@ def open_contexts(model, width: int, height: int) -> tuple:
         return gl_context, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
 
 
+def release_contexts() -> None:
+    """Leave no EGL context current in this thread.
+
+    Then another thread may use or close it (`lerobot-eval --env.max_parallel_tasks=2` renders in worker threads and
+    closes in the main one), and resources that somebody else frees meanwhile are not ours by mistake.
+    """
+    egl = sys.modules.get("mujoco.egl")
+    if egl is not None:
+        egl.EGL.eglReleaseThread()
+
+
 @contextmanager
 def _explained(backend: str):
     try:

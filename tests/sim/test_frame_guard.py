@@ -116,6 +116,7 @@ def test_a_constant_image_is_blank_whatever_its_colour(is_colourful):
         FrameGuard("push-v3").check(frame, np.zeros(3), 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*ERROR")  # gymnasium tells what it is about to raise
 def test_the_error_arrives_through_synchronous_and_asynchronous_vector_environments():
     class GoesBlank(MetaworldLightEnv):  # local, so that it travels to the worker process by value
         def step(self, action):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -119,6 +120,24 @@ def test_tasks_alive_together_do_not_draw_into_each_other():
         np.testing.assert_array_equal(np.stack([pair[i] for pair in together]), alone[task])
         env.close()
     assert not np.array_equal(alone["push-v3"], alone["door-open-v3"])
+
+
+def test_threads_render_and_another_one_closes():
+    """`--env.max_parallel_tasks=2`: worker threads evaluate, the main thread closes; nothing may stay bound."""
+    expected = {}
+    for task in ("push-v3", "reach-v3"):
+        env = light(task)
+        expected[task] = env.reset(seed=0)[0]["pixels"]
+        env.close()
+    envs = {task: light(task) for task in expected}
+    with ThreadPoolExecutor(2) as pool:
+        frames = dict(zip(envs, pool.map(lambda env: env.reset(seed=0)[0]["pixels"], envs.values()), strict=True))
+        envs["reach-v3"].close()  # while the thread that rendered is idle, not gone
+        again = pool.submit(lambda: envs["push-v3"].reset(seed=0)[0]["pixels"]).result()
+    envs["push-v3"].close()
+    for task, frame in frames.items():
+        np.testing.assert_array_equal(frame, expected[task])
+    np.testing.assert_array_equal(again, expected["push-v3"])
 
 
 def test_an_environment_renders_again_after_close():

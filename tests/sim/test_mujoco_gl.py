@@ -66,11 +66,9 @@ def test_unset_on_this_machine_renders_even_when_mujoco_was_imported_before_the_
 
 
 def test_a_choice_that_cannot_render_says_so_in_one_line():
-    program = (
-        "from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl\n"
-        "try:\n    choose_mujoco_gl()\nexcept RuntimeError as error:\n    print(error)\n"
-    )
+    program = f"import runpy\nrunpy.run_path({mujoco_gl.__file__!r})['choose_mujoco_gl']()"
     env = {**os.environ, "MUJOCO_GL": "nonsense"}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
-    assert "MUJOCO_GL=nonsense cannot render here" in done.stdout
-    assert "libegl1 libgl1-mesa-dri" in done.stdout
+    last_line = done.stderr.strip().splitlines()[-1]
+    assert "RendererError: MUJOCO_GL=nonsense cannot render here" in last_line
+    assert "libegl1 libgl1-mesa-dri" in last_line
