@@ -102,6 +102,7 @@ class WorldModalityPolicy(PreTrainedPolicy):
             latent_shape=(config.n_obs_steps, config.encoder.n_tokens, config.encoder.dim)
             if config.use_vision
             else None,
+            per_cell=config.per_cell,
             state_dim=self.state_dim,
             language_dim=config.language.dim if config.use_language else 0,
             **self._world_input(),

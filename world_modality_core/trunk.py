@@ -1,6 +1,6 @@
 """The trunk that world_A to world_F share: observation tokens + action queries -> action states.
 
-    [language] [state] [world tokens] [latents of t frames x p tokens] [h action queries]  ->  transformer
+    [language] [state] [world tokens] [latents of t frames] [h action queries]  ->  transformer
 
 The policy types differ only in what enters the sequence and in what is trained beside the action.
 """
@@ -26,6 +26,7 @@ class WorldTrunk(nn.Module):
         dropout: Dropout in the layers.
         n_actions: Action queries, h.
         latent_shape: (t, p, d_world) of the observation latents; None for a policy without vision.
+        per_cell: One trunk token per latent token, instead of one per frame.
         state_dim: Width of the robot state; 0 for none.
         language_dim: Width of a task embedding; 0 for none.
         n_codes: Size of the world-token vocabulary; 0 if world tokens are no input.
@@ -41,6 +42,7 @@ class WorldTrunk(nn.Module):
         dropout: float,
         n_actions: int,
         latent_shape: tuple[int, int, int] | None,
+        per_cell: bool = True,
         state_dim: int = 0,
         language_dim: int = 0,
         n_codes: int = 0,
@@ -53,9 +55,10 @@ class WorldTrunk(nn.Module):
         self.latent = None
         if latent_shape is not None:
             t, p, d_world = latent_shape
-            self.latent = nn.Linear(d_world, d)
+            self.n_slots = p if per_cell else 1
+            self.latent = nn.Linear(p * d_world // self.n_slots, d)
             self.time = nn.Parameter(torch.randn(t, 1, d) * 0.02)
-            self.cell = nn.Parameter(torch.randn(1, p, d) * 0.02)
+            self.cell = nn.Parameter(torch.randn(1, self.n_slots, d) * 0.02)
         self.queries = nn.Parameter(torch.randn(n_actions, d) * 0.02)
         self.encoder = make_encoder(d, n_layers, n_heads, d_feedforward, dropout)
         # Last, so that a seed gives the weights above the same values with and without it.
@@ -94,14 +97,15 @@ class WorldTrunk(nn.Module):
             parts.append(self.world_token(world_tokens) + self.world_token_position)
         n_always = sum(part.shape[1] for part in parts)
         if self.latent is not None:
-            tokens = self.latent(latents) + self.time + self.cell
+            frames = latents.reshape(*latents.shape[:2], self.n_slots, -1)
+            tokens = self.latent(frames) + self.time + self.cell
             parts.append(tokens.flatten(1, 2))
         parts.append(self.queries.expand(batch_size, -1, -1))
         x = torch.cat(parts, dim=1)
         n_context = x.shape[1] - self.n_actions
         is_pad = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         if self.latent is not None and latents_is_pad is not None:
-            is_pad[:, n_always:n_context] = latents_is_pad.repeat_interleave(self.cell.shape[1], dim=1)
+            is_pad[:, n_always:n_context] = latents_is_pad.repeat_interleave(self.n_slots, dim=1)
         x = self.encoder(x, src_key_padding_mask=is_pad)
         return x[:, n_context:], x[:, :n_context], is_pad[:, :n_context]
 
