@@ -59,33 +59,30 @@ class RecordEnv:
 
 @dataclass
 class RecordConfig:
-    """Options of `wm-record`.
+    """Options of `wm-record`."""
 
-    Attributes:
-        tasks: Meta-World tasks or difficulty tiers, comma-separated.
-        n_episodes: successful episodes to keep, per task.
-        start_seed: the first seed of every task; each next attempt takes the next seed. Record from 0 upwards and
-            evaluate with `--seed=100000` or above, and no scene is in both.
-        action_noise: standard deviation of the white noise added to the executed action; labels stay the expert's own.
-        n_frames_after_success: frames kept after success, in which the expert goes on.
-        n_workers: processes; 0 means one per usable core, at most 8. Does not change the result.
-        push_to_hub: upload when done.
-        video: LeRobot's encoder settings. The default decodes fast at random places (a key frame every 2 frames, no
-            B-frames) and is close to the uncompressed frames that a policy sees at rollout.
-    """
-
+    # Meta-World tasks or difficulty tiers, comma-separated.
     tasks: str = ""
+    # successful episodes to keep, per task.
     n_episodes: int = 30
+    # the first seed of every task; each next attempt takes the next seed. Record from 0 upwards and evaluate
+    # with `--seed=100000` or above, and no scene is in both.
     start_seed: int = 0
+    # standard deviation of the white noise added to the executed action; labels stay the expert's own.
     action_noise: float = 0.0
+    # frames kept after success, in which the expert goes on.
     n_frames_after_success: int = 5
+    # processes; 0 means one per usable core, at most 8. Does not change the result.
     n_workers: int = 0
+    # upload when done.
     push_to_hub: bool = False
     output: RecordOutput = field(default_factory=RecordOutput)
     env: RecordEnv = field(default_factory=RecordEnv)
+    # LeRobot's encoder settings. The default is lossless but for the rounding of colours, as a policy acts on frames
+    # that no codec has touched, and decodes fast at random places (a key frame every 2 frames, no B-frames).
     video: RGBEncoderConfig = field(
         default_factory=lambda: RGBEncoderConfig(
-            vcodec="h264", g=2, crf=12, preset="veryfast", fast_decode=1, extra_options={"bf": 0}
+            vcodec="h264", pix_fmt="yuv444p", g=2, crf=0, preset="veryfast", extra_options={"bf": 0}
         )
     )
 

@@ -105,7 +105,7 @@ def make_memory(
             return Memory(torch.zeros(b, n * k * p, d, device=device))
         case MemorySource.random:
             noise = torch.randn(b, n * k * p, d, generator=generator, device=device)
-            # A standardised latent token has d dimensions of unit variance: its typical norm is sqrt(d).
+            # A standardised latent token has d dimensions of unit variance on average: its typical norm is sqrt(d).
             return Memory(noise * d**0.5 / noise.norm(dim=-1, keepdim=True))
         case MemorySource.copy_current:
             return Memory(tokens(current[:, None, None]))
