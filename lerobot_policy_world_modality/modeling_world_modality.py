@@ -6,7 +6,6 @@ Training and rollout build the same `Sight` (from the companion, or from live fr
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -42,8 +41,6 @@ from world_modality_core.metrics import LoggedValues
 from world_modality_core.prophet import Futures, Prophet
 from world_modality_core.trunk import FutureHead, WorldTrunk
 from world_modality_core.world_space import WorldSpace
-
-logger = logging.getLogger(__name__)
 
 
 class WorldModalityPolicy(PreTrainedPolicy):
