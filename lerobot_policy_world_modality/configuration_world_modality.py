@@ -14,9 +14,11 @@ from world_modality_core.configs import (
     MemoryConfig,
     MemorySource,
     ProphetConfig,
+    ReadsFutures,
     TokenizerConfig,
 )
 from world_modality_core.encoder_spec import EncoderSpec
+from world_modality_core.errors import ConfigError
 
 
 @dataclass
@@ -93,32 +95,32 @@ class WorldModalityConfig(PreTrainedConfig):
             ("n_action_steps", 1), ("d_model", 1), ("n_layers", 1), ("n_heads", 1), ("metrics_every", 1),
         ):  # fmt: skip
             if getattr(self, name) < low:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {low}")
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")
         if self.n_action_steps > self.chunk_size:
-            raise ValueError(
+            raise ConfigError(
                 f"n_action_steps={self.n_action_steps} is more than chunk_size={self.chunk_size}: a plan can't be "
                 "executed beyond its end; lower n_action_steps or raise chunk_size"
             )
         if self.d_model % self.n_heads:
-            raise ValueError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}")
+            raise ConfigError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}")
         if self.action_loss not in ("l1", "l2"):
-            raise ValueError(f"action_loss={self.action_loss!r}: expected 'l1' or 'l2'")
+            raise ConfigError(f"action_loss={self.action_loss!r}: expected 'l1' or 'l2'")
 
     def validate_features(self) -> None:
         """Check what only the dataset or environment can tell.
 
         Raises:
-            ValueError: if there is no action, no state although `use_state`, or nothing to act from.
+            ConfigError: if there is no action, no state although `use_state`, or nothing to act from.
         """
         if self.action_feature is None:
-            raise ValueError(f"{self.type} needs a feature `action`; there is {list(self.output_features or {})}")
+            raise ConfigError(f"{self.type} needs a feature `action`; there is {list(self.output_features or {})}")
         if self.use_state and self.robot_state_feature is None:
-            raise ValueError(
+            raise ConfigError(
                 f"use_state=true needs a feature `{OBS_STATE}`; the dataset has {list(self.input_features or {})}. "
                 "Set --policy.use_state=false to act without proprioception"
             )
         if not (self.use_vision or self.use_state or self.use_language or self.reads_world):
-            raise ValueError("use_vision, use_state and use_language are all false: nothing is left to act from")
+            raise ConfigError("use_vision, use_state and use_language are all false: nothing is left to act from")
 
     @property
     def reads_world(self) -> bool:
@@ -210,7 +212,7 @@ class WorldBContConfig(WorldModalityConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.residual_targets and not self.use_vision:
-            raise ValueError(
+            raise ConfigError(
                 "residual_targets=true predicts the change of the current latent, which use_vision=false hides; set "
                 "--policy.residual_targets=false for the blind control"
             )
@@ -231,7 +233,7 @@ class WorldCConfig(WorldModalityConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.use_world_input and not self.use_vision:
-            raise ValueError(
+            raise ConfigError(
                 "use_vision=false is the blind control, but use_world_input=true lets world tokens (vision) in; set "
                 "--policy.use_world_input=false too"
             )
@@ -247,7 +249,7 @@ class WorldCConfig(WorldModalityConfig):
 
 @PreTrainedConfig.register_subclass("world_F")
 @dataclass
-class WorldFConfig(WorldModalityConfig):
+class WorldFConfig(WorldModalityConfig, ReadsFutures):
     """A's action queries + gated cross-attention to the futures that a Prophet predicts."""
 
     # Weight of the Prophet's own objective; without it the Prophet learns through the memory only.
@@ -261,14 +263,14 @@ class WorldFConfig(WorldModalityConfig):
         super().__post_init__()
         for part in ("state", "language"):
             if getattr(self.prophet, f"use_{part}") and not getattr(self, f"use_{part}"):
-                raise ValueError(
+                raise ConfigError(
                     f"prophet.use_{part}=true, but the policy does not read it (use_{part}=false); set "
                     f"--policy.prophet.use_{part}=false"
                 )
         blind_sources = (MemorySource.zero, MemorySource.random)
         sources = (self.memory.source, self.memory.rollout_source)
         if not self.use_vision and any(source not in blind_sources for source in sources):
-            raise ValueError(
+            raise ConfigError(
                 f"use_vision=false is the blind control, but memory.source={self.memory.source.value!r} lets vision "
                 "in through the memory; use --policy.memory.source=zero, or --policy.type=world_A"
             )

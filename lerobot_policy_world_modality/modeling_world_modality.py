@@ -5,11 +5,7 @@ Training and rollout build the same `Sight` (from the companion, or from live fr
 
 from __future__ import annotations
 
-import json
-import os
 from collections import deque
-from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,9 +22,20 @@ from lerobot_policy_world_modality.configuration_world_modality import (
     WorldFConfig,
     WorldModalityConfig,
 )
-from lerobot_policy_world_modality.sight import Eyes, Sight, open_training_companion
-from world_modality_core.configs import OFFLINE_SOURCES, MemorySource, TokenizerConfig
-from world_modality_core.gated_attention import Gate, GatedCrossAttention
+from lerobot_policy_world_modality.sight import Eyes, Sight, open_training_companion, policy_spec
+from lerobot_policy_world_modality.training_log import TrainingLog
+from lerobot_policy_world_modality.world_memory import (
+    draws,
+    fill_memory,
+    foresee,
+    gate_parameters,
+    hold_gates,
+    optimizer_groups,
+    prophet_objective,
+    reader_values,
+)
+from world_modality_core.configs import MemorySource, TokenizerConfig
+from world_modality_core.gated_attention import GatedCrossAttention
 from world_modality_core.losses import (
     future_latent_loss,
     future_latent_metrics,
@@ -36,7 +43,6 @@ from world_modality_core.losses import (
     future_token_metrics,
     masked_mean,
 )
-from world_modality_core.memory import make_memory, needs_prediction, oracle_share
 from world_modality_core.metrics import LoggedValues
 from world_modality_core.prophet import Futures, Prophet
 from world_modality_core.trunk import FutureHead, WorldTrunk
@@ -83,7 +89,14 @@ class WorldModalityPolicy(PreTrainedPolicy):
         self.space = WorldSpace(config.encoder, getattr(config, "tokens", None)) if needs_world else None
         if companion is not None:
             self.space.fill(companion.mean, companion.std, companion.pca, companion.codebook)
-        self.eyes = Eyes(config, self.space, companion)
+        self.eyes = Eyes(
+            config,
+            self.space,
+            companion,
+            n_history=config.n_obs_steps,
+            use_state=config.use_state,
+            use_language=config.use_language,
+        )
         if config.use_language and config.language.dim == 0:
             config.language.dim = self.eyes.sentences(torch.device("cpu")).dim
 
@@ -114,7 +127,7 @@ class WorldModalityPolicy(PreTrainedPolicy):
         self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
         self._step = 0
         self.register_load_state_dict_post_hook(lambda module, _: module._read_step())
-        self._log = SimpleNamespace(values=None, total=None, n=0, is_watching=False)
+        self._log = TrainingLog(config.metrics_file, config.metrics_every)
         # Trunk and head draw their initial weights first: with one seed, all five types start from the same A.
         with torch.random.fork_rng(devices=[]):
             self._build_world()
@@ -193,20 +206,19 @@ class WorldModalityPolicy(PreTrainedPolicy):
                 loss = loss + self.config.lambda_world * loss_world
         logged = LoggedValues(values | world_values)
         if self.training:
-            self._watch_gradients()
-            self._log.values = logged
+            self._log.watch(self._watched)
+            self._log.take(logged)
         return (loss.mean() if reduction == "mean" else loss), logged
 
     def update(self) -> None:
         """Count an optimiser step; LeRobot's trainer calls this after each."""
         self._step += 1
         self.train_step += 1
-        if self.config.metrics_file is not None and self._log.values is not None:
-            self._write_metrics()
+        self._log.write(self._step)
 
     def get_optim_params(self) -> list[dict[str, Any]]:
         """Parameter groups: matrices with weight decay, the rest without, gates with their own learning rate."""
-        gates = {id(p) for module in self.modules() if isinstance(module, Gate) for p in module.parameters()}
+        gates = gate_parameters(self.modules())
         matrices = {
             id(module.weight) for module in self.modules() if isinstance(module, nn.Linear | nn.MultiheadAttention)
             if isinstance(getattr(module, "weight", None), Tensor)
@@ -219,7 +231,7 @@ class WorldModalityPolicy(PreTrainedPolicy):
         options = {"decay": {}, "no_decay": {"weight_decay": 0.0}, "gate": {"weight_decay": 0.0}}
         if groups["gate"]:
             options["gate"]["lr"] = self.config.optimizer_lr * self.config.memory.gate_lr_factor
-        return [{"params": params, **options[kind]} for kind, params in groups.items() if params]
+        return optimizer_groups(groups, options)
 
     # Rollout.
 
@@ -292,7 +304,7 @@ class WorldModalityPolicy(PreTrainedPolicy):
 
     def _remember(self, batch: dict[str, Tensor]) -> None:
         if self._live_latents or self._live_tokens:
-            self.eyes.frames.append(batch)
+            self.eyes.remember(batch)
 
     def _live_sight(self, batch: dict[str, Tensor]) -> Sight:
         return self.eyes.live(batch, self.device, latents=self._live_latents, tokens=self._live_tokens)
@@ -304,12 +316,13 @@ class WorldModalityPolicy(PreTrainedPolicy):
 
     def _take_shapes(self, companion) -> None:
         config = self.config
-        config.encoder = companion.spec
-        config.use_cameras(companion.camera_shapes)
+        names = config.companion.rename_map
+        config.encoder = policy_spec(config, companion)
+        config.use_cameras({names.get(camera, camera): shape for camera, shape in companion.camera_shapes.items()})
         if config.uses_tokens:
             book = companion.codebook
             shape = TokenizerConfig(
-                book.n_codes, book.per, book.n_per_frame(companion.spec.n_tokens), book.centroids.shape[1]
+                book.n_codes, book.per, book.n_per_frame(config.encoder.n_tokens), book.centroids.shape[1]
             )
             if config.tokens.n_codes and config.tokens != shape:
                 raise ValueError(
@@ -321,43 +334,7 @@ class WorldModalityPolicy(PreTrainedPolicy):
         self._step = int(self.train_step)
 
     def _generator(self) -> torch.Generator:
-        # Drawn from the step, not from a running state: a resumed run draws what the uninterrupted one would have.
-        rank = int(os.environ.get("RANK", "0"))
-        count = self._step if self.training else self._n_plans
-        return torch.Generator(self.device).manual_seed(self.config.memory.seed * 2**40 + rank * 2**30 + count)
-
-    def _watch_gradients(self) -> None:
-        """Log gradient norms (before clipping, of this process); from the first step on, when all are in place."""
-        if self._log.is_watching:
-            return
-        self._log.is_watching = True
-        for name, module in self._watched.items():
-            parameters = [p for p in module.parameters() if p.requires_grad]
-            if not parameters:
-                continue
-
-            def log_norm(grads: Sequence[Tensor | None], name: str = name) -> None:
-                present = [grad for grad in grads if grad is not None]
-                if self._log.values is not None and present:
-                    norm = torch.stack(torch._foreach_norm(present)).norm()
-                    self._log.values.add({f"grad_norm_{name}": norm})
-
-            torch.autograd.graph.register_multi_grad_hook(parameters, log_norm)
-
-    def _write_metrics(self) -> None:
-        values = self._log.values
-        stacked = values.stacked()
-        if self._log.total is None or self._log.names != values.keys():
-            self._log.total, self._log.n, self._log.names = torch.zeros_like(stacked), 0, values.keys()
-        self._log.total += stacked
-        self._log.n += 1
-        if self._step % self.config.metrics_every or int(os.environ.get("RANK", "0")) != 0:
-            return
-        means = (self._log.total / self._log.n).tolist()
-        line = {"step": self._step} | dict(zip(self._log.names, means, strict=True))
-        with open(self.config.metrics_file, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        self._log.total = None
+        return draws(self.config.memory.seed, self._step if self.training else self._n_plans, self.device)
 
 
 class WorldAPolicy(WorldModalityPolicy):
@@ -461,16 +438,12 @@ class WorldFPolicy(WorldModalityPolicy):
     name = "world_F"
 
     @property
-    def _trains_prophet(self) -> bool:
-        return self.config.lambda_world > 0 or needs_prediction(self.config.memory.source)
-
-    @property
     def needs_latents(self) -> bool:
-        return self.config.use_vision or self._trains_prophet or self.config.memory.source is MemorySource.copy_current
+        return self.config.use_vision or self.config.needs_history
 
     @property
     def needs_future_latents(self) -> bool:
-        return self._trains_prophet or self.config.memory.source in OFFLINE_SOURCES
+        return self.config.needs_future
 
     def _build_world(self) -> None:
         config, spec = self.config, self.config.encoder
@@ -494,48 +467,21 @@ class WorldFPolicy(WorldModalityPolicy):
 
     @property
     def _live_latents(self) -> bool:
-        source = self.config.memory.rollout_source
-        return self.config.use_vision or needs_prediction(source) or source is MemorySource.copy_current
-
-    def _foresee(self, sight: Sight) -> Futures:
-        """Run the Prophet, once per sight."""
-        if sight.futures is None:
-            sight.futures = self.prophet(sight.history, sight.history_is_pad, sight.state, sight.language)
-        return sight.futures
+        return self.config.use_vision or self.config.needs_live_history
 
     def _read_world(self, states: Tensor, sight: Sight, source: MemorySource) -> Tensor:
-        config = self.config.memory
-        predicted = None
-        if needs_prediction(source):
-            predicted = self._foresee(sight).latents
-            predicted = predicted.detach() if config.detach else predicted
-        if source in OFFLINE_SOURCES and sight.future is None:
-            raise ValueError(f"memory source {source.value!r} needs the recorded future, which a rollout doesn't have")
-        memory = make_memory(
-            source,
-            shape=(sight.batch_size, *self.memory_shape),
-            generator=self._generator(),
-            predicted=predicted,
-            future=sight.future,
-            future_is_pad=sight.future_is_pad,
-            current=None if sight.history is None else sight.current,
-            episode=sight.episode,
-            task=sight.task,
-            share=oracle_share(self._step, config.schedule_steps),
+        hold_gates(self.memory.modules(), self._step < self.config.memory.gate_warmup_steps)
+        memory = fill_memory(
+            self.prophet, sight, source, self.config.memory, self.memory_shape, self._generator(), self._step
         )
         return self.memory(states, memory.tokens, memory.is_pad)
 
     def _world_objective(self, sight, context, is_pad):
-        n, k, p, _ = self.memory_shape
-        mass = self.memory.last_attention_mass.view(n, k, p).sum((0, 2))
-        values = {"world_gate": self.memory.last_gate, "memory_entropy": self.memory.last_attention_entropy}
-        values |= {f"memory_mass_{i}": share for i, share in enumerate(mass, start=1)}
-        if not self._trains_prophet:
+        values = reader_values(self.memory, self.memory_shape)
+        if not self.config.trains_prophet:
             return None, values
-        futures = self._foresee(sight)
-        loss = future_latent_loss(futures, sight.future, sight.future_is_pad)
-        values |= future_latent_metrics(futures.best(), sight.current, sight.future, sight.future_is_pad)
-        return loss, values
+        loss, skill = prophet_objective(self.prophet, sight)
+        return loss, values | skill
 
     @torch.no_grad()
     def imagine(self, batch: dict[str, Tensor]) -> Tensor:
@@ -548,4 +494,4 @@ class WorldFPolicy(WorldModalityPolicy):
             (b, k, p, d) latents as the companion stores them, of the hypothesis that the Prophet believes in.
         """
         sight = self._recorded_sight(batch)
-        return self.space.restore(self._foresee(sight).best())
+        return self.space.restore(foresee(self.prophet, sight).best())

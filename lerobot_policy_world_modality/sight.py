@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from lerobot_policy_world_modality.configuration_world_modality import WorldModalityConfig
 from world_modality_core.companion import Companion, open_companion
+from world_modality_core.device_table import DeviceTable, row_is_finite
 from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.frame_history import FrameHistory
 from world_modality_core.prophet import Futures
 from world_modality_core.sentence_encoder import SentenceEncoder
 from world_modality_core.world_space import WorldSpace
+
+# Share of the accelerator's free memory that the companion's latents may take without being asked for.
+ON_DEVICE_SHARE = 0.1
 
 
 @dataclass
@@ -77,11 +81,12 @@ def check_encoder(chosen: EncoderSpec, companion: EncoderSpec) -> None:
         raise ValueError(
             "policy.encoder is not the encoder of the companion dataset (policy != companion): "
             + "; ".join(wrong)
-            + ". Precompute a companion with the policy's encoder, or leave policy.encoder empty to take the other's"
+            + ". Precompute a companion with the policy's encoder, or leave policy.encoder empty to take the other's; "
+            "cameras that --rename_map renames are renamed for the companion by --policy.companion.rename_map"
         )
 
 
-def open_training_companion(config: WorldModalityConfig, dataset_meta: LeRobotDatasetMetadata) -> Companion:
+def open_training_companion(config: PreTrainedConfig, dataset_meta: LeRobotDatasetMetadata) -> Companion:
     """Open the companion of a training run and hold it against dataset and config.
 
     Args:
@@ -92,7 +97,8 @@ def open_training_companion(config: WorldModalityConfig, dataset_meta: LeRobotDa
         The companion.
 
     Raises:
-        ValueError: if no companion is named, or it is of another dataset, or of another encoder.
+        ValueError: if no companion is named, it is of another dataset or of another encoder, or its episodes are too
+            short for the future that is asked for.
     """
     named = config.companion
     if not named.repo_id and not named.root:
@@ -104,13 +110,35 @@ def open_training_companion(config: WorldModalityConfig, dataset_meta: LeRobotDa
     companion = open_companion(repo_id=named.repo_id, root=named.root, revision=named.revision)
     companion.check_source(dataset_meta)
     if config.encoder.is_set:
-        check_encoder(config.encoder, companion.spec)
-    if config.uses_tokens and companion.codebook is None:
+        check_encoder(config.encoder, policy_spec(config, companion))
+    if getattr(config, "uses_tokens", False) and companion.codebook is None:
         raise ValueError(
             f"{config.type} needs world tokens, but companion {companion.root} has none; write them with "
             "`wm-precompute ... --tokens.n_codes=1024`"
         )
+    longest = int((companion.table.bounds[:, 1] - companion.table.bounds[:, 0]).max())
+    if config.n_future_steps * config.future_stride >= longest:
+        raise ValueError(
+            f"n_future_steps={config.n_future_steps} with future_stride={config.future_stride} looks "
+            f"{config.n_future_steps * config.future_stride} frames ahead, but the longest episode of companion "
+            f"{companion.root} has {longest}; lower one of them"
+        )
     return companion
+
+
+def policy_spec(config: PreTrainedConfig, companion: Companion) -> EncoderSpec:
+    """The companion's encoder spec, with its cameras named as the policy names them (`companion.rename_map`).
+
+    Raises:
+        ValueError: if the map renames a camera that the companion doesn't have.
+    """
+    names, spec = config.companion.rename_map, companion.spec
+    unknown = sorted(set(names) - set(spec.cameras))
+    if unknown:
+        raise ValueError(
+            f"companion.rename_map renames {unknown}, but companion {companion.root} has the cameras {spec.cameras}"
+        )
+    return replace(spec, cameras=[names.get(camera, camera) for camera in spec.cameras])
 
 
 class Eyes:
@@ -120,22 +148,46 @@ class Eyes:
         config: The policy's config, resolved.
         space: The policy's world space.
         companion: The companion, in training and offline evaluation.
+        n_history: History frames, t.
+        use_state: Whether the policy's world side reads the robot's state.
+        use_language: Whether it reads the task.
+        fps: Steps a second of a robot that shows frames irregularly; None where every call is one step.
     """
 
-    def __init__(self, config: WorldModalityConfig, space: WorldSpace | None, companion: Companion | None):
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        space: WorldSpace | None,
+        companion: Companion | None,
+        *,
+        n_history: int,
+        use_state: bool,
+        use_language: bool,
+        fps: float | None = None,
+    ):
         self.config = config
+        self.use_state, self.use_language, self.fps = use_state, use_language, fps
         self.space = space
         self.companion = companion
         self._encoder = None
         self._sentences: SentenceEncoder | None = None
-        self._device_latents: Tensor | None = None
-        history = [-i * config.history_stride for i in reversed(range(config.n_obs_steps))]
+        self._device_table: DeviceTable | bool | None = None  # None: not decided yet
+        history = [-i * config.history_stride for i in reversed(range(n_history))]
         future = [i * config.future_stride for i in range(1, config.n_future_steps + 1)]
         self._history, self._future = history, future
         spec = config.encoder
         self.frames = FrameHistory(
-            spec.cameras, config.n_obs_steps, config.history_stride, spec.n_frames, spec.frame_stride
+            spec.cameras,
+            n_history,
+            config.history_stride,
+            spec.n_frames,
+            spec.frame_stride,
+            tolerance=0 if fps is None else max(1, config.history_stride // 2),
         )
+
+    def remember(self, batch: dict[str, Tensor]) -> None:
+        """Remember the current frame: one step after the last, or by the clock where frames come irregularly."""
+        self.frames.append(batch, None if self.fps is None else round(time.monotonic() * self.fps))
 
     def common(self, batch: dict[str, Tensor], device: torch.device) -> Sight:
         """Inputs that are the same recorded and live: state and language.
@@ -143,9 +195,9 @@ class Eyes:
         Raises:
             ValueError: if the task is missing or empty although the policy uses it.
         """
-        state = batch[OBS_STATE] if self.config.use_state else None
+        state = batch[OBS_STATE] if self.use_state else None
         language = None
-        if self.config.use_language:
+        if self.use_language:
             tasks = batch.get("task")
             if not tasks:
                 raise ValueError(
@@ -184,8 +236,7 @@ class Eyes:
                 "this policy was loaded without its companion dataset, which the loss needs; give `dataset_meta` to "
                 "from_pretrained (lerobot-train does), or call select_action / predict_action_chunk"
             )
-        # The trainer has just read the last step's loss: the device is idle and this copy waits for nothing.
-        index = batch["index"].cpu()
+        index = batch["index"]
         if history or future:
             n = len(self._history) if history else 0
             latents, is_pad = self._gather(index, self._history * history + self._future * future, device)
@@ -196,7 +247,7 @@ class Eyes:
             if future:
                 sight.future, sight.future_is_pad = latents[:, n:], is_pad[:, n:]
         if tokens:
-            codes, is_pad = self.companion.table.gather_tokens(index, [0, *self._future])
+            codes, is_pad = self.companion.table.gather_tokens(index.cpu(), [0, *self._future])
             codes, is_pad = codes.to(device, non_blocking=True), is_pad.to(device, non_blocking=True)
             sight.tokens, sight.future_tokens, sight.future_is_pad = codes[:, 0], codes[:, 1:], is_pad[:, 1:]
         return sight
@@ -231,22 +282,63 @@ class Eyes:
     def encoder(self, device: torch.device):
         """The world encoder, built on first use."""
         if self._encoder is None:
-            self._encoder = make_world_encoder(self.config.encoder, pca=self.space.pca, device=device)
+            # Building a network draws weights before it loads its own: a seeded rollout must not notice.
+            with torch.random.fork_rng(devices=[]):
+                self._encoder = make_world_encoder(self.config.encoder, pca=self.space.pca, device=device)
         return self._encoder
 
     def sentences(self, device: torch.device) -> SentenceEncoder:
         """The sentence encoder, built on first use."""
         if self._sentences is None:
             language = self.config.language
-            self._sentences = SentenceEncoder(language.model_id, revision=language.revision, device=device)
+            with torch.random.fork_rng(devices=[]):
+                self._sentences = SentenceEncoder(language.model_id, revision=language.revision, device=device)
         return self._sentences
 
     def _gather(self, index: Tensor, offsets: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        table = self.companion.table
-        if self.config.companion.on_device:
-            if self._device_latents is None:
-                self._device_latents = torch.tensor(np.asarray(table.latents)).to(device)
-            rows, is_pad = (torch.from_numpy(array).to(device) for array in table.rows(index, offsets))
-            return self._device_latents[rows], is_pad
-        latents, is_pad = table.gather(index, offsets)
+        if self._uses_device_table(device):
+            return self._device_table.gather(index.to(device), offsets)
+        # The trainer has just read the last step's loss, so that this waits for the copy of the batch only.
+        latents, is_pad = self.companion.table.gather(index.cpu(), offsets)
+        check_finite(self.companion, index, offsets, latents, is_pad)
+        if device.type == "cuda":
+            latents, is_pad = latents.pin_memory(), is_pad.pin_memory()
         return latents.to(device, non_blocking=True), is_pad.to(device, non_blocking=True)
+
+    def _uses_device_table(self, device: torch.device) -> bool:
+        """Decide, once, whether the latents live on the device: there a step's windows cost no wait for the host."""
+        if self._device_table is None:
+            table, chosen = self.companion.table, self.config.companion.on_device
+            if chosen is None:
+                free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+                chosen = table.latents.nbytes <= ON_DEVICE_SHARE * free
+            # A row that isn't finite must be reported when, and only when, it is used: the host's gather can.
+            self._device_table = chosen and not len(table.bad_rows()) and DeviceTable(table, device)
+        return bool(self._device_table)
+
+
+def check_finite(companion: Companion, index: Tensor, offsets: list[int], latents: Tensor, is_pad: Tensor) -> None:
+    """Refuse latents that are not finite; zero them where they are padding, which nothing reads.
+
+    Args:
+        companion: Where they come from.
+        index: (b,) frames.
+        offsets: The w offsets gathered.
+        latents: (b, w, p * d) float16, on the CPU; changed in place.
+        is_pad: (b, w) True at padding.
+
+    Raises:
+        ValueError: naming the first such row of the companion.
+    """
+    is_bad = ~row_is_finite(latents)
+    if not is_bad.any():
+        return
+    used = is_bad & ~is_pad
+    if used.any():
+        sample, place = (int(i) for i in used.nonzero()[0])
+        row = int(index[sample]) + offsets[place]
+        raise ValueError(
+            f"row {row} of companion {companion.root} (episode {int(companion.table.episode_index[row])}) holds NaN or "
+            "Inf; encode that episode again: run wm-precompute with the same options into a new folder"
+        )
+    latents[is_bad] = 0.0

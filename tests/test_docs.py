@@ -6,6 +6,7 @@ from pathlib import Path
 
 import draccus
 import pytest
+from lerobot.configs import PreTrainedConfig
 from lerobot.configs.eval import EvalPipelineConfig
 from lerobot.configs.train import TrainPipelineConfig
 
@@ -22,16 +23,19 @@ CONFIGS = {
     "lerobot-eval": EvalPipelineConfig,
 }
 CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "examples", "benchmarks"]
-VARIABLES = {"USER": "me", "type": "F", "source": "zero"}
+VARIABLES = {"USER": "me", "type": "F", "source": "zero", "arm": "E2", "suite": "libero_goal", "tier": "easy"}
 
 
 def commands():
     """(page, command) of every shell command in a code block that is one of ours or of LeRobot's."""
     for page in PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            variables = VARIABLES | dict(re.findall(r'^(\w+)="([^"]*)"$', block, flags=re.MULTILINE))
             for line in block.replace("\\\n", " ").splitlines():
                 if line.split() and line.split()[0] in CONFIGS and "..." not in line:
-                    text = re.sub(r"\$\{?(\w+)\}?", lambda m: VARIABLES[m[1]], line)
+                    text = line
+                    while match := re.search(r"\$\{?(\w+)\}?", text):  # a variable may hold another
+                        text = text.replace(match[0], variables[match[1]])
                     yield pytest.param(shlex.split(text, comments=True), id=f"{page.name}: {text[:60]}")
 
 
@@ -40,8 +44,11 @@ def test_there_are_commands_to_check():
 
 
 @pytest.mark.parametrize("command", commands())
-def test_documented_commands_are_understood(command):
+def test_documented_commands_are_understood(command, tmp_path):
     program, *arguments = command
+    # Read while the command is parsed: a config with SmolVLA's defaults stands for the one on the Hub.
+    PreTrainedConfig.get_choice_class("smolvla")(device="cpu")._save_pretrained(tmp_path)
+    arguments = [re.sub(r"(--policy.init_from)=.*", rf"\1={tmp_path}", argument) for argument in arguments]
     # LeRobot reads these from the checkpoint before draccus sees them.
     if any(argument.startswith("--policy.path") for argument in arguments):
         arguments = [argument for argument in arguments if not argument.startswith("--policy.")]

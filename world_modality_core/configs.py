@@ -6,8 +6,10 @@ default are a disk format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from world_modality_core.errors import ConfigError
 
 
 class MemorySource(StrEnum):
@@ -29,6 +31,11 @@ class MemorySource(StrEnum):
 # Sources that need the recorded future, so that a rollout can't have them.
 OFFLINE_SOURCES = (MemorySource.oracle, MemorySource.scheduled)
 
+# Sources that the Prophet has to run for.
+PREDICTED_SOURCES = (
+    MemorySource.pred, MemorySource.scheduled, MemorySource.shuffle, MemorySource.shuffle_within_task
+)  # fmt: skip
+
 
 @dataclass
 class CompanionConfig:
@@ -40,9 +47,11 @@ class CompanionConfig:
     root: str | None = None
     # Hub revision.
     revision: str | None = None
-    # Keep all latents on the policy's device instead of reading them from the memory map. Spares the copy of
-    # each batch to the accelerator; takes frames * p * d * 2 bytes there.
-    on_device: bool = False
+    # Keep all latents on the policy's device instead of reading them from the memory map: a training step then waits
+    # for nothing. Takes frames * p * d * 2 bytes there. None: where that is at most a tenth of a GPU's free memory.
+    on_device: bool | None = None
+    # How the dataset's cameras are renamed for the policy, where --rename_map renames them.
+    rename_map: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,7 +92,7 @@ class ProphetConfig:
     def __post_init__(self) -> None:
         for name, low in (("d_model", 0), ("n_layers", 1), ("n_heads", 1), ("n_hypotheses", 1)):
             if getattr(self, name) < low:
-                raise ValueError(f"prophet.{name}={getattr(self, name)}: expected at least {low}")
+                raise ConfigError(f"prophet.{name}={getattr(self, name)}: expected at least {low}")
 
 
 @dataclass
@@ -100,6 +109,8 @@ class MemoryConfig:
     gate: str = "scalar"
     # The gate's learning rate over the policy's.
     gate_lr_factor: float = 10.0
+    # Optimiser steps during which the gate is held shut, so that the Prophet knows something when it opens.
+    gate_warmup_steps: int = 0
     # Heads of the gated cross-attention.
     n_heads: int = 4
     # Keep the action loss from reaching the Prophet.
@@ -109,16 +120,20 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         if self.gate not in ("scalar", "per_head", "per_token"):
-            raise ValueError(f"memory.gate={self.gate!r}: expected 'scalar', 'per_head' or 'per_token'")
+            raise ConfigError(f"memory.gate={self.gate!r}: expected 'scalar', 'per_head' or 'per_token'")
         if self.eval_source in OFFLINE_SOURCES:
-            raise ValueError(
+            raise ConfigError(
                 f"memory.eval_source={self.eval_source.value!r} needs the recorded future, which a rollout doesn't "
                 "have; use 'pred', or one of the interventions 'zero', 'random', 'shuffle', 'copy_current'"
             )
+        if self.gate_warmup_steps < 0:
+            raise ConfigError(f"memory.gate_warmup_steps={self.gate_warmup_steps}: expected at least 0")
+        if self.n_heads < 1:
+            raise ConfigError(f"memory.n_heads={self.n_heads}: expected at least 1")
         if self.schedule_steps < 1:
-            raise ValueError(f"memory.schedule_steps={self.schedule_steps}: expected at least 1")
+            raise ConfigError(f"memory.schedule_steps={self.schedule_steps}: expected at least 1")
         if self.gate_lr_factor <= 0:
-            raise ValueError(f"memory.gate_lr_factor={self.gate_lr_factor}: expected a positive number")
+            raise ConfigError(f"memory.gate_lr_factor={self.gate_lr_factor}: expected a positive number")
 
     @property
     def rollout_source(self) -> MemorySource:
@@ -140,3 +155,36 @@ class TokenizerConfig:
     n_per_frame: int = 0
     # Width of a centroid.
     dim: int = 0
+
+
+class ReadsFutures:
+    """What follows from the options of a policy that reads predicted futures.
+
+    A mixin for a config that has the fields `lambda_world` and `memory`.
+    """
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether the action path reads a memory at all."""
+        return True
+
+    @property
+    def trains_prophet(self) -> bool:
+        """Whether a training step runs the Prophet."""
+        return self.lambda_world > 0 or (self.reads_memory and self.memory.source in PREDICTED_SOURCES)
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether a training step looks at latents of the history."""
+        return self.trains_prophet or (self.reads_memory and self.memory.source is MemorySource.copy_current)
+
+    @property
+    def needs_future(self) -> bool:
+        """Whether a training step looks at latents of the future."""
+        return self.trains_prophet or (self.reads_memory and self.memory.source in OFFLINE_SOURCES)
+
+    @property
+    def needs_live_history(self) -> bool:
+        """Whether a rollout looks at latents of the history."""
+        source = self.memory.rollout_source
+        return self.reads_memory and (source in PREDICTED_SOURCES or source is MemorySource.copy_current)

@@ -12,6 +12,8 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 
+from world_modality_core.errors import ConfigError
+
 _PART = re.compile(r"(?P<kind>cls|mean|grid:(?P<gg>\d+x\d+)|s2d:(?P<ss>\d+x\d+))(@(?P<layer>-?\d+))?")
 
 
@@ -49,20 +51,20 @@ def parse_pooling(pooling: str, layer: int = -1) -> list[PoolingPart]:
         The parts, in order.
 
     Raises:
-        ValueError: if a part is not understood.
+        ConfigError: if a part is not understood.
     """
     parts = []
     for term in pooling.split("+"):
         match = _PART.fullmatch(term.strip())
         if match is None:
-            raise ValueError(
+            raise ConfigError(
                 f"encoder.pooling={pooling!r}: cannot read {term!r}; expected parts joined by '+', each 'cls', "
                 "'mean', 'grid:RxC' or 's2d:RxC', optionally followed by '@layer', e.g. 'mean@-1+s2d:4x4@10'"
             )
         size = match["gg"] or match["ss"] or "1x1"
         rows, cols = (int(n) for n in size.split("x"))
         if rows < 1 or cols < 1:
-            raise ValueError(f"encoder.pooling={pooling!r}: {term!r} has no cells; use at least 1x1")
+            raise ConfigError(f"encoder.pooling={pooling!r}: {term!r} has no cells; use at least 1x1")
         kind = match["kind"].split(":")[0]
         parts.append(PoolingPart(kind, rows, cols, layer if match["layer"] is None else int(match["layer"])))
     return parts
@@ -112,14 +114,14 @@ class EncoderSpec:
     def __post_init__(self) -> None:
         parse_pooling(self.pooling, self.layer)
         if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"encoder.dtype={self.dtype!r}: expected 'float32', 'bfloat16' or 'float16'")
+            raise ConfigError(f"encoder.dtype={self.dtype!r}: expected 'float32', 'bfloat16' or 'float16'")
         for name, low in (
             ("height_px", 0), ("width_px", 0), ("n_frames", 1), ("frame_stride", 1), ("pca_dim", 0),
         ):  # fmt: skip
             if getattr(self, name) < low:
-                raise ValueError(f"encoder.{name}={getattr(self, name)}: expected at least {low}")
+                raise ConfigError(f"encoder.{name}={getattr(self, name)}: expected at least {low}")
         if len(set(self.cameras)) != len(self.cameras):
-            raise ValueError(f"encoder.cameras={self.cameras}: a camera is named twice")
+            raise ConfigError(f"encoder.cameras={self.cameras}: a camera is named twice")
 
     @property
     def is_set(self) -> bool:

@@ -5,8 +5,6 @@ Only frames that a re-plan needs are encoded, in one batch, each once.
 
 from __future__ import annotations
 
-from collections import deque
-
 import torch
 from torch import Tensor
 
@@ -24,31 +22,41 @@ class FrameHistory:
         stride: Steps between two latents of a history.
         n_window: Frames that one latent is made of, m.
         window_stride: Steps between two of these frames.
+        tolerance: Steps by which a frame may miss its place in a history, where frames come irregularly (see `append`);
+            a place that no frame comes near to is padding.
     """
 
-    def __init__(self, cameras: list[str], n_history: int, stride: int, n_window: int, window_stride: int):
+    def __init__(
+        self, cameras: list[str], n_history: int, stride: int, n_window: int, window_stride: int, tolerance: int = 0
+    ):
         self.cameras = cameras
         self.n_history, self.stride = n_history, stride
         self.n_window, self.window_stride = n_window, window_stride
-        span = (n_history - 1) * stride + (n_window - 1) * window_stride + 1
-        self._frames: deque[dict[str, Tensor]] = deque(maxlen=span)
+        self.tolerance = tolerance
+        self._span = (n_history - 1) * stride + (n_window - 1) * window_stride + 1
         self.clear()
 
     def clear(self) -> None:
         """Forget everything: a new episode starts."""
-        self._frames.clear()
+        self._frames: dict[int, dict[str, Tensor]] = {}  # by step, oldest first
         self._latents: dict[int, Tensor] = {}
-        self._n_seen = 0
         self.n_encoded = 0  # frames encoded per environment since the last `clear`, for logs and tests
 
-    def append(self, batch: dict[str, Tensor]) -> None:
+    @property
+    def now(self) -> int:
+        """Step of the newest frame; -1 before the first."""
+        return next(reversed(self._frames), -1)
+
+    def append(self, batch: dict[str, Tensor], step: int | None = None) -> None:
         """Remember the current frame of every camera.
 
         Args:
             batch: Observation with each camera's image (b, c, h, w), uint8 or float in [0, 1].
+            step: When this frame was taken, in steps; by default one step after the last frame. A caller that shows
+                frames irregularly (a policy server) must say it. A frame of the same step is replaced.
 
         Raises:
-            ValueError: if a camera is missing, or the number of environments changed without `clear`.
+            ValueError: if a camera is missing, the number of environments changed without `clear`, or time went back.
         """
         missing = [camera for camera in self.cameras if camera not in batch]
         if missing:
@@ -58,13 +66,21 @@ class FrameHistory:
                 'Rename with --rename_map=\'{"theirs": "ours"}\', or train on a companion of these cameras'
             )
         frame = {camera: batch[camera] for camera in self.cameras}
-        if self._frames and len(frame[self.cameras[0]]) != len(self._frames[-1][self.cameras[0]]):
-            raise ValueError(
-                f"the number of environments changed from {len(self._frames[-1][self.cameras[0]])} to "
-                f"{len(frame[self.cameras[0]])} within an episode; call policy.reset() first"
-            )
-        self._frames.append(frame)
-        self._n_seen += 1
+        now = self.now
+        if self._frames:
+            n_before, n = (len(some[self.cameras[0]]) for some in (self._frames[now], frame))
+            if n != n_before:
+                raise ValueError(
+                    f"the number of environments changed from {n_before} to {n} within an episode; call policy.reset() "
+                    "first"
+                )
+        step = now + 1 if step is None else step
+        if step < now:
+            raise ValueError(f"step={step} is before step {now}, which was seen already; call policy.reset() first")
+        self._latents.pop(step, None)
+        self._frames[step] = frame
+        oldest = step - self._span + 1 - self.tolerance
+        self._frames = {at: seen for at, seen in self._frames.items() if at >= oldest}
 
     def latents(self, encoder: WorldEncoder) -> tuple[Tensor, Tensor]:
         """Latents of the history that ends at the current frame.
@@ -77,25 +93,27 @@ class FrameHistory:
         Returns:
             Latents (b, t, p, d) fp16-rounded fp32, as a companion stores them, oldest first, and is_pad (b, t).
         """
-        now = self._n_seen - 1
-        wanted = [now - i * self.stride for i in reversed(range(self.n_history))]
-        steps = [max(step, 0) for step in wanted]
+        wanted = [self.now - i * self.stride for i in reversed(range(self.n_history))]
+        steps = [self._nearest(step) for step in wanted]
         self._encode([step for step in sorted(set(steps)) if step not in self._latents], encoder)
         self._latents = {step: latent for step, latent in self._latents.items() if step in steps}
         latents = torch.stack([self._latents[step] for step in steps], dim=1)
-        is_pad = torch.tensor([step < 0 for step in wanted], device=latents.device)
+        missed = [abs(step - at) > self.tolerance for step, at in zip(wanted, steps, strict=True)]
+        is_pad = torch.tensor(missed, device=latents.device)
         return latents, is_pad.expand(len(latents), -1)
+
+    def _nearest(self, step: int) -> int:
+        return min(self._frames, key=lambda at: abs(at - step))
 
     def _encode(self, steps: list[int], encoder: WorldEncoder) -> None:
         if not steps:
             return
-        oldest = self._n_seen - len(self._frames)
         windows = {}
         for camera in self.cameras:
             clips = [
                 torch.stack(
                     [
-                        self._frames[max(step - i * self.window_stride, 0) - oldest][camera]
+                        self._frames[self._nearest(step - i * self.window_stride)][camera]
                         for i in reversed(range(self.n_window))
                     ],
                     dim=1,

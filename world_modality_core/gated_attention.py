@@ -26,6 +26,8 @@ class Gate(nn.Module):
     def __init__(self, kind: str, d: int, n_heads: int):
         super().__init__()
         self.kind = kind
+        # Held shut: the factor is 0 and no gradient reaches the gate (`memory.gate_warmup_steps`).
+        self.is_held = False
         if kind == "per_token":
             self.weight = nn.Parameter(torch.zeros(d))
         self.value = nn.Parameter(torch.zeros(n_heads if kind == "per_head" else 1))
@@ -42,8 +44,9 @@ class Gate(nn.Module):
         gate = self.value.float()
         if self.kind == "per_token":
             gate = gate + (queries.float() * self.weight.float()).sum(-1, keepdim=True)
-            return torch.tanh(gate)
-        return torch.tanh(gate)[None, None]
+        else:
+            gate = gate[None, None]
+        return torch.tanh(gate) * (0.0 if self.is_held else 1.0)
 
     def _apply(self, fn, recurse=True):
         # A gate moves in steps of 1e-4: bf16 would round them away. Follow `fn` to its device, not to its dtype.
@@ -135,7 +138,7 @@ class GatedCrossAttention(nn.Module):
         if (memory is None) == (keys_values is None):
             raise ValueError("give either `memory` or `keys_values`")
         keys, values = self.project(memory, is_pad) if keys_values is None else keys_values
-        normed = self.norm_query(queries)
+        normed = self.norm_query(queries.to(self.norm_query.weight.dtype))
         scores = self._split(self.to_query(normed)) @ keys.mT * keys.shape[-1] ** -0.5  # (b, heads, h, n_positions)
         if is_pad is not None:
             scores = scores.masked_fill(is_pad[:, None, None], float("-inf"))

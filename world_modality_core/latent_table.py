@@ -73,6 +73,14 @@ class LatentTable:
         """(n,) int64 episode of each frame."""
         return np.repeat(np.arange(len(self.bounds)), self.bounds[:, 1] - self.bounds[:, 0])
 
+    def bad_rows(self) -> np.ndarray:
+        """Rows that hold NaN or Inf; reads the whole table once."""
+        bad = []
+        for start in range(0, self.n_frames, 4096):
+            bits = np.asarray(self.latents[start : start + 4096]).view(np.uint16)
+            bad.append(start + np.flatnonzero(((bits & 0x7C00) == 0x7C00).any(axis=1)))
+        return np.concatenate(bad)
+
     def gather(self, index: Tensor | np.ndarray, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Read the latents at `index[i] + offsets[j]`, staying inside the episode of `index[i]`.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from world_modality_core.configs import MemorySource
+from world_modality_core.configs import PREDICTED_SOURCES, MemorySource
 
 
 @dataclass
@@ -25,9 +25,7 @@ class Memory:
 
 def needs_prediction(source: MemorySource) -> bool:
     """Whether the Prophet must run to fill the memory."""
-    return source in (
-        MemorySource.pred, MemorySource.scheduled, MemorySource.shuffle, MemorySource.shuffle_within_task
-    )  # fmt: skip
+    return source in PREDICTED_SOURCES
 
 
 def oracle_share(step: int, schedule_steps: int) -> float:

@@ -18,7 +18,8 @@ class LoggedValues:
     `forward` returns, value by value.
     """
 
-    def __init__(self, values: Mapping[str, Tensor] | None = None):
+    def __init__(self, values: Mapping[str, Tensor] | None = None, floats: Mapping[str, float] | None = None):
+        self._known = dict(floats or {})  # values that upstream has turned into floats already
         self._tensors = dict(values or {})
         self._floats: dict[str, float] | None = None
 
@@ -29,25 +30,27 @@ class LoggedValues:
 
     def stacked(self) -> Tensor:
         """All values as one tensor (n,), fp32, on their device, in the order of the keys."""
-        return torch.stack([value.detach().float().reshape(()) for value in self._tensors.values()])
+        stacked = [value.detach().float().reshape(()) for value in self._tensors.values()]
+        device = stacked[0].device if stacked else None
+        known = torch.tensor(list(self._known.values()), dtype=torch.float32).to(device, non_blocking=True)
+        return torch.cat([known, torch.stack(stacked)]) if stacked else known
 
     def __getitem__(self, name: str) -> float:
         if self._floats is None:
-            values = self.stacked().tolist() if self._tensors else []
-            self._floats = dict(zip(self._tensors, values, strict=True))
+            self._floats = dict(zip(self.keys(), self.stacked().tolist(), strict=True)) | self._known
         return self._floats[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self.keys())
 
     def keys(self) -> list[str]:
-        return list(self._tensors)
+        return [*self._known, *self._tensors]
 
     def items(self) -> list[tuple[str, float]]:
-        return [(name, self[name]) for name in self._tensors]
+        return [(name, self[name]) for name in self.keys()]
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.keys())
 
     def __repr__(self) -> str:
         return f"LoggedValues({dict(self.items())})"

@@ -9,6 +9,8 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 
+from world_modality_core.errors import ConfigError
+
 ACTION_DIM = 4
 STATE_DIM = 4
 
@@ -43,13 +45,13 @@ class MetaworldLightEnvConfig(EnvConfig):
 
     def __post_init__(self) -> None:
         if self.obs_type not in ("pixels", "pixels_agent_pos"):
-            raise ValueError(f"env.obs_type={self.obs_type!r}: expected 'pixels_agent_pos' or 'pixels'")
+            raise ConfigError(f"env.obs_type={self.obs_type!r}: expected 'pixels_agent_pos' or 'pixels'")
         if self.fps != 80:
-            raise ValueError(f"env.fps={self.fps}: Meta-World is simulated at 80 steps a second; leave it at 80")
+            raise ConfigError(f"env.fps={self.fps}: Meta-World is simulated at 80 steps a second; leave it at 80")
         for name in ("episode_length", "observation_height", "observation_width"):
             least = 1 if name == "episode_length" else 16
             if getattr(self, name) < least:
-                raise ValueError(f"env.{name}={getattr(self, name)}: expected at least {least}")
+                raise ConfigError(f"env.{name}={getattr(self, name)}: expected at least {least}")
         image_shape = (self.observation_height, self.observation_width, 3)
         self.features["pixels"] = PolicyFeature(type=FeatureType.VISUAL, shape=image_shape)
         if self.obs_type == "pixels_agent_pos":

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from world_modality_core.configs import MemoryConfig, MemorySource
+from world_modality_core.errors import ConfigError
 from world_modality_core.memory import make_memory, needs_prediction, oracle_share, random_partners
 
 B, N, K, P, D = 6, 2, 3, 2, 4
@@ -116,7 +117,7 @@ def test_rollouts_never_ask_for_the_recorded_future():
     assert MemoryConfig(source=MemorySource.scheduled).rollout_source is MemorySource.pred
     assert MemoryConfig(source=MemorySource.zero).rollout_source is MemorySource.zero
     assert MemoryConfig(eval_source=MemorySource.shuffle).rollout_source is MemorySource.shuffle
-    with pytest.raises(ValueError, match="eval_source"):
+    with pytest.raises(ConfigError, match="eval_source"):
         MemoryConfig(eval_source=MemorySource.oracle)
-    with pytest.raises(ValueError, match="gate"):
+    with pytest.raises(ConfigError, match="gate"):
         MemoryConfig(gate="open")

@@ -14,6 +14,7 @@ from lerobot_policy_world_modality.modeling_world_modality import WorldFPolicy
 from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config
 from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.encoder_spec import EncoderSpec
+from world_modality_core.errors import ConfigError
 
 
 def episodes(dataset):
@@ -211,7 +212,7 @@ def test_what_is_not_used_is_not_encoded(tiny_companion, policy_type, options, e
 
 def test_zero_memory_runs_no_prophet(tiny_companion, monkeypatch):
     policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F", memory=MemoryConfig(eval_source="zero"))
-    monkeypatch.setattr(WorldFPolicy, "_foresee", lambda *_: pytest.fail("the Prophet ran"))
+    monkeypatch.setattr(policy.prophet, "forward", lambda *_: pytest.fail("the Prophet ran"))
     policy.select_action(live_batch(dataset, preprocessor, [3, 20]))
 
 
@@ -346,7 +347,7 @@ def test_a_companion_of_something_else_is_refused(tiny_companion):
     ],
 )
 def test_configs_that_make_no_sense_are_refused(policy_type, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         make_config(policy_type, **options)
 
 
@@ -418,7 +419,9 @@ def test_latents_on_the_device_give_the_same_windows(tiny_companion):
     batch = batch_of(dataset, preprocessor, range(len(dataset)))
     mapped = policy._recorded_sight(batch)
     policy.config.companion.on_device = True
+    policy.eyes._device_table = None
     held = policy._recorded_sight(batch)
+    assert policy.eyes._device_table
     for name in ("history", "history_is_pad", "future", "future_is_pad"):
         assert torch.equal(getattr(mapped, name), getattr(held, name)), name
 

@@ -19,6 +19,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE  # noqa: E402
 
 from lerobot_policy_world_modality.envs.configuration_metaworld_light import MetaworldLightEnvConfig  # noqa: E402
 from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv, resolve_tasks  # noqa: E402
+from world_modality_core.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.sim
 
@@ -224,7 +225,7 @@ def test_task_lists_and_tiers():
     "options", [{"obs_type": "state"}, {"fps": 30}, {"episode_length": 0}, {"observation_width": 8}]
 )
 def test_options_that_make_no_sense_are_named(options):
-    with pytest.raises(ValueError, match=f"env.{next(iter(options))}={next(iter(options.values()))!r}"):
+    with pytest.raises(ConfigError, match=f"env.{next(iter(options))}={next(iter(options.values()))!r}"):
         MetaworldLightEnvConfig(**options)
 
 

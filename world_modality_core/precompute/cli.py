@@ -26,6 +26,7 @@ from world_modality_core.companion import (
 )
 from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import WorldEncoder, make_world_encoder
+from world_modality_core.errors import ConfigError
 from world_modality_core.fingerprint import SourceFingerprint
 from world_modality_core.latent_quality import format_quality
 from world_modality_core.pca import LatentPCA
@@ -184,7 +185,7 @@ def _build_encoder(cfg: PrecomputeConfig, source: Source, reused: Companion | No
     spec = replace(wanted, cameras=source.cameras(wanted.cameras))
     try:
         return make_world_encoder(spec, reused.pca if reused else None, device)
-    except (ValueError, ImportError, OSError) as error:
+    except (ConfigError, ValueError, ImportError, OSError) as error:
         raise PrecomputeError(str(error)) from error
 
 

@@ -1,0 +1,119 @@
+"""What every policy with a world memory does alike: foresee, fill the memory, train the Prophet, draw, log."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lerobot_policy_world_modality.sight import Sight
+from world_modality_core.configs import OFFLINE_SOURCES, MemoryConfig, MemorySource
+from world_modality_core.gated_attention import Gate, GatedCrossAttention
+from world_modality_core.losses import future_latent_loss, future_latent_metrics
+from world_modality_core.memory import Memory, make_memory, needs_prediction, oracle_share
+from world_modality_core.prophet import Futures, Prophet
+
+
+def draws(seed: int, count: int, device: torch.device) -> torch.Generator:
+    """Source of a step's draws.
+
+    Made from the number of the step, not from a running state: a resumed run draws what the uninterrupted one would
+    have, and torch's global generator is left alone.
+
+    Args:
+        seed: `memory.seed`.
+        count: Optimiser step in training, number of the plan in a rollout.
+        device: Where the draws are needed.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    return torch.Generator(device).manual_seed(seed * 2**40 + rank * 2**30 + count)
+
+
+def foresee(prophet: Prophet, sight: Sight) -> Futures:
+    """Run the Prophet, once per sight."""
+    if sight.futures is None:
+        sight.futures = prophet(sight.history, sight.history_is_pad, sight.state, sight.language)
+    return sight.futures
+
+
+def fill_memory(
+    prophet: Prophet,
+    sight: Sight,
+    source: MemorySource,
+    config: MemoryConfig,
+    shape: tuple[int, int, int, int],
+    generator: torch.Generator,
+    step: int,
+) -> Memory:
+    """Fill the memory that the action path reads.
+
+    Args:
+        prophet: The policy's Prophet; run only where `source` needs it.
+        sight: What the policy sees.
+        source: Where the memory comes from.
+        config: The memory's options.
+        shape: (n, k, p, d) of one sample's memory.
+        generator: See `draws`.
+        step: Optimiser steps so far (`scheduled`).
+
+    Raises:
+        ValueError: if the source needs the recorded future and there is none.
+    """
+    if source in OFFLINE_SOURCES and sight.future is None:
+        raise ValueError(f"memory source {source.value!r} needs the recorded future, which a rollout doesn't have")
+    predicted = None
+    if needs_prediction(source):
+        predicted = foresee(prophet, sight).latents
+        predicted = predicted.detach() if config.detach else predicted
+    return make_memory(
+        source,
+        shape=(sight.batch_size, *shape),
+        generator=generator,
+        predicted=predicted,
+        future=sight.future,
+        future_is_pad=sight.future_is_pad,
+        current=None if sight.history is None else sight.current,
+        episode=sight.episode,
+        task=sight.task,
+        share=oracle_share(step, config.schedule_steps),
+    )
+
+
+def prophet_objective(prophet: Prophet, sight: Sight) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of the Prophet per sample (b,), and its skill over copying (docs/metrics.md)."""
+    futures = foresee(prophet, sight)
+    loss = future_latent_loss(futures, sight.future, sight.future_is_pad)
+    return loss, future_latent_metrics(futures.best(), sight.current, sight.future, sight.future_is_pad)
+
+
+def reader_values(reader: GatedCrossAttention, shape: tuple[int, int, int, int], suffix: str = "") -> dict[str, Tensor]:
+    """Gate, attention entropy and attention mass per future step of a reader's last call.
+
+    Args:
+        reader: A gated cross-attention that has just read.
+        shape: (n, k, p, d) of the memory.
+        suffix: Appended to the names, where a policy has several readers.
+    """
+    mass = reader.last_attention_mass.view(shape[:3]).sum((0, 2))
+    values = {f"world_gate{suffix}": reader.last_gate, f"memory_entropy{suffix}": reader.last_attention_entropy}
+    return values | {f"memory_mass{suffix}_{i}": share for i, share in enumerate(mass, start=1)}
+
+
+def hold_gates(modules: Iterable[nn.Module], is_held: bool) -> None:
+    """Hold all gates among `modules` shut, or let them go (`memory.gate_warmup_steps`)."""
+    for module in modules:
+        if isinstance(module, Gate):
+            module.is_held = is_held
+
+
+def gate_parameters(modules: Iterable[nn.Module]) -> dict[int, nn.Parameter]:
+    """The parameters of all gates among `modules`, by id: they have a learning rate of their own."""
+    return {id(p): p for module in modules if isinstance(module, Gate) for p in module.parameters()}
+
+
+def optimizer_groups(kinds: dict[str, list[nn.Parameter]], options: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups in the order of `kinds`, without the empty ones."""
+    return [{"params": parameters, **options[kind]} for kind, parameters in kinds.items() if parameters]

@@ -1,0 +1,48 @@
+"""Tiny smolvla_world policies of the real classes, on the tiny companion."""
+
+from __future__ import annotations
+
+import torch
+from lerobot.datasets import LeRobotDataset
+from lerobot.policies import make_policy, make_policy_config, make_pre_post_processors
+
+import lerobot_policy_world_modality  # noqa: F401  registers the types
+from lerobot_policy_world_modality.configuration_smolvla_world import FusionConfig
+from tests.fixtures_smolvlm import TINY_SMOLVLA
+from world_modality_core.gated_attention import Gate
+
+FUSIONS = ["f1", "f2", "f3a", "f3b"]
+WORLD = {"n_history_steps": 3, "n_future_steps": 2}
+
+
+def fusion(*names: str) -> FusionConfig:
+    """The named fusions on, the others off."""
+    return FusionConfig(**{name: name in names for name in FUSIONS})
+
+
+def make_config(vlm, policy_type: str = "smolvla_world", companion_root=None, **options):
+    """A tiny config; smolvla_world's own options only for that type."""
+    world = WORLD if policy_type == "smolvla_world" else {}
+    config = make_policy_config(policy_type, vlm_model_name=str(vlm), **TINY_SMOLVLA | world | options)
+    if companion_root is not None and policy_type == "smolvla_world":
+        config.companion.root = str(companion_root)
+    return config
+
+
+def build(tiny_companion, vlm, policy_type: str = "smolvla_world", seed: int = 0, **options):
+    """A policy in training mode, its dataset and its processors, as lerobot-train builds them."""
+    config = make_config(vlm, policy_type, tiny_companion.companion_root, **options)
+    meta = LeRobotDataset(tiny_companion.source_repo_id, root=tiny_companion.source_root).meta
+    delta = {"action": [i / meta.fps for i in config.action_delta_indices]}
+    dataset = LeRobotDataset(tiny_companion.source_repo_id, root=tiny_companion.source_root, delta_timestamps=delta)
+    torch.manual_seed(seed)
+    policy = make_policy(config, ds_meta=dataset.meta)
+    processors = make_pre_post_processors(config, dataset_stats=dataset.meta.stats)
+    return policy.train(), dataset, processors
+
+
+def open_gates(policy, value: float = 0.5) -> None:
+    """Set the gates of all fusions."""
+    for module in policy.modules():
+        if isinstance(module, Gate):
+            torch.nn.init.constant_(module.value, value)
