@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := metaworld,embedded,report,dev
+EXTRAS := metaworld,embedded,report,smolvla,qwen,coc,dev
 JOBS ?= 2
 BLIND ?=
 # First interpreter of at least 3.12 that can make a virtual environment; choose another with `make PYTHON=...`.

@@ -1,6 +1,13 @@
-"""Chain-of-causality (CoC) labels: short texts that say what a robot does in an episode, and why.
+"""Chain-of-causality (CoC) labels: short texts that say what a robot does in an episode, step by step, and why.
 
-The package will hold the prompts, the backends that run a labelling VLM, the staging and validation of its answers,
-the writer that puts them into a LeRobotDataset as language rows of style `coc`, and the scoring of models that speak
-them. None of it exists yet; the policy types of `lerobot_policy_world_modality` do not need it.
+    schema, store                 what a label is; the JSONL file that labels are kept in
+    episodes, keyframes, request  what a labelling model is shown of an episode
+    backends, prompts             who labels: an OpenAI-compatible endpoint, transformers, the simulator
+    validate, pipeline, cost      checking replies, running and resuming, what it costs
+    language_rows, dataset_writer labels as LeRobot language rows of style `coc`
+    import_export                 the plain JSONL format (`episode_index`, `coc_text`)
+
+The command is `coc-label` (docs/coc.md).
 """
+
+TOOL_VERSION = "1"

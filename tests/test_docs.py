@@ -11,6 +11,9 @@ from lerobot.configs.eval import EvalPipelineConfig
 from lerobot.configs.train import TrainPipelineConfig
 
 import lerobot_policy_world_modality  # noqa: F401 - registers types
+from coc_tools.config import LabelConfig
+from coc_tools.judge.cli import EvalConfig
+from coc_tools.view.cli import ViewConfig
 from lerobot_policy_world_modality.record import RecordConfig
 from world_modality_core.precompute.cli import PrecomputeConfig
 
@@ -21,6 +24,9 @@ CONFIGS = {
     "wm-precompute": PrecomputeConfig,
     "lerobot-train": TrainPipelineConfig,
     "lerobot-eval": EvalPipelineConfig,
+    "coc-label": LabelConfig,
+    "coc-eval": EvalConfig,
+    "coc-view": ViewConfig,
 }
 CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "examples", "benchmarks"]
 VARIABLES = {"USER": "me", "type": "F", "source": "zero", "arm": "E2", "suite": "libero_goal", "tier": "easy"}

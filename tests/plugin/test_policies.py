@@ -8,11 +8,12 @@ import pytest
 import torch
 from draccus.wrappers.docstring import get_attribute_docstring
 from lerobot.configs import FeatureType, PreTrainedConfig
-from lerobot.policies import get_policy_class
+from lerobot.policies import get_policy_class, make_policy
 
 from lerobot_policy_world_modality.modeling_world_modality import WorldFPolicy
-from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config
-from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfig
+from lerobot_policy_world_modality.sight import check_encoder, policy_spec
+from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config, open_dataset
+from world_modality_core.configs import CompanionConfig, MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.errors import ConfigError
 
@@ -441,3 +442,17 @@ def test_help_explains_every_option(policy_type):
                 check(type(default), set())
 
     check(PreTrainedConfig.get_choice_class(policy_type), upstream - {"n_obs_steps"})
+
+
+def test_a_companion_s_cameras_can_be_renamed_as_the_dataset_s(tiny_companion):
+    """With --rename_map the batch has the policy's names, while the companion knows the dataset's."""
+    names = {"observation.images.top": "observation.images.camera1"}
+    config = make_config("world_F", companion=CompanionConfig(root=str(tiny_companion[2]), rename_map=names))
+    policy = make_policy(config, ds_meta=open_dataset(tiny_companion, config).meta, rename_map=names)
+    assert policy.config.encoder.cameras == ["observation.images.camera1", "observation.images.wrist"]
+    assert set(policy.config.image_features) == set(policy.config.encoder.cameras) == set(policy.eyes.frames.cameras)
+    check_encoder(policy.config.encoder, policy_spec(policy.config, policy.eyes.companion))
+    with pytest.raises(ValueError, match="cameras.*companion.rename_map"):
+        check_encoder(policy.config.encoder, policy.eyes.companion.spec)
+    with pytest.raises(ValueError, match="renames .*'nothing'.* but companion"):
+        build(tiny_companion, "world_F", companion=CompanionConfig(rename_map={"nothing": "x"}))

@@ -316,10 +316,10 @@ def main() -> None:
     """Console script `wm-precompute`."""
     flags = {f"--{name}" for name, f in PrecomputeConfig.__dataclass_fields__.items() if f.type is bool}
     # LeRobot's parser wants --merge=true; a bare --merge means the same.
-    following = sys.argv[2:] + ["--"]
+    following = [*sys.argv[2:], "--"]
     sys.argv[1:] = [
         f"{arg}=true" if arg in flags and after.startswith("--") else arg
-        for arg, after in zip(sys.argv[1:], following, strict=True)
+        for arg, after in zip(sys.argv[1:], following, strict=False)
     ]
     try:
         parser.wrap()(precompute)()

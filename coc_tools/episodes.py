@@ -1,0 +1,221 @@
+"""Reading a dataset's episodes one at a time: task, signals, frames at some times, language rows that are there."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
+from lerobot.datasets.language import LANGUAGE_PERSISTENT
+from lerobot.utils.constants import ACTION, OBS_STATE
+from PIL import Image
+
+from coc_tools.language_rows import COC_STYLE
+from world_modality_core.precompute.source import video_frames
+
+
+class EpisodeError(ValueError):
+    """A dataset or an episode cannot be read."""
+
+
+@dataclass
+class Episode:
+    """One episode; its columns and frames are read when they are asked for.
+
+    Attributes:
+        reader: The dataset that it is from.
+        index: Episode index.
+        task: Its instruction; several are joined by "; ".
+        fps: Frames per second.
+        start: `index` of its first frame.
+        stop: One past the `index` of its last frame.
+    """
+
+    reader: EpisodeReader
+    index: int
+    task: str
+    fps: float
+    start: int
+    stop: int
+
+    @property
+    def n_frames(self) -> int:
+        """Frames."""
+        return self.stop - self.start
+
+    @property
+    def length_s(self) -> float:
+        """Seconds from the first frame to the end of the last one."""
+        return round(self.n_frames / self.fps, 6)
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """Its rows of the parquet file, without images."""
+        return self.reader.rows(self.index, self.reader.small_columns)
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """(t,) float64 seconds of its frames."""
+        return self.table["timestamp"].to_numpy().astype(np.float64)
+
+    def column(self, key: str) -> np.ndarray | None:
+        """(t, width) float32 of a numeric feature; None if the dataset has none of that name."""
+        if key not in self.table.column_names:
+            return None
+        values = self.table[key].combine_chunks()
+        while pa.types.is_nested(values.type):
+            values = values.flatten()
+        return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(self.n_frames, -1)
+
+    @property
+    def state(self) -> np.ndarray | None:
+        """(t, s) float32 robot state, or None."""
+        return self.column(OBS_STATE)
+
+    @property
+    def action(self) -> np.ndarray | None:
+        """(t, a) float32 actions, or None for an action-free episode."""
+        return self.column(ACTION)
+
+    def gripper(self, key: str = ACTION, dim: int = -1) -> np.ndarray | None:
+        """(t,) float32 gripper signal: one dimension of a feature, the last of the action if not told otherwise."""
+        values = self.column(key)
+        return None if values is None else values[:, dim]
+
+    @property
+    def language_rows(self) -> list[dict]:
+        """Its persistent language rows of other styles (`subtask`, `plan`, ...), by time."""
+        if LANGUAGE_PERSISTENT not in self.table.column_names:
+            return []
+        rows = self.table[LANGUAGE_PERSISTENT][0].as_py() or []
+        return sorted((row for row in rows if row["style"] != COC_STYLE), key=lambda row: row["timestamp"])
+
+    def frames(self, camera: str, positions: Sequence[int]) -> list[Image.Image]:
+        """Decode the frames of a camera at some positions (0 is the episode's first), in increasing order."""
+        return self.reader.frames(self, camera, sorted(positions))
+
+
+class EpisodeReader:
+    """A dataset as episodes. Memory does not grow with their number.
+
+    Attributes:
+        meta: LeRobot's metadata.
+        root: Its folder.
+        cameras: Its colour cameras.
+        small_columns: Its parquet columns that are not images.
+    """
+
+    def __init__(self, repo_id: str = "", root: str | None = None, revision: str | None = None) -> None:
+        """Open a dataset, downloading what is missing.
+
+        Raises:
+            EpisodeError: if it cannot be opened or is empty.
+        """
+        if not repo_id and not root:
+            raise EpisodeError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
+        name = repo_id or Path(root).name
+        try:
+            self.meta = LeRobotDatasetMetadata(name, root=root, revision=revision)
+            if not all((Path(self.meta.root) / path).exists() for path in self._files()):
+                self.meta = LeRobotDataset(name, root=root, revision=revision).meta
+        except Exception as error:
+            raise EpisodeError(
+                f"dataset.repo_id={repo_id!r}, dataset.root={root!r}, dataset.revision={revision!r}: cannot be opened "
+                f"({type(error).__name__}: {error}). Give the root of a local LeRobotDataset, or the id of one on the "
+                "Hub"
+            ) from error
+        if self.meta.total_frames == 0:
+            raise EpisodeError(f"dataset.repo_id={name!r} has no frames")
+        self.root = Path(self.meta.root)
+        self.cameras = [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
+        images = {key for key in self.meta.camera_keys if key not in self.meta.video_keys}
+        schema = pq.read_schema(self.root / self.meta.get_data_file_path(0))
+        self.small_columns = [key for key in schema.names if key not in images]
+        # Without the statistics, which make up most of a row of the episodes' table.
+        self._episodes = self.meta.episodes.select_columns(["tasks", "dataset_from_index", "dataset_to_index"])
+        self._lock = threading.Lock()
+        self._file: tuple[Path, pq.ParquetFile, np.ndarray] | None = None
+
+    def _files(self) -> set[str]:
+        files = set()
+        kinds = [("data", self.meta.data_path, {})]
+        kinds += [(f"videos/{key}", self.meta.video_path, {"video_key": key}) for key in self.meta.video_keys]
+        for kind, pattern, names in kinds:
+            columns = [f"{kind}/chunk_index", f"{kind}/file_index"]
+            where = self.meta.episodes.with_format("numpy", columns=columns)[:]
+            for chunk, file in {*zip(*(where[name].tolist() for name in columns), strict=True)}:
+                files.add(pattern.format(chunk_index=chunk, file_index=file, **names))
+        return files
+
+    def __len__(self) -> int:
+        return self.meta.total_episodes
+
+    def __getitem__(self, index: int) -> Episode:
+        """The episode of an index."""
+        row = self._episodes[index]
+        return Episode(
+            reader=self,
+            index=index,
+            task="; ".join(row["tasks"]),
+            fps=self.meta.fps,
+            start=int(row["dataset_from_index"]),
+            stop=int(row["dataset_to_index"]),
+        )
+
+    def lengths(self) -> np.ndarray:
+        """(e,) frames of each episode."""
+        columns = ["dataset_from_index", "dataset_to_index"]
+        bounds = self._episodes.with_format("numpy", columns=columns)[:]
+        return bounds["dataset_to_index"] - bounds["dataset_from_index"]
+
+    def frame_size(self, camera: str) -> tuple[int, int]:
+        """(height, width) of a camera's frames."""
+        feature = self.meta.features[camera]
+        names = [str(name) for name in feature.get("names") or ["height", "width", "channels"]]
+        height, width = feature["shape"][1:] if names[0].startswith("channel") else feature["shape"][:2]
+        return height, width
+
+    def rows(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of an episode's rows; reads the row groups that hold it, and no more."""
+        episode = self[index]
+        path = self.root / self.meta.get_data_file_path(index)
+        with self._lock:  # an open parquet file is not for two threads at once
+            file, starts = self._open(path)
+            first = int(np.searchsorted(starts, episode.start, side="right")) - 1
+            last = int(np.searchsorted(starts, episode.stop))
+            if first < 0 or last >= len(starts):
+                raise EpisodeError(f"{path}: has no rows of episode {index}; the dataset is damaged")
+            table = file.read_row_groups(range(first, last), columns=list(columns))
+        return table.slice(episode.start - starts[first], episode.n_frames)
+
+    def _open(self, path: Path) -> tuple[pq.ParquetFile, np.ndarray]:
+        # Episodes are read in order, so the file read last is nearly always the one that is wanted.
+        if self._file is None or self._file[0] != path:
+            file = pq.ParquetFile(path)
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            first = next(file.iter_batches(batch_size=1, columns=["index"]))["index"][0].as_py()
+            self._file = (path, file, first + np.cumsum([0, *counts]))
+        return self._file[1:]
+
+    def frames(self, episode: Episode, camera: str, positions: Sequence[int]) -> list[Image.Image]:
+        """Decode the frames of an episode at increasing positions.
+
+        Raises:
+            EpisodeError: if the dataset has no such camera.
+        """
+        if camera not in self.cameras:
+            raise EpisodeError(f"camera {camera!r} is not one of {self.cameras} of {self.meta.repo_id!r}")
+        if camera in self.meta.video_keys:
+            start_s = self.meta.episodes[episode.index][f"videos/{camera}/from_timestamp"]
+            path = self.root / self.meta.get_video_file_path(episode.index, camera)
+            times = start_s + episode.timestamps[list(positions)]
+            return [Image.fromarray(frame) for frame in video_frames(path, times, episode.index)]
+        column = self.rows(episode.index, [camera])[camera]
+        return [Image.open(io.BytesIO(column[p]["bytes"].as_py())).convert("RGB") for p in positions]

@@ -1,0 +1,1 @@
+"""Scoring chain-of-causality labels against a reference (docs/coc_judging.md)."""

@@ -1,0 +1,83 @@
+"""`coc-eval`: how good are labels, measured against the simulator's own trace or against people's?
+
+coc-eval --labels=outputs/coc/vlm.jsonl --reference=outputs/coc/sim.jsonl --dataset.root=data/metaworld
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import draccus
+from draccus.utils import ParsingError
+
+from coc_tools.config import DatasetConfig
+from coc_tools.episodes import EpisodeError, EpisodeReader
+from coc_tools.judge.gripper import GripperConfig, read_grippers
+from coc_tools.judge.report import Report, format_report, judge
+from coc_tools.store import StoreError, read_labels, write_aside
+
+
+@dataclass
+class EvalConfig:
+    """Options of `coc-eval`."""
+
+    # Label file to be judged.
+    labels: str = ""
+    # Label file that is held to be true: of backend sim, or made by people.
+    reference: str = ""
+    # The labelled dataset, for the check against the gripper; without it that metric is left out.
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    gripper: GripperConfig = field(default_factory=GripperConfig)
+    # Temporal intersection over union from which two steps can be the same.
+    min_iou: float = 0.5
+    # Resamples of the episodes for the intervals.
+    n_bootstrap: int = 2000
+    # Seed of the resamples and of the corruptions.
+    seed: int = 0
+    # Also write the figures into this file.
+    json: str | None = None
+
+    def validate(self) -> None:
+        """Raises ValueError naming the option."""
+        for name in ("labels", "reference"):
+            if not Path(getattr(self, name) or "-").is_file():
+                raise ValueError(f"{name}={getattr(self, name)!r}: no such file; name a label file (.jsonl)")
+        if not 0 < self.min_iou <= 1:
+            raise ValueError(f"min_iou={self.min_iou}: expected more than 0 and at most 1")
+        if self.n_bootstrap < 100:
+            raise ValueError(f"n_bootstrap={self.n_bootstrap}: expected at least 100")
+
+
+def evaluate(cfg: EvalConfig) -> Report:
+    """Score a label file and print the report.
+
+    Raises:
+        ValueError: an option or a file cannot be used.
+    """
+    cfg.validate()
+    labels, reference = read_labels(cfg.labels), read_labels(cfg.reference)
+    grippers = None
+    if cfg.dataset.repo_id or cfg.dataset.root:
+        reader = EpisodeReader(cfg.dataset.repo_id, cfg.dataset.root, cfg.dataset.revision)
+        grippers = read_grippers(reader, sorted(set(labels) & set(reference)), cfg.gripper)
+    report = judge(labels, reference, grippers, cfg.min_iou, cfg.n_bootstrap, cfg.seed)
+    print(format_report(report))
+    if cfg.json:
+        options = {**asdict(cfg), "json": None}
+        write_aside(Path(cfg.json), json.dumps({"options": options, **asdict(report)}, indent=1) + "\n")
+    return report
+
+
+def main() -> None:
+    """Console script `coc-eval`."""
+    try:
+        evaluate(draccus.parse(EvalConfig))
+    except (ValueError, EpisodeError, StoreError, ParsingError) as error:
+        sys.exit(f"coc-eval: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Several processes that label one dataset, under `accelerate launch`.
+
+The first process writes the label file, the others write parts beside it, which the first one takes over: when all are
+done, or, after a kill, at the start of the next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from accelerate import PartialState
+
+from coc_tools.store import LabelFile, failed_path, read_failures
+
+
+class Shares:
+    """This process's share of the work; all of it when there is only one process.
+
+    Attributes:
+        is_first: Whether this process plans, prints and writes.
+    """
+
+    def __init__(self, is_needed: bool, is_cpu: bool = False) -> None:
+        """Look how many processes there are.
+
+        Args:
+            is_needed: Whether the backend can use more than one.
+            is_cpu: Whether it runs on a CPU.
+        """
+        # Processes wait for the slowest one, which takes as long as it takes.
+        self._state = PartialState(cpu=is_cpu, timeout=timedelta(days=7)) if is_needed else None
+        self.is_first = self._state is None or self._state.is_main_process
+
+    def part(self, labels: Path) -> Path:
+        """Where this process writes its labels if it is not the first one."""
+        return labels.with_name(f"{labels.stem}.part{self._state.process_index}.jsonl")
+
+    def mine(self, episodes: Sequence[int]) -> list[int]:
+        """Every n-th episode."""
+        if self._state is None:
+            return list(episodes)
+        return list(episodes)[self._state.process_index :: self._state.num_processes]
+
+    def collect(self, labels: LabelFile) -> None:
+        """Move the parts of other processes into the label file; none of them may be at work."""
+        prefix = f"{labels.path.stem}.part"
+        names = {
+            p.name.replace(".failed.jsonl", ".jsonl") for p in labels.path.parent.iterdir() if p.suffix == ".jsonl"
+        }
+        for part in sorted(labels.path.parent / name for name in names if name.startswith(prefix)):
+            with LabelFile(part) as theirs:
+                for episode, label in theirs.items():
+                    if episode not in labels:
+                        labels.append(label)
+                for failure in read_failures(part).values():
+                    labels.append_failure(failure)
+            part.unlink(missing_ok=True)
+            failed_path(part).unlink(missing_ok=True)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()

@@ -1,0 +1,236 @@
+"""The label file: one `EpisodeLabel` per line, appended as episodes are labelled, and its twin for what failed.
+
+`labels.jsonl` holds the good labels, `labels.failed.jsonl` the episodes that have none yet, with the reason and the
+replies. A line is written in one call and synced; a kill leaves at most one torn line at the end, which the next run
+cuts off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
+
+from coc_tools.schema import EpisodeLabel
+
+
+class StoreError(ValueError):
+    """A label file cannot be used."""
+
+
+class Failure(BaseModel):
+    """Why an episode has no label: one line of `<name>.failed.jsonl`."""
+
+    episode_index: int
+    error: str
+    replies: list[str]
+    attempts: int
+    date: str
+
+
+def utc_now() -> str:
+    """The time, UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def failed_path(path: Path) -> Path:
+    """`labels.failed.jsonl` for `labels.jsonl`."""
+    return path.with_name(f"{path.stem}.failed.jsonl")
+
+
+def iter_labels(path: str | Path) -> Iterator[tuple[int, EpisodeLabel]]:
+    """Read a label file line by line.
+
+    Args:
+        path: The label file.
+
+    Yields:
+        (offset of the line in bytes, label). A torn last line is passed over.
+
+    Raises:
+        StoreError: naming the line, if one is not a label or labels an episode for the second time.
+    """
+    seen: dict[int, int] = {}
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            if line.strip():
+                try:
+                    label = EpisodeLabel.model_validate_json(line)
+                except ValidationError as error:
+                    raise StoreError(
+                        f"{path}, line {number}: not a label ({_first(error)}). Mend or delete that line"
+                    ) from error
+                first = seen.setdefault(label.episode_index, number)
+                if first != number:
+                    raise StoreError(
+                        f"{path}, lines {first} and {number}: both label episode {label.episode_index}. Delete one"
+                    )
+                yield offset, label
+            offset += len(line)
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    return f"{where}: {detail['msg']}" if where else detail["msg"]
+
+
+def read_labels(path: str | Path) -> dict[int, EpisodeLabel]:
+    """All labels of a file, by episode, in the order of the episodes.
+
+    Raises:
+        StoreError: as `iter_labels`.
+    """
+    labels = {label.episode_index: label for _, label in iter_labels(path)}
+    return dict(sorted(labels.items()))
+
+
+def read_failures(path: str | Path) -> dict[int, Failure]:
+    """The last failure of each episode, from the `.failed.jsonl` of a label file; empty if there is none."""
+    failures = {}
+    failed = failed_path(Path(path))
+    if failed.exists():
+        for line in failed.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n") and line.strip():
+                failure = Failure.model_validate_json(line)
+                failures[failure.episode_index] = failure
+    return failures
+
+
+class LabelFile(Mapping[int, EpisodeLabel]):
+    """A label file that this process writes, as a mapping of episodes to labels; nobody else may write it meanwhile.
+
+    Holds where each label lies, not the labels.
+
+    Attributes:
+        path: The file.
+        torn: Text of the torn last line that was cut off on opening, "" if there was none.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open, or create, a label file for writing.
+
+        Raises:
+            StoreError: if it is damaged, or another process writes it.
+        """
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                f"{self.path}: another coc-label writes this file; wait for it, or name another"
+            ) from error
+        try:
+            self.torn = _cut_torn_line(self.path) + _cut_torn_line(failed_path(self.path))
+            self._offsets = {label.episode_index: offset for offset, label in iter_labels(self.path)}
+            self._drop_settled_failures()
+            self._file = _open_append(self.path)
+            self._failed = _open_append(failed_path(self.path))
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> LabelFile:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __contains__(self, episode_index: object) -> bool:
+        return episode_index in self._offsets  # Mapping's own would read the label
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._offsets))
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, episode_index: int) -> EpisodeLabel:
+        """Read the label of an episode."""
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[episode_index])
+            return EpisodeLabel.model_validate_json(file.readline())
+
+    def append(self, label: EpisodeLabel) -> None:
+        """Add a label; it is on disk when this returns.
+
+        Raises:
+            StoreError: if the episode has one already.
+        """
+        if label.episode_index in self._offsets:
+            raise StoreError(f"{self.path}: episode {label.episode_index} is labelled already")
+        self._offsets[label.episode_index] = os.fstat(self._file).st_size
+        _write_line(self._file, label.to_line())
+
+    def append_failure(self, failure: Failure) -> None:
+        """Note why an episode has no label."""
+        _write_line(self._failed, json.dumps(failure.model_dump(mode="json"), ensure_ascii=False, sort_keys=True))
+
+    def close(self) -> None:
+        """Settle the file of failures, leave no empty files, and let others write."""
+        os.close(self._file)
+        os.close(self._failed)
+        self._drop_settled_failures()
+        if not self._offsets:
+            self.path.unlink()
+        self._lock.release()
+
+    def _drop_settled_failures(self) -> None:
+        """Keep the last failure of each episode that has no label; without any, no file."""
+        path = failed_path(self.path)
+        if not path.exists():
+            return
+        failures = sorted(read_failures(self.path).values(), key=lambda failure: failure.episode_index)
+        left = [failure for failure in failures if failure.episode_index not in self._offsets]
+        lines = [json.dumps(failure.model_dump(mode="json"), ensure_ascii=False, sort_keys=True) for failure in left]
+        if lines:
+            write_aside(path, "".join(f"{line}\n" for line in lines))
+        else:
+            path.unlink()
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a text file so that it is either the old or the new one, whenever the process dies."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _open_append(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+
+def _write_line(file: int, line: str) -> None:
+    data = f"{line}\n".encode()
+    while data:  # a write to a file that is nearly full may be short
+        data = data[os.write(file, data) :]
+    os.fsync(file)
+
+
+def _cut_torn_line(path: Path) -> str:
+    """Cut what follows the last line break off a file; give it."""
+    if not path.exists():
+        path.touch()
+        return ""
+    with path.open("rb+") as file:
+        size, tail = path.stat().st_size, b""
+        while len(tail) < size and b"\n" not in tail:
+            step = min(65536, size - len(tail))
+            file.seek(size - len(tail) - step)
+            tail = file.read(step) + tail
+        torn = tail.rpartition(b"\n")[2]
+        file.truncate(size - len(torn))
+    return torn.decode(errors="replace")

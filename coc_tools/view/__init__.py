@@ -1,0 +1,1 @@
+"""Label files as one static HTML page (docs/coc_judging.md)."""

@@ -1,0 +1,76 @@
+"""Reading episodes: the right frames of the right camera and episode, signals, other language rows."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from lerobot.datasets import LeRobotDataset
+
+from coc_tools.dataset_writer import write_in_place
+from coc_tools.episodes import EpisodeError, EpisodeReader
+from tests.coc.helpers import label_of
+from tests.fixtures_datasets import CAMERAS, TASKS, make_dataset, solid_frame
+
+LENGTHS = (12, 17, 14, 20)
+
+
+def test_episodes_are_lerobots(reader, coc_source):
+    plain = LeRobotDataset("tests/coc", root=coc_source)
+    assert len(reader) == 4 and reader.cameras == list(CAMERAS)
+    for index in (2, 0, 3):  # not in order
+        episode, rows = reader[index], [i for i in range(len(plain)) if plain[i]["episode_index"] == index]
+        assert (episode.n_frames, episode.start, episode.task) == (LENGTHS[index], rows[0], TASKS[index % 2])
+        assert episode.length_s == LENGTHS[index] / 10
+        for key, mine in (("action", episode.action), ("observation.state", episode.state)):
+            np.testing.assert_array_equal(mine, np.stack([plain[i][key].numpy() for i in rows]))
+        np.testing.assert_array_equal(episode.gripper(), episode.action[:, 3])
+        np.testing.assert_array_equal(episode.gripper("observation.state", 1), episode.state[:, 1])
+        np.testing.assert_allclose(episode.timestamps, np.arange(LENGTHS[index]) / 10, atol=1e-6)
+        assert episode.gripper("no.such.feature") is None and episode.language_rows == []
+
+
+@pytest.mark.parametrize("use_videos", [True, False])
+def test_frames_are_of_that_episode_camera_and_time(use_videos, reader, tmp_path):
+    if not use_videos:
+        make_dataset(tmp_path / "images", use_videos=False, draw=solid_frame, size=16)
+        reader = EpisodeReader(root=str(tmp_path / "images"))
+    for index in (3, 1):
+        for camera, key in enumerate(CAMERAS):
+            positions = [0, 4, 5, LENGTHS[index] - 1]
+            frames = reader[index].frames(key, positions)
+            assert len(frames) == 4
+            for frame, t in zip(frames, positions, strict=True):
+                wanted = solid_frame(index, t, camera, 1)[0, 0].astype(int)
+                # Video codecs change colours a little; neighbours in time are 10 apart.
+                assert np.abs(np.asarray(frame)[8, 8].astype(int) - wanted).max() <= (4 if use_videos else 0)
+    with pytest.raises(EpisodeError, match="camera 'side'"):
+        reader[0].frames("side", [0])
+
+
+def test_row_groups_need_not_be_episodes(reader, coc_source, tmp_path):
+    root = shutil.copytree(coc_source, tmp_path / "regrouped")
+    path = next((root / "data").rglob("*.parquet"))
+    pq.write_table(pq.read_table(path), path, row_group_size=10)
+    regrouped = EpisodeReader(root=str(root))
+    assert pq.ParquetFile(path).num_row_groups == 7
+    for index in (1, 3, 0):
+        assert regrouped[index].table.equals(reader[index].table)
+
+
+def test_coc_rows_are_no_context_but_other_rows_are(coc_source, tmp_path):
+    root = shutil.copytree(coc_source, tmp_path / "rows")
+    reader = EpisodeReader(root=str(root))
+    write_in_place(root, {0: label_of(reader, 0)})
+    again = EpisodeReader(root=str(root))
+    assert again[0].language_rows == [] and again[0].action.shape == (12, 4)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({}, "both empty"), ({"root": "nowhere/at/all"}, "cannot be opened"), ]
+)  # fmt: skip
+def test_what_cannot_be_opened(kwargs, message):
+    with pytest.raises(EpisodeError, match=message):
+        EpisodeReader(**kwargs)
