@@ -1,6 +1,8 @@
 """smolvla_world on tiny models of the real SmolVLM classes: does no harm, can learn, saves, loads, plans."""
 
+import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -405,3 +407,28 @@ def test_compiled_it_sees_each_new_memory_and_compiles_once(tiny_companion, vlm,
     for batch in batches:
         chunk = policy.plan_recorded(batch, "pred", noise)
         torch.testing.assert_close(chunk, plain.plan_recorded(batch, "pred", noise), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", [*[(name,) for name in FUSIONS], tuple(FUSIONS)], ids="+".join)
+def test_a_training_step_adds_no_wait_for_the_device(tiny_companion, vlm, names, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    host_syncs = importlib.import_module("host_syncs")
+    host_syncs.check()
+    plain, dataset, (preprocessor, _) = build(tiny_companion, vlm, "smolvla")
+    world, *_ = build(tiny_companion, vlm, fusion=fusion(*names), memory=MemoryConfig(source="scheduled"))
+    batch = batch_of(dataset, preprocessor, range(3, 9))
+    noise, time = torch.randn(6, 4, 8), torch.rand(6)
+
+    def waits(policy):
+        with host_syncs.HostSyncs() as syncs:
+            policy.forward(dict(batch), noise, time)[0].backward()
+        return syncs.waits
+
+    expected = waits(plain)
+    assert expected  # SmolVLA reads its losses itself
+    world.config.companion.on_device = True
+    waits(world)  # the first step puts the latents on the device
+    assert sum(waits(world).values()) == sum(expected.values()), waits(world) - expected
+    world.config.companion.on_device, world.eyes._device_table = False, None
+    waits(world)
+    assert sum(waits(world).values()) == sum(expected.values()) + 1  # positive control: the index, to the host
