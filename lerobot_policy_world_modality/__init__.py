@@ -4,6 +4,7 @@ LeRobot imports this package to discover it (its name starts with `lerobot_polic
 logged, and heavy imports would slow every LeRobot command down: register configurations, and nothing else.
 """
 
+from lerobot_policy_world_modality.configuration_qwen_world_fplus import QwenWorldFPlusConfig
 from lerobot_policy_world_modality.configuration_smolvla_world import SmolVLAWorldConfig
 from lerobot_policy_world_modality.configuration_world_modality import (
     WorldAConfig,
@@ -16,6 +17,7 @@ from lerobot_policy_world_modality.envs.configuration_metaworld_light import Met
 
 __all__ = [
     "MetaworldLightEnvConfig",
+    "QwenWorldFPlusConfig",
     "SmolVLAWorldConfig",
     "WorldAConfig",
     "WorldBConfig",

@@ -1,10 +1,12 @@
 """Qwen3-VL and Qwen2.5-VL backbones of the real classes with random weights, built on the spot and offline.
 
-A folder of `make_qwen` stands where a user writes `Qwen/Qwen3-VL-2B-Instruct`: as `--policy.vlm_backbone`.
+A folder of `make_qwen` stands where a user writes `Qwen/Qwen3-VL-2B-Instruct`: as `--policy.vlm_backbone`. From the
+command line: `python tests/fixtures_qwen.py FOLDER --d 128`.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -151,3 +153,17 @@ def make_qwen(
 
 def _rope(section: list[int], **options) -> dict:
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section, **options}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a small Qwen3-VL to train from scratch (weights=random).")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--d", type=int, default=128, help="width of language model and vision tower")
+    parser.add_argument("--n_layers", type=int, default=2, help="layers of each")
+    args = parser.parse_args()
+    sizes = {"d": args.d, "d_vision": args.d, "n_layers": args.n_layers, "n_vision_layers": args.n_layers}
+    print(make_qwen(args.folder, n_heads=4, save_weights=False, **sizes))
+
+
+if __name__ == "__main__":
+    main()

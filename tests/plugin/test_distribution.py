@@ -15,7 +15,7 @@ import pytest
 REPO = Path(__file__).parents[2]
 NAME = "lerobot_policy_world_modality"
 PACKAGES = [NAME, "world_modality_core", "coc_tools"]
-TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F", "smolvla_world"]
+TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F", "smolvla_world", "qwen_world_fplus"]
 SCRIPTS = ["wm-precompute", "wm-record", "wm-doctor"]
 
 # Runs inside the fresh environment and prints one JSON object.
@@ -148,7 +148,7 @@ def test_every_type_resolves_to_policy_and_processors(report):
     assert sorted(report["resolved"]) == sorted(TYPES)
     for name, (policy, config, n_steps) in report["resolved"].items():
         assert config.removesuffix("Config") == policy.removesuffix("Policy")
-        assert policy.lower() == name.replace("_", "") + "policy"
+        assert policy.lower() == name.replace("_", "").lower() + "policy"
         assert all(n > 0 for n in n_steps) if name.startswith("world_") else n_steps, name
 
 

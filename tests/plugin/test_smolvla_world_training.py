@@ -136,7 +136,8 @@ def test_with_closed_gates_a_run_logs_the_losses_of_the_baseline(tiny_companion,
 
 def test_two_processes_train_together(tiny_companion, base, tmp_path):
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-                "--mixed_precision=no", "--dynamo_backend=no", "-m", "lerobot.scripts.lerobot_train")  # fmt: skip
+                "--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no",
+                "-m", "lerobot.scripts.lerobot_train")  # fmt: skip
     printed = command(
         *arguments(tiny_companion, tmp_path / "run", base, **{"run.steps": 2, "fusion.f3b": "true"}), launcher=launcher
     )

@@ -82,7 +82,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(trained, ti
 def test_two_processes_train_together(tiny_companion, tmp_path):
     # "--multi_gpu" makes accelerate start the processes; --policy.device=cpu keeps them on the CPU (gloo).
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-                "--mixed_precision=no", "--dynamo_backend=no")  # fmt: skip
+                "--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no")  # fmt: skip
     printed = train(tiny_companion, tmp_path / "run", launcher=launcher, steps=3)
     assert "Effective batch size: 8 x 2 = 16" in printed
     assert weights(tmp_path / "run", 3)["train_step"] == 3
