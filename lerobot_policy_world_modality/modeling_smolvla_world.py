@@ -21,6 +21,7 @@ from lerobot_policy_world_modality.sight import Eyes, Sight, open_training_compa
 from lerobot_policy_world_modality.smolvla_fusion import MemoryTokens, read_at_layer, read_at_prefix
 from lerobot_policy_world_modality.training_log import TrainingLog
 from lerobot_policy_world_modality.world_memory import (
+    WorldSide,
     draws,
     fill_memory,
     foresee,
@@ -35,39 +36,11 @@ from world_modality_core.gated_attention import GatedCrossAttention
 from world_modality_core.injected_linear import MemoryReader, WorldInjectedLinear
 from world_modality_core.memory import Memory
 from world_modality_core.metrics import LoggedValues
-from world_modality_core.prophet import Prophet
-from world_modality_core.world_space import WorldSpace
 
 # The module that each fusion lives in: trained in full, and saved with an adapter.
 SAVED_WITH_ADAPTERS = {
     "f1": "action_out_proj", "f2": "action_time_mlp_out", "f3a": "world_tokens", "f3b": "world_prefix_reader"
 }  # fmt: skip
-
-
-class WorldSide(nn.Module):
-    """All of the world that is trained or saved, apart from the fusions: latents' space, Prophet, count of steps.
-
-    Args:
-        config: The policy's config, its encoder resolved. Without a world (E0) only the count of steps is left.
-    """
-
-    def __init__(self, config: SmolVLAWorldConfig):
-        super().__init__()
-        # Optimiser steps so far: what `scheduled` memory and all draws depend on, so that a resumed run goes on alike.
-        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
-        if not config.has_world:
-            return
-        spec, state = config.encoder, config.robot_state_feature
-        self.space = WorldSpace(spec)
-        self.prophet = Prophet(
-            spec.n_tokens,
-            spec.dim,
-            config.n_history_steps,
-            config.n_future_steps,
-            config.prophet,
-            state_dim=state.shape[0] if config.prophet.use_state else 0,
-            language_dim=config.language.dim,
-        )
 
 
 class SmolVLAWorldPolicy(SmolVLAPolicy):

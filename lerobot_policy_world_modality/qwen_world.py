@@ -6,10 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.configuration_qwen_world_fplus import QwenWorldFPlusConfig
-from lerobot_policy_world_modality.modeling_smolvla_world import WorldSide
 from lerobot_policy_world_modality.qwen_heads import FutureAlignment
 from lerobot_policy_world_modality.sight import Sight
-from lerobot_policy_world_modality.world_memory import draws, fill_memory, hold_gates, prophet_objective, reader_values
+from lerobot_policy_world_modality.world_memory import (
+    WorldSide,
+    draws,
+    fill_memory,
+    hold_gates,
+    prophet_objective,
+    reader_values,
+)
 from world_modality_core.configs import MemorySource
 from world_modality_core.gated_attention import GatedCrossAttention
 from world_modality_core.losses import future_latent_loss

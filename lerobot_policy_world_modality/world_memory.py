@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from lerobot.configs import PreTrainedConfig
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.sight import Sight
@@ -15,6 +16,33 @@ from world_modality_core.gated_attention import Gate, GatedCrossAttention
 from world_modality_core.losses import future_latent_loss, future_latent_metrics
 from world_modality_core.memory import Memory, make_memory, needs_prediction, oracle_share
 from world_modality_core.prophet import Futures, Prophet
+from world_modality_core.world_space import WorldSpace
+
+
+class WorldSide(nn.Module):
+    """All of a VLA's world that is trained or saved, apart from what reads it: latents' space, Prophet, count of steps.
+
+    Args:
+        config: The policy's config, its encoder resolved. Without a world (E0) only the count of steps is left.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        # Optimiser steps so far: what `scheduled` memory and all draws depend on, so that a resumed run goes on alike.
+        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
+        if not config.has_world:
+            return
+        spec, state = config.encoder, config.robot_state_feature
+        self.space = WorldSpace(spec)
+        self.prophet = Prophet(
+            spec.n_tokens,
+            spec.dim,
+            config.n_history_steps,
+            config.n_future_steps,
+            config.prophet,
+            state_dim=state.shape[0] if config.prophet.use_state else 0,
+            language_dim=config.language.dim,
+        )
 
 
 def draws(seed: int, count: int, device: torch.device) -> torch.Generator:
