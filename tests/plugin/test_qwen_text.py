@@ -2,12 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from lerobot.utils.collate import lerobot_collate_fn
 
+from coc_tools.dataset_writer import write_copy
+from coc_tools.episodes import EpisodeReader
+from coc_tools.language_rows import labels_by_index
 from coc_tools.store import StoreError
 from lerobot_policy_world_modality.configuration_qwen_world_fplus import TextConfig
 from lerobot_policy_world_modality.qwen_text import text_loss
+from tests.coc.helpers import label_of
 from tests.fixtures_qwen import FAMILIES, make_qwen
 from tests.plugin.helpers import batch_of, live_batch
 from tests.plugin.qwen_helpers import build, open_gates, step
@@ -236,3 +242,21 @@ def test_a_policy_without_its_labels_says_so(tiny_companion, vlm, tmp_path):
     policy.labels = None
     with pytest.raises(ValueError, match="give `dataset_meta`"):
         policy.forward(batch_of(dataset, preprocessor, [0]))
+
+
+def test_labels_come_from_the_dataset_s_language_rows(tiny_companion, vlm, tmp_path):
+    """What coc-label writes is what the text loss supervises: the row of style `coc` that is active at a frame."""
+    reader = EpisodeReader(root=str(tiny_companion.source_root))
+    labels = {episode: label_of(reader, episode, (0.0, 0.5)) for episode in (0, 1, 2)}
+    root = write_copy(tiny_companion.source_root, tmp_path / "labelled", labels)
+    policy, dataset, (preprocessor, _) = build(tiny_companion._replace(source_root=root), vlm, lambda_text=0.1)
+    assert "language_persistent" in dataset.meta.features
+    batch = preprocessor(lerobot_collate_fn([dataset[index] for index in FRAMES]))  # as lerobot-train collates them
+    loss, logged, _ = step(policy, batch)
+    assert logged["text_share"] == 0.75 and logged["loss_text"] > 0 and torch.isfinite(loss)
+    active = labels_by_index(dataset.meta)(np.array(FRAMES))
+    assert [text is None for text in active] == [False, False, False, True] and len(set(active)) == 4
+    lines = {episode: active[number] for number, episode in enumerate((0, 1, 2))}
+    same, other, (other_preprocessor, _) = with_text(tiny_companion, vlm, tmp_path, lines)
+    from_jsonl = step(same, batch_of(other, other_preprocessor, FRAMES))[1]
+    assert from_jsonl["loss_text"] == pytest.approx(logged["loss_text"], rel=1e-5)
