@@ -8,6 +8,8 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.policies import make_policy, make_pre_post_processors
 from torch.utils.data import default_collate
 
+from world_modality_core.gated_attention import Gate
+
 TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F"]
 SMALL = {
     "d_model": 32,
@@ -60,3 +62,10 @@ def live_batch(dataset, preprocessor, indices) -> dict:
     keys = [key for key in items[0] if key.startswith("observation.") and not key.endswith("_is_pad")]
     batch = {key: torch.stack([item[key] for item in items]) for key in keys}
     return preprocessor(batch | {"task": [item["task"] for item in items]})
+
+
+def open_gates(policy, value: float = 0.5) -> None:
+    """Open all gates, so that what they let through can be seen."""
+    for module in policy.modules():
+        if isinstance(module, Gate):
+            torch.nn.init.constant_(module.value, value)

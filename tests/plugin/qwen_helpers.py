@@ -46,15 +46,6 @@ def build(tiny_companion, vlm, seed: int = 0, config=None, **options):
     return policy.train(), dataset, processors
 
 
-def open_gates(policy, value: float = 0.5) -> None:
-    """Open all gates, so that what they let through can be seen."""
-    from world_modality_core.gated_attention import Gate
-
-    for module in policy.modules():
-        if isinstance(module, Gate):
-            torch.nn.init.constant_(module.value, value)
-
-
 def step(policy, batch, seed: int = 1, **arguments):
     """Loss, logged values and gradients of one training step."""
     policy.train().zero_grad()

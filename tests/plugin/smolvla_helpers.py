@@ -9,7 +9,6 @@ from lerobot.policies import make_policy, make_policy_config, make_pre_post_proc
 import lerobot_policy_world_modality  # noqa: F401  registers the types
 from lerobot_policy_world_modality.configuration_smolvla_world import FusionConfig
 from tests.fixtures_smolvlm import TINY_SMOLVLA
-from world_modality_core.gated_attention import Gate
 
 FUSIONS = ["f1", "f2", "f3a", "f3b"]
 WORLD = {"n_history_steps": 3, "n_future_steps": 2}
@@ -39,10 +38,3 @@ def build(tiny_companion, vlm, policy_type: str = "smolvla_world", seed: int = 0
     policy = make_policy(config, ds_meta=dataset.meta)
     processors = make_pre_post_processors(config, dataset_stats=dataset.meta.stats)
     return policy.train(), dataset, processors
-
-
-def open_gates(policy, value: float = 0.5) -> None:
-    """Set the gates of all fusions."""
-    for module in policy.modules():
-        if isinstance(module, Gate):
-            torch.nn.init.constant_(module.value, value)

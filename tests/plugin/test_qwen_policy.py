@@ -8,8 +8,8 @@ from transformers import AutoModelForImageTextToText
 
 from lerobot_policy_world_modality.qwen_training import parameter_groups
 from tests.fixtures_qwen import FAMILIES, make_qwen
-from tests.plugin.helpers import batch_of, live_batch
-from tests.plugin.qwen_helpers import E0, build, open_gates, step
+from tests.plugin.helpers import batch_of, live_batch, open_gates
+from tests.plugin.qwen_helpers import E0, build, step
 from world_modality_core.configs import MemoryConfig, MemorySource
 from world_modality_core.gated_attention import Gate
 

@@ -15,8 +15,8 @@ from lerobot_policy_world_modality.configuration_qwen_world_fplus import TextCon
 from lerobot_policy_world_modality.qwen_text import text_loss
 from tests.coc.helpers import label_of
 from tests.fixtures_qwen import FAMILIES, make_qwen
-from tests.plugin.helpers import batch_of, live_batch
-from tests.plugin.qwen_helpers import build, open_gates, step
+from tests.plugin.helpers import batch_of, live_batch, open_gates
+from tests.plugin.qwen_helpers import build, step
 from tests.plugin.test_qwen_policy import count_calls
 
 TEXTS = {0: "The gripper moves down because the puck is below it.", 1: "Then it pushes the puck.", 2: "It opens."}

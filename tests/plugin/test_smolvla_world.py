@@ -11,8 +11,8 @@ from lerobot.policies import get_policy_class
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
 from tests.fixtures_smolvlm import make_smolvlm
-from tests.plugin.helpers import batch_of, live_batch
-from tests.plugin.smolvla_helpers import FUSIONS, build, fusion, open_gates
+from tests.plugin.helpers import batch_of, live_batch, open_gates
+from tests.plugin.smolvla_helpers import FUSIONS, build, fusion
 from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.errors import ConfigError
 from world_modality_core.gated_attention import Gate, GatedCrossAttention
@@ -200,7 +200,7 @@ def test_sampling_reads_the_memory_as_training_does(tiny_companion, vlm):
     torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-4)
 
 
-def test_keys_and_values_are_projected_once_per_chunk(tiny_companion, vlm, monkeypatch):
+def test_keys_and_values_are_projected_once_per_chunk(tiny_companion, vlm):
     policy, dataset, (preprocessor, _) = build(tiny_companion, vlm, fusion=fusion(*FUSIONS), num_steps=5)
     calls = []
     for module in policy.modules():

@@ -20,6 +20,8 @@ from lerobot_policy_world_modality.configuration_smolvla_world import SmolVLAWor
 from tests.fixtures_smolvlm import make_smolvla_checkpoint, make_smolvlm
 from tests.plugin.helpers import live_batch
 from tests.plugin.smolvla_helpers import build, fusion
+from world_modality_core.configs import CompanionConfig
+from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.errors import ConfigError
 
 
@@ -242,11 +244,6 @@ def test_weights_that_do_not_fit_are_refused(tiny_companion, base, tmp_path):
 
 def test_companions_and_datasets_that_do_not_fit_are_refused(tiny_companion, base):
     vlm = json.loads((base / "config.json").read_text())["vlm_model_name"]
-    spec = json.loads((tiny_companion.companion_root / "meta/world_modality.json").read_text())
-    assert spec
-    from world_modality_core.configs import CompanionConfig
-    from world_modality_core.encoder_spec import EncoderSpec
-
     for options, message in [
         ({"companion": CompanionConfig(root="")}, "needs the world latents"),
         ({"n_future_steps": 20}, "looks 20 frames ahead.*longest episode.*has 20"),
