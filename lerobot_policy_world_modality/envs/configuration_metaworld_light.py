@@ -27,6 +27,9 @@ class MetaworldLightEnvConfig(EnvConfig):
         obs_type: `pixels_agent_pos` (image and state) or `pixels`.
         observation_height, observation_width: of the image, in pixels.
         camera_name: a camera of the Meta-World models; `corner2` is placed and turned as stock LeRobot does.
+        camera_period: steps between two pictures; in between the last one is repeated, as by a camera slower than the
+            control. A policy that looks at multiples of it only sees what it would see with 1, at a fraction of the cost.
+        hide_goal_after: steps after which the goal marker is invisible, so that the goal has to be remembered; 0: never.
     """
 
     task: str = "push-v3"
@@ -36,6 +39,8 @@ class MetaworldLightEnvConfig(EnvConfig):
     observation_height: int = 128
     observation_width: int = 128
     camera_name: str = "corner2"
+    camera_period: int = 1
+    hide_goal_after: int = 0
     features: dict[str, PolicyFeature] = field(
         default_factory=lambda: {ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(ACTION_DIM,))}
     )
@@ -48,8 +53,9 @@ class MetaworldLightEnvConfig(EnvConfig):
             raise ConfigError(f"env.obs_type={self.obs_type!r}: expected 'pixels_agent_pos' or 'pixels'")
         if self.fps != 80:
             raise ConfigError(f"env.fps={self.fps}: Meta-World is simulated at 80 steps a second; leave it at 80")
-        for name in ("episode_length", "observation_height", "observation_width"):
-            least = 1 if name == "episode_length" else 16
+        leasts = {"episode_length": 1, "camera_period": 1, "hide_goal_after": 0}
+        for name in (*leasts, "observation_height", "observation_width"):
+            least = leasts.get(name, 16)
             if getattr(self, name) < least:
                 raise ConfigError(f"env.{name}={getattr(self, name)}: expected at least {least}")
         image_shape = (self.observation_height, self.observation_width, 3)
@@ -65,6 +71,8 @@ class MetaworldLightEnvConfig(EnvConfig):
             "observation_height": self.observation_height,
             "observation_width": self.observation_width,
             "episode_length": self.episode_length,
+            "camera_period": self.camera_period,
+            "hide_goal_after": self.hide_goal_after,
         }
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict:

@@ -27,7 +27,11 @@ class MetaworldLightEnv(MetaworldEnv):
     Args:
         task: for instance `push-v3`.
         episode_length: steps until `truncated`; also `_max_episode_steps`, which `lerobot-eval` reads.
-        observation_height, observation_width, camera_name, obs_type: as in `MetaworldLightEnvConfig`.
+        observation_height, observation_width, camera_name, obs_type, camera_period, hide_goal_after: as in
+            `MetaworldLightEnvConfig`.
+
+    Raises:
+        ValueError: the goal is to be hidden, and the task's model has no goal marker.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class MetaworldLightEnv(MetaworldEnv):
         camera_name: str = "corner2",
         observation_height: int = 128,
         observation_width: int = 128,
+        camera_period: int = 1,
+        hide_goal_after: int = 0,
     ):
         super().__init__(
             task=task,
@@ -50,6 +56,8 @@ class MetaworldLightEnv(MetaworldEnv):
         self._guard = FrameGuard(self.task)
         self._raw_obs: np.ndarray | None = None
         self._is_stepping = False
+        self._camera_period, self._hide_goal_after = camera_period, hide_goal_after
+        self._goal_markers: list[int] = []
 
     def _ensure_env(self) -> None:
         """Build the simulation on first use, in the process that will run it (as stock does, without its benchmark).
@@ -70,7 +78,20 @@ class MetaworldLightEnv(MetaworldEnv):
         env.mujoco_renderer = LightRenderer(
             env.model, env.data, self.observation_height, self.observation_width, self.camera_name
         )
+        markers = [i for i in range(env.model.nsite) if "goal" in env.model.site(i).name]
+        if self._hide_goal_after and not markers:
+            raise ValueError(f"hide_goal_after={self._hide_goal_after}: the model of {self.task} has no goal marker")
+        self._goal_markers = markers
+        self._goal_opacity = env.model.site_rgba[markers, 3].copy()
         self._env = env
+
+    def _picture_is_due(self) -> bool:
+        """Show or hide the goal marker, and tell whether the camera takes a picture at this step."""
+        step = self._env.curr_path_length
+        if self._hide_goal_after:
+            is_hidden = step >= self._hide_goal_after
+            self._env.model.site_rgba[self._goal_markers, 3] = 0.0 if is_hidden else self._goal_opacity
+        return step % self._camera_period == 0
 
     def reset(self, seed: int | None = None, **kwargs) -> tuple[dict, dict[str, Any]]:
         """Start an episode. Nothing but the seed decides its scene, however many episodes came before."""
@@ -90,7 +111,6 @@ class MetaworldLightEnv(MetaworldEnv):
             BlankFrameError, FrozenFrameError: the renderer stopped working.
         """
         self._ensure_env()
-        self._env.mujoco_renderer.forget()
         self._is_stepping = True
         try:
             return super().step(action)
@@ -98,8 +118,13 @@ class MetaworldLightEnv(MetaworldEnv):
             self._is_stepping = False
 
     def _format_raw_obs(self, raw_obs: np.ndarray) -> dict[str, np.ndarray]:
+        # Called once the simulation has moved on (or was reset), with the picture of the step before still in hand.
+        is_due = self._picture_is_due()
+        if is_due:
+            self._env.mujoco_renderer.forget()
         observation = super()._format_raw_obs(raw_obs)
-        self._guard.check(observation["pixels"], position=raw_obs[:3], step=self._env.curr_path_length)
+        if is_due:
+            self._guard.check(observation["pixels"], position=raw_obs[:3], step=self._env.curr_path_length)
         self._raw_obs = raw_obs
         return observation
 

@@ -84,6 +84,45 @@ def test_states_equal_stock_bit_for_bit(task):
     assert ours.task_description == stock.task_description
 
 
+def test_a_slow_camera_changes_nothing_but_the_pictures_in_between():
+    every, slow = light(), light(camera_period=4)
+    seen = {}
+    for name, env in (("every", every), ("slow", slow)):
+        frames = [env.reset(seed=5)[0]] + [env.step(action)[0] for action in ACTIONS[:10]]
+        frames += [env.reset(seed=6)[0]]  # a new episode starts with a picture of its own
+        seen[name] = frames
+        env.close()
+    for step, (full, sparse) in enumerate(zip(seen["every"], seen["slow"], strict=True)):
+        np.testing.assert_array_equal(sparse["agent_pos"], full["agent_pos"])
+        last = step if step == 11 else step // 4 * 4
+        np.testing.assert_array_equal(sparse["pixels"], seen["every"][last]["pixels"])
+        assert step in (0, 11) or not np.array_equal(full["pixels"], seen["every"][step - 1]["pixels"])
+
+
+@pytest.mark.parametrize("task", ["reach-v3", "push-v3"])
+def test_a_hidden_goal_is_seen_first_and_gone_later(task):
+    shown, hidden = light(task, size=96), light(task, size=96, hide_goal_after=3)
+    for _ in range(2):  # the second episode shows it again
+        pairs = [(shown.reset(seed=5)[0], hidden.reset(seed=5)[0])]
+        pairs += [(shown.step(action)[0], hidden.step(action)[0]) for action in ACTIONS[:5]]
+        same = [np.array_equal(a["pixels"], b["pixels"]) for a, b in pairs]
+        assert same == [True, True, True, False, False, False]
+        assert all(np.array_equal(a["agent_pos"], b["agent_pos"]) for a, b in pairs)
+    # What is missing is the marker: a few saturated pixels, not the scene.
+    changed = np.abs(pairs[-1][0]["pixels"].astype(int) - pairs[-1][1]["pixels"]).max(-1) > 8
+    assert 0 < changed.mean() < 0.05
+    shown.close()
+    hidden.close()
+
+
+def test_a_bad_camera_period_and_a_goal_that_cannot_be_hidden_are_refused():
+    with pytest.raises(ValueError, match="hide_goal_after=3: the model of button-press-v3 has no goal marker"):
+        light("button-press-v3", hide_goal_after=3).reset(seed=0)
+    with pytest.raises(ConfigError, match="camera_period=0"):
+        MetaworldLightEnvConfig(camera_period=0)
+    assert MetaworldLightEnvConfig(hide_goal_after=9).gym_kwargs["hide_goal_after"] == 9
+
+
 def test_twelve_tasks_opened_and_closed_while_another_goes_on():
     survivor = light()
     alone = [survivor.reset(seed=1)[0]["pixels"]] + [survivor.step(a)[0]["pixels"] for a in ACTIONS[:12]]
