@@ -28,8 +28,8 @@ class MetaworldLightEnvConfig(EnvConfig):
         observation_height, observation_width: of the image, in pixels.
         camera_name: a camera of the Meta-World models; `corner2` is placed and turned as stock LeRobot does.
         camera_period: steps between two pictures; in between the last one is repeated, as by a camera slower than the
-            control. A policy that looks at multiples of it only sees what it would see with 1, at a fraction of the cost.
-        hide_goal_after: steps after which the goal marker is invisible, so that the goal has to be remembered; 0: never.
+            control. A policy that looks at multiples of it only acts as with 1, at a fraction of the cost.
+        hide_goal_after: steps after which the goal marker is invisible, so that it has to be remembered; 0: never.
     """
 
     task: str = "push-v3"
