@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from lerobot.envs.metaworld import DIFFICULTY_TO_TASKS, TASK_DESCRIPTIONS, MetaworldEnv
 from lerobot.envs.utils import _LazyAsyncVectorEnv, freeze_after_episode_end
@@ -122,6 +123,10 @@ class MetaworldLightEnv(MetaworldEnv):
         is_due = self._picture_is_due()
         if is_due:
             self._env.mujoco_renderer.forget()
+        if self._env.curr_path_length == 0:
+            # A reset moves the goal after positions were last computed: stock draws the marker of push, reach,
+            # pick-place, ... where an earlier scene had it. Positions only; the physics reads nothing of this.
+            mujoco.mj_kinematics(self._env.model, self._env.data)
         observation = super()._format_raw_obs(raw_obs)
         if is_due:
             self._guard.check(observation["pixels"], position=raw_obs[:3], step=self._env.curr_path_length)
