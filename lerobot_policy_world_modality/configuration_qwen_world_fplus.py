@@ -10,7 +10,15 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import OBS_STATE
 
-from world_modality_core.configs import CompanionConfig, LanguageConfig, MemoryConfig, ProphetConfig, ReadsFutures
+from lerobot_policy_world_modality.prophet_options import refuse_appended, take_over_prophet
+from world_modality_core.configs import (
+    CompanionConfig,
+    LanguageConfig,
+    MemoryConfig,
+    ProphetConfig,
+    ReadsFutures,
+    TellsGiven,
+)
 from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.errors import ConfigError
 
@@ -111,7 +119,7 @@ class TextConfig:
 
 @PreTrainedConfig.register_subclass("qwen_world_fplus")
 @dataclass
-class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig):
+class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig, TellsGiven):
     """Backbone, action tokens, heads, world memory and text."""
 
     # Dense Qwen3-VL or Qwen2.5-VL: Hub id, folder, or a short name such as qwen3_vl_2b_instruct.
@@ -215,6 +223,8 @@ class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig):
     metrics_every: int = 50
 
     def __post_init__(self) -> None:
+        take_over_prophet(self)
+        refuse_appended(self)
         super().__post_init__()
         self.vlm_backbone = backbone_id(self.vlm_backbone)
         for name in (

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from lerobot.configs import PreTrainedConfig, parser
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
-from world_modality_core.configs import CompanionConfig, LanguageConfig, MemoryConfig, ProphetConfig, ReadsFutures
+from lerobot_policy_world_modality.prophet_options import refuse_appended, take_over_prophet
+from world_modality_core.configs import (
+    CompanionConfig,
+    LanguageConfig,
+    MemoryConfig,
+    ProphetConfig,
+    ReadsFutures,
+    TellsGiven,
+)
 from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.errors import ConfigError
 
@@ -41,7 +48,7 @@ class FusionConfig:
 
 @PreTrainedConfig.register_subclass("smolvla_world")
 @dataclass
-class SmolVLAWorldConfig(SmolVLAConfig, ReadsFutures):
+class SmolVLAWorldConfig(SmolVLAConfig, ReadsFutures, TellsGiven):
     """SmolVLA's config, and the world memory's."""
 
     # SmolVLA checkpoint to start from (Hub id or folder). Every field of SmolVLA's config that you don't give comes
@@ -86,15 +93,11 @@ class SmolVLAWorldConfig(SmolVLAConfig, ReadsFutures):
     # Optimiser steps that one of its lines averages over.
     metrics_every: int = 50
 
-    def __new__(cls, *args: Any, **given: Any):
-        # What was given must be told from what has its default value: `init_from` overwrites the latter only.
-        self = super().__new__(cls)
-        self._given = set(given)
-        return self
-
     def __post_init__(self) -> None:
         if self.init_from:
             self._take_over(self.init_from)
+        take_over_prophet(self)
+        refuse_appended(self)
         try:
             super().__post_init__()
         except (TypeError, ValueError, NotImplementedError) as error:  # the parser would hide the first two's text

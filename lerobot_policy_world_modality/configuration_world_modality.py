@@ -8,6 +8,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTr
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import OBS_STATE
 
+from lerobot_policy_world_modality.prophet_options import check_trunk_start, take_over_prophet
 from world_modality_core.configs import (
     CompanionConfig,
     LanguageConfig,
@@ -15,6 +16,7 @@ from world_modality_core.configs import (
     MemorySource,
     ProphetConfig,
     ReadsFutures,
+    TellsGiven,
     TokenizerConfig,
 )
 from world_modality_core.encoder_spec import EncoderSpec
@@ -22,7 +24,7 @@ from world_modality_core.errors import ConfigError
 
 
 @dataclass
-class WorldModalityConfig(PreTrainedConfig):
+class WorldModalityConfig(PreTrainedConfig, TellsGiven):
     """What the five types have in common."""
 
     # The companion dataset of latents (training only).
@@ -60,6 +62,11 @@ class WorldModalityConfig(PreTrainedConfig):
     d_feedforward: int = 0
     # Dropout in the trunk.
     dropout: float = 0.1
+    # Start the trunk from the layers of the Prophet in this folder (wm-prophet's, or a policy's checkpoint), which must
+    # have the trunk's sizes: what the same pretraining is worth without a memory. Not needed again later.
+    trunk_init_from: str | None = None
+    # Where the trunk was started from. Set in training.
+    trunk_initialised_from: str | None = None
     # "l1" or "l2", on normalised actions.
     action_loss: str = "l1"
     # The sentence encoder.
@@ -105,6 +112,7 @@ class WorldModalityConfig(PreTrainedConfig):
             raise ConfigError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}")
         if self.action_loss not in ("l1", "l2"):
             raise ConfigError(f"action_loss={self.action_loss!r}: expected 'l1' or 'l2'")
+        check_trunk_start(self)
 
     def validate_features(self) -> None:
         """Check what only the dataset or environment can tell.
@@ -260,12 +268,14 @@ class WorldFConfig(WorldModalityConfig, ReadsFutures):
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def __post_init__(self) -> None:
+        take_over_prophet(self)
         super().__post_init__()
         for part in ("state", "language"):
             if getattr(self.prophet, f"use_{part}") and not getattr(self, f"use_{part}"):
+                other = "true" if self.prophet.init_from else "false"
                 raise ConfigError(
                     f"prophet.use_{part}=true, but the policy does not read it (use_{part}=false); set "
-                    f"--policy.prophet.use_{part}=false"
+                    f"--policy.{'' if self.prophet.init_from else 'prophet.'}use_{part}={other}"
                 )
         blind_sources = (MemorySource.zero, MemorySource.random)
         sources = (self.memory.source, self.memory.rollout_source)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lerobot_policy_world_modality.configuration_qwen_world_fplus import QwenWorldFPlusConfig
+from lerobot_policy_world_modality.prophet_start import check_starts, start_prophet
 from lerobot_policy_world_modality.qwen_backbone import build_backbone, load_backbone_config
 from lerobot_policy_world_modality.qwen_heads import Proprioception, make_action_head
 from lerobot_policy_world_modality.qwen_inputs import QwenInputs, Sequences
@@ -78,6 +79,7 @@ class QwenWorldFPlusPolicy(PreTrainedPolicy):
                 "qwen_world_fplus without a checkpoint or a dataset does not know its world latents' shape; load it "
                 "with --policy.path=CHECKPOINT, or train it with lerobot-train and --policy.companion.root=FOLDER"
             )
+        check_starts(config, companion)
         vlm_config = load_backbone_config(config)
         self.inputs = QwenInputs(config, vlm_config)
         first_id = int(self.inputs.act_ids[0])
@@ -111,6 +113,8 @@ class QwenWorldFPlusPolicy(PreTrainedPolicy):
             # Backbone and head have drawn their initial weights: with one seed, E0 to E4 start from the same ones.
             with torch.random.fork_rng(devices=[]):
                 self._build_world(companion, d)
+        if companion is not None:
+            start_prophet(config, self.world.prophet, self.world.space, dataset_stats or dataset_meta.stats)
         self._step = 0
         self.register_load_state_dict_post_hook(lambda policy, _: policy._read_step())
         self._log = TrainingLog(config.metrics_file, config.metrics_every)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lerobot_policy_world_modality.configuration_smolvla_world import SmolVLAWorldConfig
 from lerobot_policy_world_modality.init_from import load_base_weights
+from lerobot_policy_world_modality.prophet_start import check_starts, start_prophet
 from lerobot_policy_world_modality.sight import Eyes, Sight, open_training_companion, policy_spec
 from lerobot_policy_world_modality.smolvla_fusion import MemoryTokens, read_at_layer, read_at_prefix
 from lerobot_policy_world_modality.training_log import TrainingLog
@@ -27,6 +28,7 @@ from lerobot_policy_world_modality.world_memory import (
     foresee,
     gate_parameters,
     hold_gates,
+    memory_shape,
     optimizer_groups,
     prophet_objective,
     reader_values,
@@ -87,19 +89,22 @@ class SmolVLAWorldPolicy(SmolVLAPolicy):
             )
         if config.prophet.use_state and config.robot_state_feature is None:
             raise ValueError("prophet.use_state=true needs a feature `observation.state`, which the dataset hasn't")
+        check_starts(config, companion)
         super().__init__(config, **kwargs)
         self._log = TrainingLog(config.metrics_file, config.metrics_every)
         self._step = 0
         # SmolVLA has drawn its initial weights already, and goes on drawing noise from the state that it left.
         with torch.random.fork_rng(devices=[]):
             self._build_world(companion)
+        if companion is not None:
+            start_prophet(config, self.world.prophet, self.world.space, dataset_stats or dataset_meta.stats)
         if config.init_from:
             load_base_weights(self, config.init_from, config.init_revision)
             config.initialised_from, config.init_from = config.init_from, None
         self.reset()
 
     def _build_world(self, companion) -> None:
-        config, spec = self.config, self.config.encoder
+        config = self.config
         use_language = config.prophet.use_language
         if config.has_world:
             self.eyes = Eyes(
@@ -121,7 +126,7 @@ class SmolVLAWorldPolicy(SmolVLAPolicy):
         if companion is not None:
             self.world.space.fill(companion.mean, companion.std, companion.pca, None)
         self.eyes.space = self.world.space
-        self.memory_shape = (config.prophet.n_hypotheses, config.n_future_steps, spec.n_tokens, spec.dim)
+        self.memory_shape = memory_shape(config)
         n, k, p, d = self.memory_shape
         vlm = self.model.vlm_with_expert
         d_expert, d_prefix = vlm.expert_hidden_size, vlm.config.text_config.hidden_size
@@ -166,8 +171,8 @@ class SmolVLAWorldPolicy(SmolVLAPolicy):
         if self.config.trains_prophet:
             loss_world, skill = prophet_objective(self.world.prophet, sight)
             logged.add({"loss_world": loss_world.mean()} | skill)
-            if self.config.lambda_world > 0:
-                loss = loss + self.config.lambda_world * (loss_world if reduction == "none" else loss_world.mean())
+            if self.config.world_weight > 0:
+                loss = loss + self.config.world_weight * (loss_world if reduction == "none" else loss_world.mean())
         if self.training:
             self._log.watch({"prophet": self.world.prophet} | self._readers())
             self._log.take(logged)

@@ -13,6 +13,7 @@ from lerobot_policy_world_modality.world_memory import (
     draws,
     fill_memory,
     hold_gates,
+    memory_shape,
     prophet_objective,
     reader_values,
 )
@@ -41,15 +42,16 @@ class QwenWorld(WorldSide):
     def __init__(self, config: QwenWorldFPlusConfig, d: int):
         super().__init__(config)
         self.config = config
-        spec = config.encoder
-        self.memory_shape = (config.prophet.n_hypotheses, config.n_future_steps, spec.n_tokens, spec.dim)
+        self.memory_shape = memory_shape(config)
         n, k, p, d_memory = self.memory_shape
         self.reader: GatedCrossAttention | None = None
         if config.use_memory:
             self.reader = GatedCrossAttention(d, d_memory, n * k * p, config.memory.n_heads, config.memory.gate)
         self.alignment: FutureAlignment | None = None
         if config.lambda_align > 0:
-            self.alignment = FutureAlignment(d, config.prophet.d_model, k, p, d_memory)
+            self.alignment = FutureAlignment(
+                d, config.prophet.d_model, config.n_future_steps, config.encoder.n_tokens, config.encoder.dim
+            )
 
     def inform(self, states: Tensor, sight: Sight, source: MemorySource, step: int, count: int) -> Tensor:
         """Let the action states (b, h, d) read the memory; without injection they stay as they are.
@@ -74,7 +76,7 @@ class QwenWorld(WorldSide):
         config, loss, values = self.config, 0.0, {}
         if config.trains_prophet:
             loss_world, skill = prophet_objective(self.prophet, sight)
-            loss = loss + config.lambda_world * loss_world
+            loss = loss + config.world_weight * loss_world
             values |= {"loss_world": loss_world.mean()} | skill
         if self.alignment is not None:
             predicted = self.alignment(states, sight.current)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from lerobot.configs import PreTrainedConfig
@@ -16,12 +17,27 @@ from world_modality_core.device_table import DeviceTable, row_is_finite
 from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.frame_history import FrameHistory
+from world_modality_core.memory import Memory
 from world_modality_core.prophet import Futures
 from world_modality_core.sentence_encoder import SentenceEncoder
 from world_modality_core.world_space import WorldSpace
 
 # Share of the accelerator's free memory that the companion's latents may take without being asked for.
 ON_DEVICE_SHARE = 0.1
+
+
+class Intervention(Protocol):
+    """What an evaluation does to the memory of a rollout (docs/evaluation.md)."""
+
+    def __call__(self, memory: Memory, sight: Sight, shape: tuple[int, int, int, int]) -> Memory:
+        """Look at the memory of a plan, and return it or another in its place.
+
+        Args:
+            memory: What the policy would read: tokens (b, n * k * p, d).
+            sight: What the policy sees.
+            shape: (n, k, p, d) of one sample's memory.
+        """
+        ...
 
 
 @dataclass
@@ -41,6 +57,7 @@ class Sight:
         episode: (b,) episode of each sample (recorded only).
         task: (b,) task of each sample.
         futures: What the Prophet predicts from this sight, once it was asked.
+        intervention: What is done to the memory before it is read (live only).
     """
 
     batch_size: int
@@ -55,6 +72,7 @@ class Sight:
     episode: Tensor | None = None
     task: Tensor | None = None
     futures: Futures | None = None
+    intervention: Intervention | None = None
 
     @property
     def current(self) -> Tensor:
@@ -169,6 +187,8 @@ class Eyes:
         self.use_state, self.use_language, self.fps = use_state, use_language, fps
         self.space = space
         self.companion = companion
+        # Set by an evaluation, for as long as its arm runs; training and offline look-ups know nothing of it.
+        self.intervention: Intervention | None = None
         self._encoder = None
         self._sentences: SentenceEncoder | None = None
         self._device_table: DeviceTable | bool | None = None  # None: not decided yet
@@ -240,7 +260,7 @@ class Eyes:
         if history or future:
             n = len(self._history) if history else 0
             latents, is_pad = self._gather(index, self._history * history + self._future * future, device)
-            latents = self.space.standardise(latents)
+            latents = self.space.standardise_rows(latents)
             if history:
                 # Contiguous, as where only the history is read: kernels sum in the order of the memory layout.
                 sight.history, sight.history_is_pad = latents[:, :n].contiguous(), is_pad[:, :n]
@@ -265,6 +285,7 @@ class Eyes:
             The sight; nothing of the future is known.
         """
         sight = self.common(batch, device)
+        sight.intervention = self.intervention
         if not (tokens or latents):
             return sight
         values, is_pad = self.frames.latents(self.encoder(device))

@@ -45,6 +45,17 @@ class WorldSide(nn.Module):
         )
 
 
+def memory_shape(config: PreTrainedConfig) -> tuple[int, int, int, int]:
+    """(n, k, p, d) of one sample's memory: hypotheses, future steps, tokens per step, width of a token.
+
+    With `memory.content=hidden` the Prophet's states stand for all its hypotheses, p counts its slots, d is its width.
+    """
+    spec, prophet = config.encoder, config.prophet
+    if config.memory.content == "hidden":
+        return 1, config.n_future_steps, spec.n_tokens if prophet.per_cell else 1, prophet.d_model
+    return prophet.n_hypotheses, config.n_future_steps, spec.n_tokens, spec.dim
+
+
 def draws(seed: int, count: int, device: torch.device) -> torch.Generator:
     """Source of a step's draws.
 
@@ -76,7 +87,7 @@ def fill_memory(
     generator: torch.Generator,
     step: int,
 ) -> Memory:
-    """Fill the memory that the action path reads.
+    """Fill the memory that the action path reads; in an evaluation's rollout, an intervention has the last word.
 
     Args:
         prophet: The policy's Prophet; run only where `source` needs it.
@@ -92,11 +103,13 @@ def fill_memory(
     """
     if source in OFFLINE_SOURCES and sight.future is None:
         raise ValueError(f"memory source {source.value!r} needs the recorded future, which a rollout doesn't have")
+    config.check_content(source)
     predicted = None
     if needs_prediction(source):
-        predicted = foresee(prophet, sight).latents
+        futures = foresee(prophet, sight)
+        predicted = futures.latents if config.content == "latents" else futures.hidden[:, None]
         predicted = predicted.detach() if config.detach else predicted
-    return make_memory(
+    memory = make_memory(
         source,
         shape=(sight.batch_size, *shape),
         generator=generator,
@@ -108,6 +121,7 @@ def fill_memory(
         task=sight.task,
         share=oracle_share(step, config.schedule_steps),
     )
+    return memory if sight.intervention is None else sight.intervention(memory, sight, shape)
 
 
 def prophet_objective(prophet: Prophet, sight: Sight) -> tuple[Tensor, dict[str, Tensor]]:
@@ -135,6 +149,21 @@ def hold_gates(modules: Iterable[nn.Module], is_held: bool) -> None:
     for module in modules:
         if isinstance(module, Gate):
             module.is_held = is_held
+
+
+def memory_readers(policy: nn.Module) -> list[nn.Module]:
+    """The modules through which a policy reads its world memory, each with a `gate`; without adapters' spare copies."""
+    return [
+        module
+        for name, module in policy.named_modules()
+        if hasattr(module, "last_sample_gate") and "original_module" not in name
+    ]
+
+
+def close_gates(policy: nn.Module, is_closed: bool) -> None:
+    """Close the gates of all a policy's memory readers, or give them back to what training made of them."""
+    for reader in memory_readers(policy):
+        reader.gate.is_closed = is_closed
 
 
 def gate_parameters(modules: Iterable[nn.Module]) -> dict[int, nn.Parameter]:

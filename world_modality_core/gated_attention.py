@@ -28,6 +28,8 @@ class Gate(nn.Module):
         self.kind = kind
         # Held shut: the factor is 0 and no gradient reaches the gate (`memory.gate_warmup_steps`).
         self.is_held = False
+        # Closed at test time, whatever the warm-up says (the arm `gate_closed`, docs/evaluation.md).
+        self.is_closed = False
         if kind == "per_token":
             self.weight = nn.Parameter(torch.zeros(d))
         self.value = nn.Parameter(torch.zeros(n_heads if kind == "per_head" else 1))
@@ -46,7 +48,7 @@ class Gate(nn.Module):
             gate = gate + (queries.float() * self.weight.float()).sum(-1, keepdim=True)
         else:
             gate = gate[None, None]
-        return torch.tanh(gate) * (0.0 if self.is_held else 1.0)
+        return torch.tanh(gate) * (0.0 if self.is_held or self.is_closed else 1.0)
 
     def _apply(self, fn, recurse=True):
         # A gate moves in steps of 1e-4: bf16 would round them away. Follow `fn` to its device, not to its dtype.
@@ -88,6 +90,10 @@ class GatedCrossAttention(nn.Module):
         self.last_attention_entropy: Tensor | None = None
         # () mean gate in the last call.
         self.last_gate: Tensor | None = None
+        # The same per sample: (b, n_positions), (b,) and (b,).
+        self.last_sample_mass: Tensor | None = None
+        self.last_sample_entropy: Tensor | None = None
+        self.last_sample_gate: Tensor | None = None
 
     def project(self, memory: Tensor, is_pad: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Turn a memory into keys and values, once per action chunk.
@@ -159,7 +165,10 @@ class GatedCrossAttention(nn.Module):
 
     def _observe(self, attention: Tensor, gate: Tensor) -> None:
         attention = attention.float()
-        self.last_attention_mass = attention.mean((0, 1, 2))
-        entropy = torch.special.entr(attention).sum(-1).mean()
-        self.last_attention_entropy = entropy / math.log(max(self.n_positions, 2))
+        self.last_sample_mass = attention.mean((1, 2))
+        entropy = torch.special.entr(attention).sum(-1).mean((1, 2))
+        self.last_sample_entropy = entropy / math.log(max(self.n_positions, 2))
+        self.last_sample_gate = gate.mean((1, 2)).expand(len(attention))
+        self.last_attention_mass = self.last_sample_mass.mean(0)
+        self.last_attention_entropy = self.last_sample_entropy.mean()
         self.last_gate = gate.mean()

@@ -96,8 +96,18 @@ def future_latent_metrics(predicted: Tensor, current: Tensor, target: Tensor, is
     Returns:
         `prophet_cosine`, `copy_cosine`, `prophet_skill` and `prophet_skill_1` ... `prophet_skill_K`, each 0-d.
     """
-    cosine = frame_cosine(predicted, target)
     copy = frame_cosine(current[:, None], target)
+    return skill_metrics(frame_cosine(predicted, target), copy, is_pad)
+
+
+def skill_metrics(cosine: Tensor, copy: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    """The figures of `future_latent_metrics`, from cosines.
+
+    Args:
+        cosine: (b, k) cosine of predicted and true latents.
+        copy: (b, k) cosine of current and true latents.
+        is_pad: (b, k).
+    """
     error, copy_error = (masked_mean(1 - c, is_pad, dim=0) for c in (cosine, copy))  # (k,)
     overall = masked_mean(1 - cosine, is_pad), masked_mean(1 - copy, is_pad)
     skills = 1 - error / copy_error.clamp(min=1e-6)

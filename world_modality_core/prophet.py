@@ -21,10 +21,13 @@ class Futures:
     Attributes:
         latents: (b, n, k, p, d) predicted latents of n hypotheses, in the (standardised) space of the history.
         scores: (b, n) logits: which hypothesis the Prophet believes in.
+        hidden: (b, k, q, d_prophet) states that they are predicted from, q = p or 1 slots a frame; None where there is
+            no Prophet behind them.
     """
 
     latents: Tensor
     scores: Tensor
+    hidden: Tensor | None = None
 
     def best(self) -> Tensor:
         """The hypothesis with the highest score: (b, k, p, d)."""
@@ -79,6 +82,12 @@ class Prophet(nn.Module):
             nn.init.zeros_(self.head.bias)
         elif config.residual:
             nn.init.normal_(self.head.weight, std=1e-3)  # hypotheses must differ for best-of-n to tell them apart
+        if config.freeze:
+            self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Prophet:
+        """As torch's; a frozen Prophet stays in evaluation mode."""
+        return super().train(mode and not self.config.freeze)
 
     def forward(
         self,
@@ -98,6 +107,13 @@ class Prophet(nn.Module):
         Returns:
             The predicted futures.
         """
+        # A switch of its own: adapters (PEFT) copy a policy's modules and let the copies' parameters train.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
+            return self._predict(history, is_pad, state, language)
+
+    def _predict(
+        self, history: Tensor, is_pad: Tensor | None, state: Tensor | None, language: Tensor | None
+    ) -> Futures:
         b, t = history.shape[:2]
         past = self.embed(history.reshape(b, t, self.n_slots, -1)) + self.time[:t] + self.slot
         queries = (self.time[t:] + self.slot).expand(b, -1, -1, -1)
@@ -119,4 +135,18 @@ class Prophet(nn.Module):
         if self.config.residual:
             futures = futures + history[:, None, -1:]
         scores = futures.new_zeros(b, 1) if self.score is None else self.score(x.mean(1))
-        return Futures(futures, scores)
+        return Futures(futures, scores, x.unflatten(1, (self.n_future, self.n_slots)))
+
+
+@torch.no_grad()
+def rescale_input(layer: nn.Linear, scale: Tensor, shift: Tensor) -> None:
+    """Fold a change of an input's units into a layer: afterwards layer(x) is what layer(x * scale + shift) was.
+
+    Args:
+        layer: Changed in place.
+        scale: (n_inputs,).
+        shift: (n_inputs,).
+    """
+    weight = layer.weight.double()
+    layer.bias += (weight @ shift.to(weight)).to(layer.bias)
+    layer.weight.copy_(weight * scale.to(weight))

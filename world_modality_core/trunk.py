@@ -73,6 +73,7 @@ class WorldTrunk(nn.Module):
         state: Tensor | None = None,
         language: Tensor | None = None,
         world_tokens: Tensor | None = None,
+        memory: tuple[Tensor, Tensor | None] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the trunk.
 
@@ -83,6 +84,7 @@ class WorldTrunk(nn.Module):
             state: (b, s) normalised robot state.
             language: (b, l) task embedding.
             world_tokens: (b, n) codes of the current frame.
+            memory: (b, m, d) further context tokens, from `AppendedMemory`, and (b, m) True where one must not be read.
 
         Returns:
             Action states (b, h, d), context (b, c, d) and the context's padding (b, c). The context is empty for a
@@ -100,14 +102,49 @@ class WorldTrunk(nn.Module):
             frames = latents.reshape(*latents.shape[:2], self.n_slots, -1)
             tokens = self.latent(frames) + self.time + self.cell
             parts.append(tokens.flatten(1, 2))
+        n_observed = sum(part.shape[1] for part in parts)
+        if memory is not None:
+            parts.append(memory[0])
         parts.append(self.queries.expand(batch_size, -1, -1))
         x = torch.cat(parts, dim=1)
         n_context = x.shape[1] - self.n_actions
         is_pad = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         if self.latent is not None and latents_is_pad is not None:
-            is_pad[:, n_always:n_context] = latents_is_pad.repeat_interleave(self.n_slots, dim=1)
+            is_pad[:, n_always:n_observed] = latents_is_pad.repeat_interleave(self.n_slots, dim=1)
+        if memory is not None and memory[1] is not None:
+            is_pad[:, n_observed:n_context] = memory[1]
         x = self.encoder(x, src_key_padding_mask=is_pad)
         return x[:, n_context:], x[:, :n_context], is_pad[:, :n_context]
+
+
+class AppendedMemory(nn.Module):
+    """Turn a world memory into context tokens of the trunk (`memory.entry=appended`); without a gate.
+
+    Args:
+        d: Width of the trunk.
+        d_memory: Width of a memory token.
+        n_positions: Memory tokens; each position has a learned embedding, since latents don't carry their time.
+    """
+
+    def __init__(self, d: int, d_memory: int, n_positions: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(d_memory)
+        self.project = nn.Linear(d_memory, d)
+        self.position = nn.Parameter(torch.randn(n_positions, d) * 0.02)
+
+    def forward(self, memory: Tensor, is_pad: Tensor | None = None) -> Tensor:
+        """Project a memory.
+
+        Args:
+            memory: (b, n_positions, d_memory).
+            is_pad: (b, n_positions) True where a token won't be read; such tokens may hold anything.
+
+        Returns:
+            (b, n_positions, d).
+        """
+        if is_pad is not None:
+            memory = memory.masked_fill(is_pad[..., None], 0.0)
+        return self.project(self.norm(memory)) + self.position
 
 
 class FutureHead(nn.Module):

@@ -21,7 +21,7 @@ def shrunk_std(std: Tensor, spec: EncoderSpec) -> Tensor:
     An entry that hardly varies (a cell of background, a late principal component) holds noise, and dividing by its own
     spread would blow the noise up to the size of a signal: what h264 (crf 12, 4:2:0) does to a Meta-World frame moved
     its latent 1.9 times as far as 10 frames of motion did with plain standardisation, and 1.1 times with this
-    (docs/results.md).
+    (docs/RESULTS.md).
 
     Args:
         std: (p, d) standard deviation of each entry.
@@ -75,17 +75,27 @@ class WorldSpace(nn.Module):
             self.codebook.load_state_dict(codebook.state_dict())
 
     def standardise(self, latents: Tensor) -> Tensor:
-        """Latents as stored -> zero mean per entry, and unit variance per pooling part (see `shrunk_std`).
+        """Bring latents to zero mean per entry and unit variance per pooling part (see `shrunk_std`).
 
         Args:
-            latents: (..., p * d) or (..., p, d), any float dtype.
+            latents: (..., p, d), any float dtype.
 
         Returns:
             (..., p, d) fp32.
+
+        Raises:
+            ValueError: if the last axes are not (p, d).
         """
         if latents.shape[-2:] != self.mean.shape:
-            latents = latents.unflatten(-1, self.mean.shape)
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}; expected (..., {self.n_tokens}, {self.dim}), or "
+                "standardise_rows for rows as a companion stores them"
+            )
         return (latents.to(self.mean.dtype) - self.mean) / self.std
+
+    def standardise_rows(self, rows: Tensor) -> Tensor:
+        """`standardise` for latents as a companion stores them: (..., p * d) -> (..., p, d)."""
+        return self.standardise(rows.unflatten(-1, self.mean.shape))
 
     def restore(self, latents: Tensor) -> Tensor:
         """Inverse of `standardise`: (..., p, d) -> (..., p, d)."""

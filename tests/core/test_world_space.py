@@ -1,5 +1,7 @@
 """The space of the latents: standardisation, its inverse, and what travels in a checkpoint."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,10 +52,18 @@ def test_a_constant_latent_is_no_division_by_zero():
     assert torch.isfinite(scale).all() and (scale > 0).all()
 
 
-def test_restore_is_the_inverse_and_flat_latents_are_understood():
+def test_restore_is_the_inverse_and_rows_are_split():
     space, values = build()
     torch.testing.assert_close(space.restore(space.standardise(values)), values, rtol=1e-4, atol=1e-4)
-    assert torch.equal(space.standardise(values.flatten(1)), space.standardise(values))
+    assert torch.equal(space.standardise_rows(values.flatten(1)), space.standardise(values))
+    with pytest.raises(ValueError, match="standardise_rows"):
+        space.standardise(values.flatten(1))
+
+
+def test_rows_of_one_token_keep_their_axes():
+    """A window of one frame of one token, (b, 1, d), looks like split latents and isn't."""
+    space = WorldSpace(replace(SPEC, pooling="mean", pca_dim=0, raw_dims=[3], dim=3, n_tokens=1))
+    assert space.standardise_rows(torch.randn(5, 1, 3)).shape == (5, 1, 1, 3)
 
 
 def test_statistics_pca_and_codebook_travel_in_the_state_dict():

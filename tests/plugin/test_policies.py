@@ -79,11 +79,11 @@ def test_windows_are_the_table_s_rows_and_never_leave_the_episode(tiny_companion
     for i, index in enumerate(indices):
         for j, offset in enumerate([-2, -1, 0]):
             if not sight.history_is_pad[i, j]:
-                row = space.standardise(torch.tensor(table.latents[index + offset]))
+                row = space.standardise_rows(torch.tensor(table.latents[index + offset]))
                 torch.testing.assert_close(sight.history[i, j], row)
         for j, offset in enumerate([1, 2, 3]):
             if not sight.future_is_pad[i, j]:
-                row = space.standardise(torch.tensor(table.latents[index + offset]))
+                row = space.standardise_rows(torch.tensor(table.latents[index + offset]))
                 torch.testing.assert_close(sight.future[i, j], row)
 
 
