@@ -1,0 +1,89 @@
+"""Arms: what is done to a checkpoint's memory while it acts, and nothing else (docs/evaluation.md)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank, pinned_generator
+from lerobot_policy_world_modality.sight import Sight
+from world_modality_core.memory import Memory
+
+# Arms that show a scene the memories of another one.
+BANK_ARMS = ("shuffle", "shuffle_within_task", "wrong_task")
+
+ARMS = ("intact", "gate_closed", "zero", "random", "shuffle", "shuffle_within_task", "copy_current", "stale",
+        "wrong_task")  # fmt: skip
+
+
+class MemoryArm:
+    """An arm as an `Intervention`: sees each plan's memory, and returns what the policy reads in its place.
+
+    Draws depend on (draw_seed, arm, task, seed, plan) alone: neither on the batch nor on what was run before.
+
+    Args:
+        name: One of `ARMS`.
+        bank: Memories of other episodes; None if no arm of the evaluation needs them.
+        draw_seed: Seed of the draws.
+        stale_plans: Age of the memory of `stale`, in plans.
+    """
+
+    def __init__(self, name: str, bank: MemoryBank | None = None, draw_seed: int = 0, stale_plans: int = 4):
+        self.name, self.bank, self.draw_seed, self.stale_plans = name, bank, draw_seed, stale_plans
+        self.shape: tuple[int, int, int, int] | None = None
+        self.start("", [])
+
+    def start(self, task: str, seeds: list[int]) -> None:
+        """Begin a batch of episodes.
+
+        Args:
+            task: Their task.
+            seeds: (b,) seeds of their scenes.
+        """
+        self._task, self._seeds = task, seeds
+        self.seen: list[Tensor] = []  # (b, m, d) of each plan, before the arm; kept where it is needed
+        self._n_plans = 0
+        self._lent: list[Tensor] = []  # (n_plans, m, d) for each of the b scenes
+        if self.name in BANK_ARMS:
+            donors = [self.bank.donor(self.name, task, seed, self.draw_seed) for seed in seeds]
+            self._lent = [self.bank.load(*donor) for donor in donors]
+
+    @property
+    def _keeps_all(self) -> bool:
+        return self.name == "intact" and self.bank is not None
+
+    def __call__(self, memory: Memory, sight: Sight, shape: tuple[int, int, int, int]) -> Memory:
+        """The memory that is read in place of `memory`; see `Intervention`."""
+        tokens, plan = memory.tokens, self._n_plans
+        self.shape, self._n_plans = shape, plan + 1
+        if self._keeps_all:
+            self.seen.append(tokens.half().cpu())
+        match self.name:
+            case "intact" | "gate_closed":
+                return memory
+            case "zero":
+                return Memory(torch.zeros_like(tokens))
+            case "random":
+                return Memory(self._noise(tokens, plan))
+            case "copy_current":
+                n, k, p, d = shape
+                copies = sight.current[:, None, None].expand(-1, n, k, p, d)
+                return Memory(copies.reshape(tokens.shape).to(tokens.dtype))
+            case "stale":
+                self.seen = [*self.seen[-self.stale_plans :], tokens]
+                return Memory(self.seen[0])
+            case "shuffle" | "shuffle_within_task" | "wrong_task":
+                # The same plan of the other episode, or its last: what differs is the content, not the phase.
+                lent = torch.stack([episode[min(plan, len(episode) - 1)] for episode in self._lent])
+                return Memory(lent.to(tokens))
+        raise AssertionError(self.name)
+
+    def _noise(self, tokens: Tensor, plan: int) -> Tensor:
+        """Gaussian directions with the norms of the tokens that they replace, (b, m, d)."""
+        noise = torch.stack(
+            [
+                torch.randn(tokens.shape[1:], generator=pinned_generator(self.draw_seed, "random", *scene, plan))
+                for scene in ((self._task, seed) for seed in self._seeds)
+            ]
+        ).to(tokens)
+        return noise * tokens.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)

@@ -1,0 +1,117 @@
+"""Options of `wm-eval`: those of `lerobot-eval`, and what makes its episodes comparable."""
+# No `from __future__ import annotations`: LeRobot's parser reads the annotations of this class and of its base.
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lerobot.configs.eval import EvalPipelineConfig
+
+from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS
+from world_modality_core.configs import MemorySource
+from world_modality_core.errors import ConfigError
+from world_modality_core.evidence.checkpoint import checkpoint_folder, label_of, training_seed
+
+
+@dataclass
+class WorldEvalConfig(EvalPipelineConfig):
+    """`lerobot-eval`'s options (a task has the scenes `seed`, `seed` + 1, ...), and what makes episodes comparable."""
+
+    # What was trained, whatever the training seed: one label per recipe. From the checkpoint's folder, if not given.
+    model: str = ""
+    # The training run's seed. From the checkpoint's train_config.json, if not given.
+    train_seed: int | None = None
+    # What is done to the checkpoint's memory, comma-separated: intact, gate_closed, zero, random, shuffle,
+    # shuffle_within_task, copy_current, stale, wrong_task (docs/evaluation.md).
+    arms: str = "intact"
+    # Which episodes to film: none, failures, all, or first:N for the first N scenes of each task and arm.
+    videos: str = "none"
+    # For `stale`: how many plans old the memory is.
+    stale_plans: int = 4
+    # For `shuffle`, `shuffle_within_task` and `wrong_task`: of how many scenes of each task, from the first on, the
+    # memories are kept while `intact` runs.
+    bank_scenes: int = 16
+    # Seed of the draws of `random`, `shuffle`, `shuffle_within_task` and `wrong_task`.
+    draw_seed: int = 0
+
+    @property
+    def arm_names(self) -> list[str]:
+        """The arms, `intact` first."""
+        names = [name.strip() for name in self.arms.split(",") if name.strip()]
+        return sorted(names, key=lambda name: name != "intact")
+
+    @property
+    def n_filmed(self) -> int:
+        """How many scenes of each task and arm are filmed; whether the film is kept is another question."""
+        if self.videos in ("all", "failures"):
+            return self.eval.n_episodes
+        return 0 if self.videos == "none" else int(self.videos.removeprefix("first:"))
+
+    def resolve(self) -> Path:
+        """Check the options, and fill in `model` and `train_seed`.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            ConfigError: naming the option, its value and the remedy.
+        """
+        if self.policy is None or not self.policy.pretrained_path:
+            raise ConfigError("policy.path is not given: name the checkpoint to evaluate with --policy.path=FOLDER")
+        self._check_arms()
+        if self.seed is None:
+            raise ConfigError("seed=None: scenes are pinned by their seeds; give the first one's with --seed=100000")
+        if self.videos not in ("none", "all", "failures"):
+            prefix, _, count = self.videos.partition(":")
+            if prefix != "first" or not count.isdigit() or int(count) < 1:
+                raise ConfigError(f"videos={self.videos!r}: expected none, failures, all, or first:N with N >= 1")
+        for name, least in (("stale_plans", 1), ("bank_scenes", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {least}")
+        if self.eval.recording:
+            raise ConfigError("eval.recording=true: wm-eval records no datasets; use lerobot-eval, or leave it out")
+        if self.env.max_parallel_tasks != 1:
+            raise ConfigError(
+                f"env.max_parallel_tasks={self.env.max_parallel_tasks}: tasks would share the policy's state; leave it "
+                "at 1 and raise --eval.batch_size, or start several wm-eval with an output_dir each"
+            )
+        folder = checkpoint_folder(self.policy.pretrained_path)
+        self.model = self.model or label_of(self.policy.pretrained_path)
+        if self.train_seed is None:
+            self.train_seed = training_seed(folder)
+        if self.train_seed is None:
+            raise ConfigError(
+                f"train_seed is not given, and {self.policy.pretrained_path} has no train_config.json that says it: "
+                "give --train_seed=N"
+            )
+        return folder
+
+    def _check_arms(self) -> None:
+        names = self.arm_names
+        unknown = [name for name in names if name not in ARMS]
+        if unknown or not names or len(set(names)) < len(names):
+            raise ConfigError(f"arms={self.arms!r}: expected one or more of {', '.join(ARMS)}, each once")
+        changing = [name for name in names if name != "intact"]
+        if not changing:
+            return
+        if not getattr(self.policy, "reads_memory", False):
+            raise ConfigError(
+                f"arms={self.arms!r}: a {self.policy.type} without world memory has only the arm intact; there is "
+                f"nothing that {changing[0]} could change"
+            )
+        source = self.policy.memory.rollout_source
+        changing = [name for name in changing if name != "gate_closed"]
+        if changing and source in (MemorySource.zero, MemorySource.random):
+            raise ConfigError(
+                f"arms={self.arms!r}: this checkpoint's memory is {source.value!r} in rollouts, so that {changing[0]} "
+                "takes nothing away from it; its arms are intact and gate_closed"
+            )
+        if self.eval.n_episodes < 2 and set(names) & {"shuffle", "shuffle_within_task"}:
+            raise ConfigError(
+                f"eval.n_episodes={self.eval.n_episodes}: the arms shuffle and shuffle_within_task need the memory of "
+                "another episode; evaluate at least 2"
+            )
+
+    @property
+    def bank_arms(self) -> list[str]:
+        """The arms that read what `intact` saved."""
+        return [name for name in self.arm_names if name in BANK_ARMS]

@@ -1,0 +1,169 @@
+"""What an evaluation is: its `eval.json`, and when two commands mean the same one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import draccus
+import torch
+from lerobot.configs import FeatureType
+from lerobot.envs.configs import EnvConfig
+
+from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl
+from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
+from lerobot_policy_world_modality.evaluation.tasks import LIBERO, METAWORLD
+from world_modality_core.errors import ConfigError
+from world_modality_core.evidence.checkpoint import checkpoint_hash
+from world_modality_core.evidence.episodes import INFO_FILE, read_eval_info, write_eval_info
+
+PACKAGES = ("lerobot", "torch", "numpy", "metaworld", "mujoco", "lerobot_policy_world_modality")
+
+# What may differ between two commands that go on with one evaluation: they add arms and scenes, or say where and when.
+_MAY_DIFFER = ("arms", "n_episodes", "batch_size", "videos", "checkpoint", "commit", "command", "started_at", "machine")
+
+
+def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
+    """What `eval.json` says of an evaluation (docs/evaluation.md).
+
+    Args:
+        cfg: The options, resolved.
+        folder: The checkpoint's folder.
+    """
+    policy = draccus.encode(cfg.policy)
+    policy.pop("pretrained_path", None)  # where it lies is no matter: its hash is here
+    images = [feature.shape for feature in cfg.env.features.values() if feature.type is FeatureType.VISUAL]
+    return {
+        "model": cfg.model,
+        "train_seed": cfg.train_seed,
+        "policy_type": cfg.policy.type,
+        "checkpoint": str(cfg.policy.pretrained_path),
+        "checkpoint_hash": checkpoint_hash(folder),
+        "arms": cfg.arm_names,
+        "n_episodes": cfg.eval.n_episodes,
+        "batch_size": cfg.eval.batch_size,
+        "videos": cfg.videos,
+        "seed": cfg.seed,
+        "stale_plans": cfg.stale_plans,
+        "bank_scenes": cfg.bank_scenes,
+        "draw_seed": cfg.draw_seed,
+        "rename_map": cfg.rename_map,
+        "env": env_fields(cfg.env),
+        "env_hash": env_hash(cfg.env),
+        "policy": policy,
+        "n_action_steps": getattr(cfg.policy, "n_action_steps", 1),
+        "renderer": renderer(cfg.env),
+        "image": list(images[0][:2]) if images else [0, 0],
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "commit": _commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def begin(output_dir: Path, info: dict[str, Any]) -> None:
+    """Write `eval.json`, or go on with the one that is there.
+
+    Raises:
+        ConfigError: if the folder holds another evaluation, naming what differs, or something else.
+    """
+    path = output_dir / INFO_FILE
+    if not path.exists():
+        if (output_dir / "episodes").exists():
+            raise ConfigError(f"output_dir={output_dir} has episodes but no {INFO_FILE}; choose another --output_dir")
+        write_eval_info(output_dir, info)
+        return
+    found = read_eval_info(path)
+    differing = _differences(
+        {key: value for key, value in found.items() if key not in (*_MAY_DIFFER, "schema")},
+        {key: value for key, value in json.loads(json.dumps(info)).items() if key not in _MAY_DIFFER},
+    )
+    if differing:
+        raise ConfigError(
+            f"output_dir={output_dir} holds another evaluation ({'; '.join(differing)}); repeat its own command to go "
+            "on with it, or choose another --output_dir"
+        )
+    arms = [*found["arms"], *(arm for arm in info["arms"] if arm not in found["arms"])]
+    n_episodes = max(found["n_episodes"], info["n_episodes"])
+    if arms != found["arms"] or n_episodes != found["n_episodes"]:
+        write_eval_info(output_dir, found | {"arms": arms, "n_episodes": n_episodes, "command": info["command"]})
+
+
+def env_fields(env: EnvConfig) -> dict[str, Any]:
+    """All fields of an environment's config, and its type."""
+    return {"type": env.type, **draccus.encode(env)}
+
+
+def env_hash(env: EnvConfig) -> str:
+    """Hash of an environment's config without what only says which tasks are run, and how many at once."""
+    fields = {k: v for k, v in env_fields(env).items() if k not in ("task", "task_ids", "max_parallel_tasks")}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def renderer(env: EnvConfig) -> str:
+    """What draws the frames: MuJoCo's platform and OpenGL's own name; "" where MuJoCo isn't what simulates."""
+    if env.type not in (*METAWORLD, *LIBERO):
+        return ""
+    backend = choose_mujoco_gl()
+    if backend not in ("egl", "osmesa"):
+        return backend or "default"
+    return f"{backend}: {_opengl_name(backend)}".removesuffix(": ")
+
+
+@functools.cache
+def _opengl_name(backend: str) -> str:
+    """OpenGL's name of what draws; "" if no context can be opened, which the environment will then explain."""
+    try:
+        context = importlib.import_module(f"mujoco.{backend}").GLContext(16, 16)
+        context.make_current()
+        from OpenGL import GL  # bound to the platform by now
+
+        name = GL.glGetString(GL.GL_RENDERER).decode()
+        context.free()
+    except Exception:  # whatever PyOpenGL, MuJoCo or the driver raise
+        return ""
+    return name
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    told = []
+    for key in dict.fromkeys([*found, *wanted]):
+        there, asked = found.get(key), wanted.get(key)
+        if isinstance(there, dict) and isinstance(asked, dict):
+            told += _differences(there, asked, f"{prefix}{key}.")
+        elif there != asked:
+            told.append(f"{prefix}{key}: {there} there, {asked} asked")
+    return told
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of the working tree that this package is in ("-dirty" where it differs); None where it is installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, cwd=root).stdout.strip() or None
+
+
+def _machine() -> str:
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores{gpu}"

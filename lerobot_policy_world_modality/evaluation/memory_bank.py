@@ -1,0 +1,87 @@
+"""Memories that a policy predicted while it was left alone: what the arms that exchange memories draw from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from world_modality_core.errors import ConfigError
+
+FOLDER = "memory_bank"
+
+
+class MemoryBank:
+    """The memories of the first scenes of each task, one file per scene: <folder>/<task>/<seed>.safetensors.
+
+    Args:
+        folder: The evaluation's folder.
+        scenes: (task, seed) of all scenes that are to be kept.
+    """
+
+    def __init__(self, folder: Path, scenes: list[tuple[str, int]]):
+        self._folder = folder / FOLDER
+        self.scenes = scenes
+
+    def save(self, task: str, seed: int, memories: Tensor) -> None:
+        """Keep the memories of an episode.
+
+        Args:
+            task, seed: The scene.
+            memories: (n_plans, m, d) of all its plans; stored as fp16.
+        """
+        path = self._path(task, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.partial")
+        save_file({"memories": memories.half().contiguous().cpu()}, aside)
+        os.replace(aside, path)
+
+    def load(self, task: str, seed: int) -> Tensor:
+        """(n_plans, m, d) fp16 memories of an episode."""
+        return load_file(self._path(task, seed))["memories"]
+
+    def check_complete(self) -> None:
+        """Raises ConfigError where a scene is missing, as when `intact` ran without the arms that exchange memories."""
+        missing = [f"{task} {seed}" for task, seed in self.scenes if not self._path(task, seed).exists()]
+        if missing:
+            raise ConfigError(
+                f"{self._folder} lacks the memories of {len(missing)} scenes ({missing[0]}, ...): the arms shuffle, "
+                "shuffle_within_task and wrong_task need those that intact predicted, and intact was run here without "
+                "them; give another --output_dir, with intact among the arms"
+            )
+
+    def donor(self, arm: str, task: str, seed: int, draw_seed: int) -> tuple[str, int]:
+        """Draw the scene that lends its memories to another, the same each time it is asked.
+
+        Args:
+            arm: `shuffle`: any other scene; `shuffle_within_task`: of the same task; `wrong_task`: of another task.
+            task, seed: The scene that borrows.
+            draw_seed: Seed of the draw.
+        """
+        allowed = [
+            scene
+            for scene in self.scenes
+            if scene != (task, seed)
+            and (arm != "shuffle_within_task" or scene[0] == task)
+            and (arm != "wrong_task" or scene[0] != task)
+        ]
+        # The highest lot wins: a scene more or less in the bank moves only the draws that it wins or won.
+        return max(allowed, key=lambda scene: pinned_number(draw_seed, arm, task, seed, *scene))
+
+    def _path(self, task: str, seed: int) -> Path:
+        return self._folder / task.replace("/", "_") / f"{seed}.safetensors"
+
+
+def pinned_number(*parts: str | int) -> int:
+    """A number in [0, 2^63) that depends on `parts` alone: on any machine, in any order of work."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def pinned_generator(*parts: str | int) -> torch.Generator:
+    """A CPU source of draws that depends on `parts` alone."""
+    return torch.Generator().manual_seed(pinned_number(*parts))

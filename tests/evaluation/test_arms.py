@@ -1,0 +1,189 @@
+"""Each arm changes what it says and nothing else; and every arm's change reaches the actions."""
+
+import pytest
+import torch
+
+from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS, MemoryArm
+from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank
+from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
+from lerobot_policy_world_modality.world_memory import close_gates, memory_readers
+from tests.evaluation.helpers import CAMERA, SIZE, make_policy_of
+from tests.fixtures_qwen import make_qwen
+from tests.fixtures_smolvlm import make_smolvlm
+from tests.plugin import qwen_helpers, smolvla_helpers
+from tests.plugin.helpers import live_batch, open_gates
+
+SCENES = [(task, seed) for task in ("push", "reach") for seed in (1, 2, 3)]
+N_PLANS = 4
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return make_policy_of("world_F")
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    """Six scenes with two plans each; the memory of scene i at plan j is 10 i + j throughout."""
+    bank = MemoryBank(tmp_path_factory.mktemp("run"), SCENES)
+    for i, scene in enumerate(SCENES):
+        bank.save(*scene, torch.stack([torch.full((2, 1280), 10.0 * i + j) for j in range(2)]))
+    bank.check_complete()
+    return bank
+
+
+def act(policy, arm, seeds=(1, 2)):
+    """Plan `N_PLANS` times from the same frames: what the reader was shown, its queries, and the actions."""
+    shown, queries = [], []
+    hook = policy.memory.register_forward_pre_hook(
+        lambda module, args: (queries.append(args[0].clone()), shown.append(args[1].clone()))[0] and None
+    )
+    policy.eyes.intervention = arm
+    arm.start("push", list(seeds))
+    close_gates(policy, arm.name == "gate_closed")
+    policy.reset()
+    generator, actions = torch.Generator().manual_seed(0), []
+    for _ in range(N_PLANS):
+        images = torch.rand(2, 3, SIZE, SIZE, generator=generator)
+        actions.append(policy.predict_action_chunk({CAMERA: images, "observation.state": torch.ones(2, 4)}))
+    hook.remove()
+    return torch.stack(shown), torch.stack(queries), torch.stack(actions)
+
+
+@pytest.fixture(scope="module")
+def runs(policy, bank):
+    return {arm: act(policy, MemoryArm(arm, bank, draw_seed=3, stale_plans=2)) for arm in ARMS}
+
+
+def test_without_an_arm_a_policy_acts_as_intact(policy, runs):
+    policy.eyes.intervention = None
+    close_gates(policy, False)
+    policy.reset()
+    generator = torch.Generator().manual_seed(0)
+    for plan in range(N_PLANS):
+        images = torch.rand(2, 3, SIZE, SIZE, generator=generator)
+        actions = policy.predict_action_chunk({CAMERA: images, "observation.state": torch.ones(2, 4)})
+        assert torch.equal(actions, runs["intact"][2][plan])
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "intact"])
+def test_an_arm_changes_the_actions_and_nothing_before_the_memory(runs, arm):
+    shown, queries, actions = runs[arm]
+    assert torch.equal(queries, runs["intact"][1])
+    assert not torch.equal(actions, runs["intact"][2])
+    assert torch.equal(shown, runs["intact"][0]) == (arm == "gate_closed")
+
+
+def test_what_each_arm_shows(policy, runs):
+    intact = runs["intact"][0]  # (plans, b, m, d)
+    assert intact.flatten(2).std(-1).min() > 0.1 and not torch.equal(intact[0], intact[1])
+    assert not runs["zero"][0].any()
+    # Norm-matched, and no copy of what it replaces.
+    random = runs["random"][0]
+    torch.testing.assert_close(random.norm(dim=-1), intact.norm(dim=-1))
+    assert torch.cosine_similarity(random, intact, dim=-1).abs().max() < 0.2
+    # Two plans old; the first plans take the oldest there is.
+    assert torch.equal(runs["stale"][0], intact[[0, 0, 0, 1]])
+    copied = runs["copy_current"][0]
+    assert torch.equal(copied[:, :, 0], copied[:, :, 1])  # both future steps are the one current latent
+    assert not torch.equal(copied[0], copied[1]) and not torch.equal(copied[0, 0], copied[0, 1])
+
+
+@pytest.mark.parametrize("arm", BANK_ARMS)
+def test_exchanged_memories_are_another_episodes_at_the_same_plan(runs, bank, arm):
+    for i, seed in enumerate((1, 2)):
+        values = runs[arm][0][:, i]
+        assert (values == values[:, :1, :1]).all()
+        scene, plan = SCENES[int(values[0, 0, 0]) // 10], values[:, 0, 0] % 10
+        assert plan.tolist() == [0, 1, 1, 1]  # the donor made two plans
+        assert scene == bank.donor(arm, "push", seed, 3) != ("push", seed)
+        assert {"shuffle_within_task": scene[0] == "push", "wrong_task": scene[0] == "reach"}.get(arm, True)
+
+
+def test_draws_depend_on_the_scene_alone(policy, runs, bank):
+    swapped = act(policy, MemoryArm("random", bank, draw_seed=3), seeds=(2, 1))[0]
+    assert not torch.equal(swapped[0], runs["random"][0][0])
+    direction = torch.nn.functional.normalize
+    torch.testing.assert_close(direction(swapped[0, 1], dim=-1), direction(runs["random"][0][0, 0], dim=-1))
+    # Over many scenes every donor is drawn, and another draw seed draws others.
+    donors = [bank.donor("shuffle", "push", seed, 0) for seed in range(100, 160)]
+    assert set(donors) == set(SCENES)
+    assert donors != [bank.donor("shuffle", "push", seed, 1) for seed in range(100, 160)]
+
+
+def test_closed_gates_change_nothing_for_good(policy, runs, bank):
+    again = act(policy, MemoryArm("intact", bank))
+    assert torch.equal(again[2], runs["intact"][2])
+
+
+def test_the_log_holds_each_sample_of_each_plan(policy, bank):
+    arm = MemoryArm("intact", bank)
+    log = PlanLog(policy, arm, n_action_steps=2)
+    noted, predict = [], policy.predict_action_chunk
+
+    def spy(batch):
+        out = predict(batch)
+        reader = policy.memory
+        noted.append([reader.last_sample_mass, reader.last_sample_entropy, reader.last_sample_gate])
+        torch.testing.assert_close(reader.last_sample_mass.mean(0), reader.last_attention_mass)
+        return out
+
+    policy.eyes.intervention = arm
+    arm.start("push", [1, 2])
+    close_gates(policy, False)
+    policy.reset()
+    policy.predict_action_chunk = spy
+    for _ in range(6):
+        images = torch.rand(2, 3, SIZE, SIZE)
+        images[1] *= 0.1
+        policy.select_action({CAMERA: images, "observation.state": torch.ones(2, 4)})
+        log(policy)
+    del policy.predict_action_chunk
+    first, second = log.summaries([3, 1])
+    masses = torch.stack([mass for mass, _, _ in noted]).double()  # (plans, b, k)
+    torch.testing.assert_close(torch.tensor(first["attention_mass"]).double(), masses[:, 0].mean(0))
+    torch.testing.assert_close(torch.tensor(second["attention_mass"]).double(), masses[0, 1])
+    assert first["attention_mass"] != second["attention_mass"]
+    assert sum(first["attention_mass"]) == pytest.approx(1, abs=1e-6)
+    assert first["gate"] == pytest.approx(0.7616, abs=1e-3)
+    assert 0 < second["attention_entropy"] <= 1.0001
+
+
+def test_a_policy_without_memory_has_no_readers_and_no_summaries():
+    policy = make_policy_of("world_A")
+    assert memory_readers(policy) == []
+    log = PlanLog(policy, MemoryArm("intact"), n_action_steps=1)
+    log(policy)
+    assert log.summaries([1]) == [{"gate": None, "attention_entropy": None, "attention_mass": None}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["smolvla_world", "qwen_world_fplus"])
+def test_arms_reach_every_reader_of_a_vla(family, tiny_companion, tmp_path):
+    if family == "smolvla_world":
+        vlm = make_smolvlm(tmp_path / "vlm", save_weights=True)
+        fusions = smolvla_helpers.fusion("f1", "f3a", "f3b")
+        policy, dataset, processors = smolvla_helpers.build(tiny_companion, vlm, fusion=fusions)
+    else:
+        vlm = make_qwen(tmp_path / "vlm", "qwen3_vl")
+        policy, dataset, processors = qwen_helpers.build(tiny_companion, vlm)
+    open_gates(policy, 1.0)
+    batch = live_batch(dataset, processors[0], [3, 20])
+    actions, gates = {}, {}
+    for name in (None, "intact", "zero", "gate_closed"):
+        arm = MemoryArm(name or "intact")
+        policy.eyes.intervention = arm if name else None
+        close_gates(policy, name == "gate_closed")
+        policy.eval()
+        policy.reset()
+        torch.manual_seed(0)
+        actions[name] = policy.predict_action_chunk(batch)
+        if name:
+            log = PlanLog(policy, arm, n_action_steps=1)
+            log(policy)
+            gates[name] = [summary["gate"] for summary in log.summaries([1, 1])]
+    assert len(memory_readers(policy)) == (3 if family == "smolvla_world" else 1)
+    assert torch.equal(actions["intact"], actions[None])
+    assert not torch.equal(actions["zero"], actions["intact"])
+    assert not torch.equal(actions["gate_closed"], actions["intact"])
+    assert gates["gate_closed"] == [0, 0] and gates["intact"] == pytest.approx([0.7616, 0.7616], abs=1e-3)

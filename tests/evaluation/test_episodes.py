@@ -1,0 +1,115 @@
+"""Episode records: what is written is what is read, once, whether or not the evaluation has ended."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from world_modality_core.errors import ConfigError
+from world_modality_core.evidence.checkpoint import checkpoint_folder, checkpoint_hash, label_of, training_seed
+from world_modality_core.evidence.episodes import (
+    EPISODE_SCHEMA,
+    EpisodesError,
+    EpisodeWriter,
+    read_episodes,
+    read_eval_infos,
+    write_episodes,
+    write_eval_info,
+)
+
+ROW = {
+    "model": "F_k4", "train_seed": 1, "arm": "intact", "checkpoint": "ab", "policy_type": "world_F",
+    "env": "metaworld_light", "task": "push-v3", "group": "push-v3", "tier": "medium", "seed": 5, "init_hash": "x",
+    "success": True, "steps": 30, "sum_reward": 1.5, "max_reward": 1.0, "wall_s": 0.1, "gate": 0.25,
+    "attention_entropy": 0.5, "attention_mass": [0.75, 0.25], "n_plans": 2, "n_action_steps": 4, "renderer": "egl",
+    "image_height": 128, "image_width": 128, "episode_length": 250, "env_hash": "y", "video": None,
+}  # fmt: skip
+
+
+def test_rows_survive_writing_and_reading_in_every_form(tmp_path):
+    writer = EpisodeWriter(tmp_path / "run")
+    write_eval_info(writer.folder, {"model": "F_k4"})
+    writer.write([ROW | {"seed": 6}, ROW])
+    writer.write([ROW | {"arm": "zero", "gate": None, "attention_entropy": None, "attention_mass": None}])
+    (writer.folder / "episodes" / "intact-push-v3-7.parquet.partial").write_bytes(b"killed in mid-write")
+    assert writer.done() == {("intact", "push-v3", 5), ("intact", "push-v3", 6), ("zero", "push-v3", 5)}
+
+    unfinished = read_episodes(tmp_path)
+    writer.finish()
+    finished = read_episodes([writer.folder])
+    write_episodes(finished, tmp_path / "results" / "episodes.parquet")
+    record = read_episodes(tmp_path / "results")
+    for frame in (unfinished, finished, record):
+        assert list(frame.columns) == EPISODE_SCHEMA.names
+        assert frame["seed"].tolist() == [5, 6, 5]  # sorted: intact, intact, zero
+        assert frame["attention_mass"][0].tolist() == [0.75, 0.25]
+        assert frame["attention_mass"][2] is None and frame["gate"].isna().tolist() == [False, False, True]
+        assert frame["success"].dtype == bool and frame["video"].isna().all()
+    assert [info["model"] for info in read_eval_infos(tmp_path)] == ["F_k4"]
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        ({"seed": None}, "has no 'seed'"),
+        ({"steps": "many"}, "does not fit the schema"),
+        ({"score": 1}, "unknown \\['score'\\]"),
+        ({"arm": "zero"}, "one arm and one task"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(tmp_path, changed, told):
+    with pytest.raises(EpisodesError, match=told):
+        EpisodeWriter(tmp_path).write([ROW, ROW | {"seed": 6} | changed])
+    assert not list(tmp_path.rglob("*.parquet*"))
+
+
+def test_no_episode_is_written_or_read_twice(tmp_path):
+    writer = EpisodeWriter(tmp_path / "a")
+    write_eval_info(writer.folder, {})
+    writer.write([ROW])
+    with pytest.raises(EpisodesError, match="were run before"):
+        writer.write([ROW])
+    other = EpisodeWriter(tmp_path / "b")
+    write_eval_info(other.folder, {})
+    other.write([ROW | {"train_seed": 2}])
+    assert len(read_episodes(tmp_path)) == 2
+    assert len(read_episodes([tmp_path, tmp_path / "a"])) == 2  # the same file named twice
+    EpisodeWriter(tmp_path / "b").write([ROW | {"task": "reach-v3"}])
+    assert len(read_episodes(tmp_path)) == 3
+    again = EpisodeWriter(tmp_path / "c")
+    write_eval_info(again.folder, {})
+    again.write([ROW])
+    with pytest.raises(
+        EpisodesError, match="2 rows .* train_seed=1, arm=intact, task=push-v3, seed=5 .*/a/.* and .*/c/"
+    ):
+        read_episodes(tmp_path)
+
+
+def test_other_schemas_and_nothing_are_refused(tmp_path):
+    with pytest.raises(EpisodesError, match="no episodes in"):
+        read_episodes(tmp_path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_episodes(tmp_path / "nowhere")
+    pq.write_table(pa.table({"seed": [1]}), tmp_path / "episodes.parquet")
+    with pytest.raises(EpisodesError, match="episode schema none"):
+        read_episodes(tmp_path)
+    (tmp_path / "eval.json").write_text(json.dumps({"schema": 2}))
+    with pytest.raises(EpisodesError, match="schema 2, this version reads 1"):
+        read_eval_infos(tmp_path)
+
+
+def test_what_a_checkpoint_says_of_itself(tmp_path):
+    folder = tmp_path / "F_k4" / "train" / "checkpoints" / "002000" / "pretrained_model"
+    folder.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="pretrained_model"):
+        checkpoint_folder(folder)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    assert checkpoint_folder(folder) == folder and label_of(folder) == "F_k4" and training_seed(folder) is None
+    before = checkpoint_hash(folder)
+    (folder / "train_config.json").write_text('{"seed": 7}')
+    assert training_seed(folder) == 7 and checkpoint_hash(folder) == before
+    (folder / "config.json").write_text('{"n_action_steps": 8}')
+    assert checkpoint_hash(folder) != before
+    assert label_of("lerobot/smolvla_libero") == "smolvla_libero"

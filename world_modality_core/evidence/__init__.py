@@ -1,0 +1,1 @@
+"""Evidence: per-episode records, intervals, paired comparisons, verdicts."""
