@@ -1,0 +1,235 @@
+"""`wm-compare` from files to the printed table, the JSON and the plot."""
+
+import json
+import sys
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from world_modality_core.errors import ConfigError
+from world_modality_core.evidence import compare_cli
+from world_modality_core.evidence.comparable import NotComparableError, Side
+from world_modality_core.evidence.compare import _holm, compare
+from world_modality_core.evidence.compare_cli import CompareConfig, folders_as_option
+from world_modality_core.evidence.episodes import write_episodes
+from world_modality_core.evidence.simulate import StudyShape, simulate_study
+
+SHAPE = StudyShape(n_tasks=3, n_scenes=20, n_runs=3)
+GAINS = {
+    "F": {"intact": 0.3, "shuffle_within_task": 0.0, "copy_current": 0.0, "gate_closed": 0.0},
+    "A": {"intact": 0.0},
+    "B": {"intact": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    return simulate_study(SHAPE, GAINS, np.random.default_rng(3)).episodes
+
+
+@pytest.fixture(scope="module")
+def folder(episodes, tmp_path_factory):
+    """Two evaluations beneath one folder."""
+    root = tmp_path_factory.mktemp("study")
+    write_episodes(episodes[episodes["model"] == "F"], root / "F" / "episodes.parquet")
+    write_episodes(episodes[episodes["model"] != "F"], root / "others" / "episodes.parquet")
+    return root
+
+
+def run(arguments, monkeypatch, capsys):
+    """Exit code, stdout and stderr of the console script."""
+    monkeypatch.setattr(sys, "argv", ["wm-compare", *map(str, arguments)])
+    try:
+        compare_cli.main()
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code
+    return code, *capsys.readouterr()
+
+
+def test_rates_and_differences_are_those_of_the_episodes(episodes):
+    report = compare(episodes, baseline="A", matched="B", n_bootstrap=100)
+    by_side = {side.side: side for side in report.sides}
+    assert set(by_side) == {Side(model, arm) for model, arms in GAINS.items() for arm in arms}
+    for side, rates in by_side.items():
+        rows = episodes[(episodes["model"] == side.model) & (episodes["arm"] == side.arm)]
+        for rate in rates.rates:
+            column = {"overall": rows["success"], "tier": rows["tier"], "task": rows["task"]}[rate.level]
+            chosen = rows if rate.level == "overall" else rows[column == rate.name]
+            assert (rate.successes, rate.n) == (chosen["success"].sum(), len(chosen))
+        means = {overall.name: overall.value for overall in rates.overall}
+        per_task = rows.groupby("task")["success"].mean()
+        assert means["episodes"] == pytest.approx(rows["success"].mean())
+        assert means["tasks"] == pytest.approx(per_task.mean())
+        # task-0 and task-2 are easy, task-1 is hard
+        assert means["tiers"] == pytest.approx((per_task[["task-0", "task-2"]].mean() + per_task["task-1"]) / 2)
+        assert all(overall.low <= overall.value <= overall.high for overall in rates.overall)
+    kinds = [(c.kind, str(c.first), str(c.second)) for c in report.comparisons]
+    assert kinds == [
+        ("arm", "F/intact", "F/copy_current"),
+        ("arm", "F/intact", "F/gate_closed"),
+        ("arm", "F/intact", "F/shuffle_within_task"),
+        ("model", "F/intact", "A/intact"),
+        ("matched", "F/intact", "B/intact"),
+    ]
+    table = episodes.pivot_table(index=["train_seed", "task", "seed"], columns=["model", "arm"], values="success")
+    for c in report.comparisons:
+        first, second = table[c.first.model, c.first.arm] > 0, table[c.second.model, c.second.arm] > 0
+        counts = c.parts[0].counts
+        assert (counts.wins, counts.losses) == ((first & ~second).sum(), (second & ~first).sum())
+        assert c.parts[0].result.p == pytest.approx(stats.binomtest(counts.wins, counts.wins + counts.losses).pvalue)
+        assert [part.name for part in c.parts] == ["episodes", "easy", "hard", "task-0", "task-1", "task-2"]
+        assert (c.runs is None) == (c.kind == "arm")
+        assert c.p_holm >= c.evidence.p
+    arms = report.comparisons[:3]
+    smallest = min(arms, key=lambda c: c.evidence.p)
+    assert smallest.p_holm == pytest.approx(min(1.0, 3 * smallest.evidence.p))
+    assert [verdict.model for verdict in report.verdicts] == ["F", "F"]
+
+
+@pytest.mark.parametrize("p_values", [[], [0.04], [0.03, 0.01, 0.02], [0.5, 0.6, 0.01, 0.01]])
+def test_holm_as_statsmodels(p_values):
+    assert _holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
+
+
+def test_defaults_follow_from_what_is_there(episodes):
+    only_f = compare(episodes[episodes["model"] == "F"], n_bootstrap=0)
+    assert [c.kind for c in only_f.comparisons] == ["arm"] * 3
+    models = compare(episodes[episodes["arm"] == "intact"], baseline="A", n_bootstrap=0)
+    assert [str(c.first) for c in models.comparisons] == ["B/intact", "F/intact"]
+    assert not models.verdicts
+    one_arm = compare(episodes, arms=["copy_current"], candidates=["F"], n_bootstrap=0)
+    assert [c.second.arm for c in one_arm.comparisons] == ["copy_current"]
+    assert one_arm.verdicts[0].answer == "not decided"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"baseline": "C"}, "baseline='C': there is no such model; there are A, B, F"),
+        ({"matched": "C"}, "matched='C'"),
+        ({"candidates": ["C"]}, "candidates='C'"),
+        ({"arms": ["oracle"]}, "arms='oracle': no model was evaluated with it"),
+        ({"arms": ["gate_closed"], "candidates": ["F", "B"]}, "arms='gate_closed': B was not evaluated with it"),
+        ({"baseline": "F", "candidates": ["F"]}, "baseline='F' is a candidate too"),
+        ({"candidates": ["A"]}, "there is nothing to compare; name one of the models A, B, F with --baseline"),
+    ],
+)
+def test_refuses_names_that_are_not_there(episodes, options, message):
+    with pytest.raises(ConfigError, match=message):
+        compare(episodes, **options)
+
+
+def test_one_refusal_names_all_comparisons_that_must_not_be_made(episodes):
+    other = episodes.copy()
+    other.loc[other["model"] == "A", "n_action_steps"] = 8
+    other.loc[other["arm"] == "gate_closed", "renderer"] = "osmesa"
+    with pytest.raises(NotComparableError) as refusal:
+        compare(other, baseline="A", n_bootstrap=0)
+    assert "n_action_steps is 4 (F/intact) and 8 (A/intact)" in str(refusal.value)
+    assert "renderer is none (F/intact) and osmesa (F/gate_closed)" in str(refusal.value)
+
+
+def test_gate_that_never_opened(episodes):
+    same = {"F": dict.fromkeys(GAINS["F"], 0.0)}
+    shut = simulate_study(SHAPE, same, np.random.default_rng(0), gate=-2e-4).episodes
+    report = compare(shut, n_bootstrap=0)
+    assert [verdict.answer for verdict in report.verdicts] == ["not used: the gate never opened"] * 2
+    # The sign of a gate means nothing: gates of both signs do not cancel.
+    signs = np.where(episodes["seed"] % 2 == 0, 0.1, -0.1)
+    assert compare(episodes.assign(gate=signs), candidates=["F"], n_bootstrap=0).verdicts[0].answer == "shown"
+
+
+def test_command_writes_table_json_and_plot(folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    out, plot = tmp_path / "made" / "comparison.json", tmp_path / "made" / "forest.svg"
+    options = ["--baseline=A", "--matched=B", "--n_bootstrap=100", f"--json={out}", f"--plot={plot}"]
+    code, printed, _ = run([folder, *options], monkeypatch, capsys)
+    assert code == 0
+    for words in (
+        "mean over tasks",
+        "mean over tiers",
+        "all episodes",
+        "over 3 training runs",
+        "F: memory used: shown",
+    ):
+        assert words in printed
+    record = json.loads(out.read_text())
+    assert record["schema"] == 1
+    assert record["options"]["matched"] == "B"
+    first = record["comparisons"][0]
+    assert {"kind", "first", "second", "parts", "overall", "runs", "sequential", "p", "p_holm"} <= set(first)
+    assert record["verdicts"][0]["answer"] == "shown"
+    assert plot.read_text().lstrip().startswith("<?xml")
+    assert sorted(path.name for path in out.parent.iterdir()) == ["comparison.json", "forest.svg"]
+
+
+def test_command_in_markdown_and_sequential(folder, monkeypatch, capsys):
+    arguments = [folder / "F", "--markdown", "--sequential", "--n_bootstrap=100"]
+    code, printed, _ = run(arguments, monkeypatch, capsys)
+    assert code == 0
+    tables = [line for line in printed.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {6, 8}
+    assert "may stop: after" in printed
+    assert "sequential | decided after" in printed
+    assert "anytime-valid p" in printed
+
+
+def test_command_refuses_with_code_2(folder, episodes, tmp_path, monkeypatch, capsys):
+    other = episodes.copy()
+    other.loc[other["model"] == "A", "image_height"] = 64
+    write_episodes(other, tmp_path / "episodes.parquet")
+    cases = {
+        (tmp_path, "--baseline=A"): "image_height is 128 (B/intact) and 64 (A/intact)",
+        (folder, "--baseline=C"): "baseline='C'",
+        (tmp_path / "nowhere",): "nowhere does not exist",
+        (folder, "--alpha=95", "--baseline=A"): "alpha=95",
+        (folder, "--baseline=A", "--plot=x.gif"): "plot='x.gif'",
+        (folder, tmp_path, "--baseline=A"): "there more than once",
+        (): "folders is empty",
+        ("--plan", "--rate=0.95"): "rate=0.95 and difference=0.1",
+        ("--plan", "--discordance=0.05"): "discordance=0.05",
+    }
+    for arguments, message in cases.items():
+        code, printed, error = run(arguments, monkeypatch, capsys)
+        assert (code, printed) == (2, ""), arguments
+        assert message in error
+
+
+def test_plan_from_a_guess_and_from_a_pilot(folder, monkeypatch, capsys):
+    code, printed, _ = run(["--plan", "--discordance=0.25", "--n=400"], monkeypatch, capsys)
+    assert code == 0
+    assert "207 pairs at a discordance of 25.0 % (as given)" in printed
+    assert "400 pairs see 7.2 points or more" in printed
+    code, printed, _ = run(["--plan", "--rate=0.5", "--difference=0.2"], monkeypatch, capsys)
+    assert "if 50 % and 70 % succeed independently" in printed
+    code, printed, _ = run([folder, "--plan", "--baseline=A", "--candidates=F"], monkeypatch, capsys)
+    assert code == 0
+    assert "pilot F/intact - A/intact" in printed
+    assert "the pilot's 180 pairs see" in printed
+    assert "over training runs, if they spread as in the pilot" in printed
+
+
+def test_names_and_bare_flags_become_options():
+    assert folders_as_option(["a b", "c", "--markdown", "--plan", "--alpha=0.01"]) == [
+        '--folders=["a b", "c"]',
+        "--markdown=true",
+        "--plan=true",
+        "--alpha=0.01",
+    ]
+    assert folders_as_option(["--sequential", "false"]) == ["--sequential", "false"]
+    assert CompareConfig().alpha == 0.05
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_of_a_thousand_episodes_take_seconds():
+    arms = {arm: 0.0 for arm in ("intact", "shuffle_within_task", "copy_current", "gate_closed", "zero")}
+    shape = StudyShape(n_tasks=10, n_scenes=100, n_runs=5)
+    episodes = simulate_study(shape, {model: arms for model in "ABCD"}, np.random.default_rng(0)).episodes
+    assert len(episodes) == 100_000
+    start = time.process_time()
+    compare(episodes, baseline="A", matched="B")
+    assert time.process_time() - start < 30

@@ -1,0 +1,236 @@
+"""What may be compared: the same scenes, seen the same way, acted in the same way. Everything else is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+SAME = ("env", "env_hash", "renderer", "image_height", "image_width", "episode_length", "n_action_steps")
+"""Columns that must have one and the same value in all episodes of a task."""
+
+_SCENE = ["task", "seed"]
+_KEY = ["train_seed", *_SCENE]
+_COLUMNS = ["model", "arm", *_KEY, "init_hash", "checkpoint", "tier", "success", *SAME]
+
+
+class NotComparableError(ValueError):
+    """Episodes that must not be compared; the message names what differs, its values and the remedy."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: what was trained, and what was done to it at test time."""
+
+    model: str
+    arm: str
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.arm}"
+
+
+@dataclass(frozen=True)
+class TaskPairs:
+    """The paired episodes of one task."""
+
+    task: str
+    tier: str
+    # (n_scenes,) seeds of the scenes, ascending.
+    seeds: np.ndarray
+    # (n_runs, n_scenes) bool.
+    first: np.ndarray
+    second: np.ndarray
+
+    @property
+    def difference(self) -> np.ndarray:
+        """(n_runs, n_scenes) int8: 1 where only the first succeeded, -1 where only the second, else 0."""
+        return self.first.astype(np.int8) - self.second.astype(np.int8)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two sides on the very same scenes, for each training seed."""
+
+    first: Side
+    second: Side
+    train_seeds: tuple[int, ...]
+    tasks: tuple[TaskPairs, ...]
+    # Episodes of the two sides that were left out to keep the scenes that all have; 0 unless asked for.
+    n_left_out: int = 0
+
+    def signs_in_order(self) -> np.ndarray:
+        """(n,) differences, scene by scene: the first scene of every task and training seed, then the second, ...
+
+        An order that is fixed before any outcome is known and in which every task has its share at all times.
+        """
+        n_scenes = max(len(task.seeds) for task in self.tasks)
+        return np.concatenate(
+            [task.difference[:, i] for i in range(n_scenes) for task in self.tasks if i < len(task.seeds)]
+        )
+
+
+def pair(episodes: pd.DataFrame, first: Side, second: Side, common_scenes: bool = False) -> Pairs:
+    """Pair the episodes of two sides.
+
+    Args:
+        episodes: Rows with the columns of `EPISODE_SCHEMA`.
+        first: One side.
+        second: The other.
+        common_scenes: Leave out scenes and training seeds that are not there on both sides and for all training seeds,
+            rather than refuse.
+
+    Returns:
+        The pairs: per task the same scenes for all training seeds.
+
+    Raises:
+        NotComparableError: naming everything that differs.
+    """
+    sides = {}
+    for side in (first, second):
+        rows = episodes.loc[(episodes["model"] == side.model) & (episodes["arm"] == side.arm), _COLUMNS]
+        if rows.empty:
+            raise NotComparableError(f"{side}: there are no such episodes; there are {_list(_names(episodes))}")
+        sides[side] = rows
+    a, b = sides[first], sides[second]
+    problems = [*_duplicates(sides), *_differing_fields(sides), *_differing_checkpoints(first, a, second, b)]
+    both = a.merge(b, on=_KEY, suffixes=("", "_second"))
+    moved = both[both["init_hash"] != both["init_hash_second"]]
+    if len(moved):
+        row = moved.iloc[0]
+        problems.append(
+            f"the initial states of {len(moved)} of {len(both)} scenes differ, the first task={row['task']} "
+            f"seed={row['seed']}: init_hash={row['init_hash']} and {row['init_hash_second']}"
+        )
+    problems += _moving_scenes(sides)
+    if not problems and not common_scenes:
+        problems = _differing_sets(first, a, second, b)
+    if problems:
+        raise NotComparableError(f"{first} and {second} can't be compared: {'; '.join(problems)}")
+    kept = both
+    if common_scenes:
+        # A scene stays if both sides have it for every training seed that they share.
+        train_seeds = both["train_seed"].nunique()
+        kept = both[both.groupby(_SCENE)["train_seed"].transform("nunique") == train_seeds]
+        if kept.empty:
+            raise NotComparableError(
+                f"{first} and {second} can't be compared: no scene is there on both sides for all of their training "
+                f"seeds ({_list(sorted(set(a['train_seed'])))} and {_list(sorted(set(b['train_seed'])))})"
+            )
+    return _to_pairs(first, second, kept, len(a) + len(b) - 2 * len(kept))
+
+
+def _to_pairs(first: Side, second: Side, rows: pd.DataFrame, n_left_out: int) -> Pairs:
+    train_seeds = tuple(int(seed) for seed in sorted(rows["train_seed"].unique()))
+    tasks = []
+    for task, of_task in rows.groupby("task", sort=True):
+        of_task = of_task.sort_values(["train_seed", "seed"])
+        shape = (len(train_seeds), len(of_task) // len(train_seeds))
+        tasks.append(
+            TaskPairs(
+                task=str(task),
+                tier=str(of_task["tier"].iloc[0]),
+                seeds=of_task["seed"].to_numpy()[: shape[1]],
+                first=of_task["success"].to_numpy(dtype=bool).reshape(shape),
+                second=of_task["success_second"].to_numpy(dtype=bool).reshape(shape),
+            )
+        )
+    return Pairs(first, second, train_seeds, tuple(tasks), n_left_out)
+
+
+def _names(episodes: pd.DataFrame) -> list[str]:
+    return sorted({f"{model}/{arm}" for model, arm in zip(episodes["model"], episodes["arm"], strict=True)})
+
+
+def _duplicates(sides: dict[Side, pd.DataFrame]) -> list[str]:
+    problems = []
+    for side, rows in sides.items():
+        twice = rows[rows.duplicated(_KEY)]
+        if len(twice):
+            row = twice.iloc[0]
+            problems.append(
+                f"{side} has {len(twice)} episodes more than once, the first train_seed={row['train_seed']} "
+                f"task={row['task']} seed={row['seed']}: keep one evaluation of them"
+            )
+    return problems
+
+
+def _differing_fields(sides: dict[Side, pd.DataFrame]) -> list[str]:
+    problems = []
+    together = pd.concat(sides.values())
+    for name in SAME:
+        n_values = together.groupby("task")[name].nunique()
+        if (n_values > 1).any():
+            task = n_values.idxmax()
+            seen = " and ".join(
+                f"{_list(sorted(rows.loc[rows['task'] == task, name].unique()))} ({side})"
+                for side, rows in sides.items()
+            )
+            problems.append(f"{name} is {seen}, in task={task}: evaluate both with the same")
+    return problems
+
+
+def _differing_checkpoints(first: Side, a: pd.DataFrame, second: Side, b: pd.DataFrame) -> list[str]:
+    """Arms of one model must come from the same checkpoint; a model has one checkpoint per training seed."""
+    problems = []
+    groups = [a, b] if first.model != second.model else [pd.concat([a, b])]
+    for rows in groups:
+        for train_seed, hashes in _several(rows, ["train_seed"], "checkpoint"):
+            problems.append(
+                f"{rows['model'].iloc[0]} with train_seed={train_seed[0]} was evaluated from several checkpoints "
+                f"({_list(hashes)}): evaluate one, or give them distinct --model labels"
+            )
+    return problems
+
+
+def _moving_scenes(sides: dict[Side, pd.DataFrame]) -> list[str]:
+    """A scene must be the same for all training seeds of a side."""
+    problems = []
+    for side, rows in sides.items():
+        moved = _several(rows, _SCENE, "init_hash")
+        if moved:
+            (task, seed), hashes = moved[0]
+            problems.append(
+                f"{side} saw {len(moved)} scenes with another initial state in another training seed's evaluation, the "
+                f"first task={task} seed={seed}: init_hash={_list(hashes)}"
+            )
+    return problems
+
+
+def _several(rows: pd.DataFrame, keys: list[str], column: str) -> list[tuple[tuple, list]]:
+    """(values of the keys, values of the column) where the column has several values for the same keys."""
+    values = rows[[*keys, column]].drop_duplicates()
+    values = values[values.duplicated(keys, keep=False)]
+    return [(key, sorted(of_key[column])) for key, of_key in values.groupby(keys)]
+
+
+def _differing_sets(first: Side, a: pd.DataFrame, second: Side, b: pd.DataFrame) -> list[str]:
+    """Both sides must have all scenes, for all training seeds of both."""
+    seeds_a, seeds_b = set(a["train_seed"]), set(b["train_seed"])
+    if seeds_a != seeds_b:
+        return [
+            f"train_seed is {_list(sorted(seeds_a))} ({first}) and {_list(sorted(seeds_b))} ({second}): train and "
+            "evaluate the missing ones, or give --common_scenes to compare what both have"
+        ]
+    scenes = set(zip(a["task"], a["seed"], strict=True)) | set(zip(b["task"], b["seed"], strict=True))
+    problems = []
+    for side, rows in ((first, a), (second, b)):
+        for train_seed, of_run in rows.groupby("train_seed"):
+            missing = scenes - set(zip(of_run["task"], of_run["seed"], strict=True))
+            if missing:
+                task, seed = min(missing)
+                problems.append(
+                    f"{side} with train_seed={train_seed} lacks {len(missing)} of {len(scenes)} scenes, the first "
+                    f"task={task} seed={seed}"
+                )
+    if problems:
+        problems[-1] += (
+            ": evaluate them (wm-eval resumes), or give --common_scenes to compare on the scenes that all have"
+        )
+    return problems
+
+
+def _list(values: Sequence) -> str:
+    values = [str(value) for value in values]
+    return ", ".join(values[:5]) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
