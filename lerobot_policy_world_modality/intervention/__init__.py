@@ -1,0 +1,1 @@
+"""Offline corruption tests of a checkpoint's world memory (docs/interventions.md)."""

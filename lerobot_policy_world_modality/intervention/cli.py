@@ -1,0 +1,349 @@
+"""`wm-intervene`: does a checkpoint use its world memory, and would a better one help? Told from recorded episodes.
+
+wm-intervene --policy.path=outputs/F_k4/checkpoints/last/pretrained_model --output_dir=outputs/F_k4/interventions
+"""
+# No `from __future__ import annotations`: LeRobot's parser reads the annotation of `intervene` as a class.
+
+import json
+import platform
+import re
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lerobot.configs import PreTrainedConfig, parser
+from lerobot.datasets import LeRobotDatasetMetadata
+from tqdm import tqdm
+
+import lerobot_policy_world_modality  # noqa: F401  registers the types
+from lerobot_policy_world_modality.intervention.checkpoint import Checkpoint, choose_episodes
+from lerobot_policy_world_modality.intervention.folder import Folder
+from lerobot_policy_world_modality.intervention.frames import Frames, targets
+from lerobot_policy_world_modality.intervention.memories import Source, plans, scored_frames, why_not
+from lerobot_policy_world_modality.intervention.record import (
+    Bootstrap,
+    action_errors,
+    action_spread,
+    by_episode,
+    chunk_changes,
+    gate_note,
+    read_source,
+    summarise_foresight,
+    summarise_source,
+    table,
+)
+from lerobot_policy_world_modality.intervention.rollout import needs_interpolation
+from lerobot_policy_world_modality.intervention.subject import Subject
+from lerobot_policy_world_modality.intervention.world import Foresight, Readers
+from world_modality_core.configs import CompanionConfig
+from world_modality_core.errors import ConfigError
+from world_modality_core.evidence.checkpoint import label_of
+from world_modality_core.precompute.cli import SourceConfig
+
+SCHEMA = 1
+RECORD_FILE = "interventions.json"
+CHART_FILE = "interventions.png"
+EPISODES_FILE = "interventions.parquet"
+
+
+@dataclass
+class InterveneConfig:
+    """Options of `wm-intervene`."""
+
+    # The checkpoint: --policy.path=FOLDER or a Hub id.
+    policy: PreTrainedConfig | None = None
+    # The dataset to take frames from; by default the one that the checkpoint was trained on.
+    dataset: SourceConfig = field(default_factory=SourceConfig)
+    # Its companion; by default the one of the checkpoint's config.
+    companion: CompanionConfig = field(default_factory=CompanionConfig)
+    # Folder of the record.
+    output_dir: str = ""
+    # Only these episodes; by default all that training did not see.
+    episodes: list[int] | None = None
+    # Also take episodes that training saw.
+    allow_training_episodes: bool = False
+    # Memories to try, separated by commas (docs/interventions.md).
+    sources: str = ",".join(Source)
+    # Frames drawn among the episodes'; 0 for all.
+    n_frames: int = 0
+    # Frames planned from at once; `shuffle` exchanges memories among them.
+    batch_size: int = 64
+    # For `stale`: how many plans (of n_action_steps) old the memory is.
+    stale_plans: int = 4
+    # How many times in a row the Prophet predicts in the open-loop rollout.
+    rollout_rounds: int = 4
+    # Resamples of the episodes for the intervals.
+    n_bootstrap: int = 2000
+    # Seed of the frames, the noise, the draws and the resamples.
+    seed: int = 0
+    # "cpu", "cuda", ...; by default the checkpoint's, or the best at hand.
+    device: str | None = None
+    # Decoding processes.
+    num_workers: int = 0
+    # What was trained, whatever the training seed: one label per recipe. From the checkpoint's folder, if not given.
+    model: str = ""
+    # The training run's seed. From the checkpoint's train_config.json, if not given.
+    train_seed: int | None = None
+    # Also draw the record: interventions.png (needs matplotlib).
+    plot: bool = False
+
+    def __post_init__(self) -> None:
+        path = parser.get_path_arg("policy")
+        if path:
+            overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy") or [])
+            try:
+                self.policy = PreTrainedConfig.from_pretrained(path, cli_overrides=overrides)
+            except Exception as error:  # the parser would hide its text
+                raise ConfigError(f"policy.path={path!r} cannot be read: {error}") from error
+            self.policy.pretrained_path = Path(path)
+
+    @classmethod
+    def __get_path_fields__(cls) -> list[str]:
+        return ["policy"]
+
+    @property
+    def wanted(self) -> list[Source]:
+        """The sources asked for, in order."""
+        return list(dict.fromkeys(Source(name) for name in re.findall(r"\w+", self.sources)))
+
+    def validate(self) -> None:
+        """Raises ConfigError naming the option."""
+        if self.policy is None or not self.policy.pretrained_path:
+            raise ConfigError("policy.path is empty: name the checkpoint to examine")
+        if not self.output_dir:
+            raise ConfigError("output_dir is empty: name the folder of the record")
+        names = re.findall(r"\w+", self.sources)
+        unknown = sorted(set(names) - set(Source))
+        if unknown or not names:
+            raise ConfigError(f"sources={self.sources!r}: unknown {unknown}; there are {', '.join(Source)}")
+        lows = {"n_frames": 0, "batch_size": 2, "stale_plans": 1, "rollout_rounds": 1, "n_bootstrap": 100}
+        for name, low in (lows | {"num_workers": 0, "seed": 0}).items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")
+
+
+def intervene(cfg: InterveneConfig) -> dict:
+    """Examine a checkpoint and write the record; what a killed run finished is not done again.
+
+    Returns:
+        The record, as `interventions.json` has it.
+
+    Raises:
+        ConfigError: before any work, if it cannot be done as asked for.
+    """
+    cfg.validate()
+    torch.manual_seed(cfg.seed)
+    if cfg.plot:  # before any work: matplotlib is an extra
+        from lerobot_policy_world_modality.intervention.chart import draw
+    checkpoint = Checkpoint.open(str(cfg.policy.pretrained_path), cfg.policy.pretrained_revision)
+    dataset, meta = _open_dataset(cfg.dataset, checkpoint)
+    episodes, held_out = choose_episodes(
+        checkpoint, dataset, meta.total_episodes, cfg.episodes, cfg.allow_training_episodes
+    )
+    if cfg.train_seed is not None:
+        checkpoint.train_seed = cfg.train_seed
+    if cfg.device:
+        cfg.policy.device = cfg.device
+    if hasattr(cfg.policy, "companion") and (cfg.companion.repo_id or cfg.companion.root):
+        cfg.companion.rename_map = cfg.companion.rename_map or cfg.policy.companion.rename_map
+        cfg.policy.companion = cfg.companion
+    folder = Folder(Path(cfg.output_dir), _request(cfg, checkpoint, meta, episodes))
+
+    try:
+        subject = Subject(cfg.policy, checkpoint, meta)
+    except ValueError as error:  # a companion that is missing or of another dataset or encoder
+        raise ConfigError(str(error)) from error
+    frames = Frames(cfg.policy, dataset, meta, episodes, cfg.n_frames, cfg.batch_size, cfg.num_workers, cfg.seed)
+    own = None if subject.memory is None else Source(subject.memory.rollout_source.value)
+    stale = cfg.stale_plans * cfg.policy.n_action_steps
+    folder.begin()
+    _first_pass(folder, subject, frames, own, cfg, stale)
+    skipped = {}
+    for source in cfg.wanted:
+        if source is own:
+            continue
+        is_scored = scored_frames(frames, source, stale, getattr(cfg.policy, "future_stride", 1))
+        reason = why_not(subject, frames, source, is_scored)
+        if reason:
+            skipped[source.value] = reason
+        elif not folder.has(source):
+            _corrupt(folder, subject, frames, source, is_scored, cfg, stale)
+
+    record = _record(cfg, checkpoint, subject, folder, own, skipped, dataset, episodes, held_out, frames)
+    folder.write_json(RECORD_FILE, record)
+    print(table(record))
+    print(f"Record: {folder.root / RECORD_FILE}")
+    if cfg.plot:
+        print(f"Chart: {draw(record, folder.root / CHART_FILE)}")
+    return record
+
+
+def _open_dataset(named: SourceConfig, checkpoint: Checkpoint) -> tuple[SourceConfig, LeRobotDatasetMetadata]:
+    dataset = named
+    if not dataset.repo_id and dataset.root:
+        dataset = SourceConfig(Path(dataset.root).name, dataset.root, dataset.revision)
+    elif not dataset.repo_id:
+        if checkpoint.trained_on is None:
+            raise ConfigError("dataset.repo_id is empty, and the checkpoint does not say what it was trained on")
+        dataset = checkpoint.trained_on
+    try:
+        return dataset, LeRobotDatasetMetadata(dataset.repo_id, root=dataset.root, revision=dataset.revision)
+    except Exception as error:
+        raise ConfigError(
+            f"dataset.repo_id={dataset.repo_id!r} with dataset.root={dataset.root!r} cannot be opened: {error}. Name "
+            "the dataset with --dataset.repo_id and --dataset.root"
+        ) from error
+
+
+def _first_pass(
+    folder: Folder, subject: Subject, frames: Frames, own: Source | None, cfg: InterveneConfig, stale: int
+) -> None:
+    """Plan with the policy's own memory; look at readers and at what is foreseen on the way."""
+    if folder.has("clean"):
+        return
+    readers, foresight = Readers(subject), Foresight(subject, frames, cfg.rollout_rounds)
+    chunks, recorded, padding, rows = [], [], [], []
+    with readers.watching(), tqdm(total=len(frames), desc="own memory", unit="frame") as bar:
+        for part, loaded, batch, plan in plans(subject, frames, own, cfg.seed, stale):
+            readers.look(len(part))
+            rows.append(_errors(subject, frames, part, loaded, batch, plan))
+            actions, is_pad = targets(batch)
+            chunks.append(plan.float().cpu())
+            recorded.append(actions.float().cpu())
+            padding.append(is_pad)
+            foresight.look(part, batch)
+            bar.update(len(part))
+    spread = action_spread(torch.cat(recorded), torch.cat(padding))
+    folder.write_tensors("clean", {"chunks": torch.cat(chunks), "spread": spread})
+    folder.write("foresight", foresight.rows())
+    folder.write_json("parts/readers.json", readers.values())
+    folder.write("clean", pd.concat(rows).assign(is_scored=True, chunk_change=0.0))  # last: what says that it is done
+
+
+def _corrupt(
+    folder: Folder, subject: Subject, frames: Frames, source: Source, is_scored: np.ndarray, cfg: InterveneConfig,
+    stale: int,
+) -> None:  # fmt: skip
+    """Plan with the memory of a source, and hold it against the clean plans."""
+    clean, rows = folder.read_tensors("clean"), []
+    with tqdm(total=len(frames), desc=source.value, unit="frame") as bar:
+        for part, loaded, batch, plan in plans(subject, frames, source, cfg.seed, stale):
+            _, is_pad = targets(batch)
+            change = chunk_changes(plan.float().cpu(), clean["chunks"][part], is_pad, clean["spread"])
+            rows.append(_errors(subject, frames, part, loaded, batch, plan).assign(chunk_change=change))
+            bar.update(len(part))
+    folder.write(source.value, pd.concat(rows).assign(is_scored=is_scored))
+
+
+def _errors(subject: Subject, frames: Frames, part: np.ndarray, loaded: dict, batch: dict, plan) -> pd.DataFrame:
+    """Errors of the plans of a batch, in normalised and in raw units."""
+    actions, is_pad = targets(batch)
+    raw, _ = targets(loaded)
+    return pd.DataFrame(
+        {
+            "index": frames.index[part],
+            "episode": frames.episode[part],
+            "task": frames.task[part],
+            "error": action_errors(plan.cpu(), actions.cpu(), is_pad),
+            "error_raw": action_errors(subject.postprocess(plan).cpu(), raw.cpu(), is_pad),
+        }
+    )
+
+
+def _request(cfg: InterveneConfig, checkpoint: Checkpoint, meta: LeRobotDatasetMetadata, episodes: list[int]) -> dict:
+    """All that the finished passes depend on."""
+    names = ["n_frames", "batch_size", "stale_plans", "rollout_rounds", "seed"]
+    companion = getattr(cfg.policy, "companion", None)
+    memory = getattr(cfg.policy, "memory", None)
+    return {
+        "checkpoint_hash": checkpoint.sha256,
+        "dataset": meta.repo_id,
+        "dataset_frames": meta.total_frames,
+        "companion": None if companion is None else companion.repo_id or Path(companion.root or "").name,
+        "episodes": episodes,
+        "own_memory": None if memory is None else memory.rollout_source.value,
+    } | {name: getattr(cfg, name) for name in names}
+
+
+def _record(
+    cfg: InterveneConfig, checkpoint: Checkpoint, subject: Subject, folder: Folder, own: Source | None, skipped: dict,
+    dataset: SourceConfig, episodes: list[int], held_out: str, frames: Frames,
+) -> dict:  # fmt: skip
+    interval = Bootstrap(cfg.n_bootstrap, cfg.seed)
+    readers = json.loads((folder.parts / "readers.json").read_text())
+    gate, note = gate_note(readers)
+    clean, foresight = folder.read("clean"), folder.read("foresight")
+    policy, label = cfg.policy, cfg.model or label_of(checkpoint.name)
+    sources, tables = {}, []
+    names = [(own or "none", clean)]
+    names += [(s, folder.read(s)) for s in cfg.wanted if s is not own and s.value not in skipped]
+    for source, rows in names:
+        per_episode = by_episode(rows, clean)
+        summary = summarise_source(per_episode, interval)
+        reading = "no memory to exchange" if own is None else read_source(source, summary, own, gate)
+        sources[str(source)] = summary | {"reading": reading}
+        tables.append(per_episode.assign(source=str(source)))
+    merged = pd.concat(tables).assign(model=label, train_seed=checkpoint.train_seed, checkpoint=checkpoint.sha256)
+    folder.put(folder.root / EPISODES_FILE, lambda path: merged.to_parquet(path, index=False))
+    tokens, latents, rollout = (
+        summarise_foresight(foresight, kind, interval) for kind in ("tokens", "latents", "rollout")
+    )
+    masses = [row["attention_mass"] for row in readers.values() if row["attention_mass"]]
+    return {
+        "schema": SCHEMA,
+        "checkpoint": checkpoint.name,
+        "checkpoint_hash": checkpoint.sha256,
+        "model": label,
+        "train_seed": checkpoint.train_seed,
+        "policy_type": policy.type,
+        "dataset": dataset.repo_id,
+        "episodes": len(episodes),
+        "episode_indices": episodes,
+        "held_out": held_out,
+        "frames": len(frames),
+        "own_memory": None if own is None else own.value,
+        "gate": gate,
+        "gate_note": note,
+        "attention_mass": np.mean(masses, axis=0).tolist() if masses else None,
+        "readers": readers,
+        "sources": sources,
+        "skipped": skipped,
+        "token_accuracy": None if tokens is None else [row["value"] for row in tokens],
+        "skill": None if latents is None else [row["skill"] for row in latents],
+        "rollout_error": None if rollout is None else [
+            {"step": row["step"], "prophet": row["value"], "copy": row["copy"]} for row in rollout
+        ],
+        "tokens": tokens,
+        "latents": latents,
+        "rollout": rollout,
+        "rollout_is_interpolated": rollout is not None
+        and needs_interpolation(subject.prophet.n_history, policy.history_stride, policy.future_stride),
+        "future_stride": getattr(policy, "future_stride", None),
+        "options": {k: v for k, v in asdict(cfg).items() if k not in ("policy", "dataset", "companion", "output_dir")},
+        "command": ["wm-intervene", *sys.argv[1:]],
+        "versions": {name: version(name) for name in ("lerobot", "torch", "numpy", "lerobot_policy_world_modality")}
+        | {"python": platform.python_version()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Console script `wm-intervene`."""
+    flags = {f"--{name}" for name, f in InterveneConfig.__dataclass_fields__.items() if f.type is bool}
+    # LeRobot's parser wants --plot=true; a bare --plot means the same.
+    following = [*sys.argv[2:], "--"]
+    sys.argv[1:] = [
+        f"{arg}=true" if arg in flags and after.startswith("--") else arg
+        for arg, after in zip(sys.argv[1:], following, strict=False)
+    ]
+    try:
+        parser.wrap()(intervene)()
+    except ConfigError as error:
+        sys.exit(f"wm-intervene: {error}")
+
+
+if __name__ == "__main__":
+    main()

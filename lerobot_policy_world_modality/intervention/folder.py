@@ -1,0 +1,78 @@
+"""The folder that a run of `wm-intervene` writes: finished passes, and what they were made for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from world_modality_core.errors import ConfigError
+
+
+class Folder:
+    """The output folder: finished passes, which are never run again, and the record.
+
+    Args:
+        root: The folder; made by `begin` if it isn't there.
+        request: All that the numbers depend on.
+
+    Raises:
+        ConfigError: if it holds the numbers of another request.
+    """
+
+    def __init__(self, root: Path, request: dict):
+        self.root, self._request = root, request
+        self.parts = root / "parts"
+        path = self.parts / "request.json"
+        if path.exists():
+            there = json.loads(path.read_text())
+            found = [f"{key}: {there.get(key)} != {value}" for key, value in request.items() if there.get(key) != value]
+            if found:
+                raise ConfigError(
+                    f"output_dir={str(root)!r} holds the numbers of another run (there != here): {'; '.join(found)}. "
+                    "Name another folder, or remove this one"
+                )
+        elif root.exists() and any(root.iterdir()):
+            raise ConfigError(f"output_dir={str(root)!r} is not empty and no folder of wm-intervene; name another")
+
+    def begin(self) -> None:
+        """Make the folder what it will be taken for, once nothing can be refused any more."""
+        self.parts.mkdir(parents=True, exist_ok=True)
+        self.write_json("parts/request.json", self._request)
+
+    def has(self, name: str) -> bool:
+        """Whether a pass is finished."""
+        return (self.parts / f"{name}.parquet").exists()
+
+    def write(self, name: str, rows: pd.DataFrame) -> None:
+        """Write a table of `parts`, aside and renamed."""
+        self.put(self.parts / f"{name}.parquet", lambda path: rows.to_parquet(path, index=False))
+
+    def read(self, name: str) -> pd.DataFrame:
+        """Read a table of `parts`."""
+        return pd.read_parquet(self.parts / f"{name}.parquet")
+
+    def write_tensors(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Write tensors into `parts`, aside and renamed."""
+        self.put(self.parts / f"{name}.safetensors", lambda path: save_file(tensors, path))
+
+    def read_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Read tensors of `parts`."""
+        return load_file(self.parts / f"{name}.safetensors")
+
+    def write_json(self, name: str, content: dict) -> None:
+        """Write a file, aside and renamed."""
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        self.put(self.root / name, lambda path: path.write_text(text))
+
+    @staticmethod
+    def put(path: Path, write: Callable[[Path], object]) -> None:
+        """Let `write` write a file aside, then rename it."""
+        aside = path.with_name(path.name + ".partial")
+        write(aside)
+        os.replace(aside, path)

@@ -1,0 +1,148 @@
+"""The memories that a policy can be given offline, and plans made with each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lerobot_policy_world_modality.intervention.frames import Frames
+from lerobot_policy_world_modality.intervention.subject import Subject
+from lerobot_policy_world_modality.world_memory import close_gates, foresee
+from world_modality_core.configs import MemoryConfig, MemorySource
+from world_modality_core.errors import ConfigError
+from world_modality_core.prophet import Futures
+
+
+class Source(StrEnum):
+    """What fills the memory (docs/interventions.md): those of `MemorySource`, and three that are made here."""
+
+    pred = "pred"
+    zero = "zero"
+    random = "random"
+    shuffle = "shuffle"
+    shuffle_within_task = "shuffle_within_task"
+    copy_current = "copy_current"
+    oracle = "oracle"
+    stale = "stale"  # what the Prophet predicted some frames earlier in the same episode
+    wrong_task = "wrong_task"  # what it predicts at a random frame of another task
+    gate_closed = "gate_closed"  # the policy's own memory, and nothing of it read
+
+
+# Sources that don't look at a latent.
+_BLIND = (Source.zero, Source.random)
+
+
+def scored_frames(frames: Frames, source: Source, stale_frames: int, future_stride: int) -> np.ndarray:
+    """Frames (f,) for which a source has a memory to give: only these count, in the clean error too."""
+    is_scored = np.ones(len(frames), bool)
+    match source:
+        case Source.oracle:
+            return frames.left >= future_stride
+        case Source.stale:
+            return frames.step >= stale_frames
+        case Source.shuffle | Source.shuffle_within_task:
+            for part in frames.parts:
+                episode, task = frames.episode[part], frames.task[part]
+                allowed = episode[:, None] != episode
+                if source is Source.shuffle_within_task:
+                    allowed &= task[:, None] == task
+                is_scored[part] = allowed.any(1)
+        case Source.wrong_task:
+            is_scored[:] = len(np.unique(frames.task)) > 1
+    return is_scored
+
+
+def why_not(subject: Subject, frames: Frames, source: Source, is_scored: np.ndarray) -> str | None:
+    """Why a source says nothing here; None if it does."""
+    if subject.memory is None:
+        return f"{subject.config.type} reads no memory" if subject.prophet is None else "its action path reads none"
+    if source is Source.gate_closed:
+        return None if subject.readers else "it reads its memory without a gate"
+    if not subject.has_latents and source not in _BLIND:
+        return "the policy uses no latents at all"
+    try:
+        subject.memory.check_content(asked_for(source, subject.memory))
+    except ConfigError:
+        return f"the memory holds the Prophet's states (memory.content={subject.memory.content})"
+    if not is_scored.any():
+        return {
+            Source.shuffle: "all frames are of one episode",
+            Source.shuffle_within_task: "no two of the episodes share a task",
+            Source.oracle: "no frame has a recorded future",
+            Source.stale: "no episode is that long (stale_plans)",
+            Source.wrong_task: "the episodes have one task only",
+        }[source]
+    return None
+
+
+@torch.no_grad()
+def plans(
+    subject: Subject, frames: Frames, source: Source | None, seed: int, stale_frames: int
+) -> Iterator[tuple[np.ndarray, dict, dict, Tensor]]:
+    """Plan from all frames with the memory of a source; noise and draws are the same for every source.
+
+    Args:
+        subject: The policy.
+        frames: The frames.
+        source: Where its memory comes from; None for a policy without one.
+        seed: Seed of noise and draws.
+        stale_frames: Age of a stale memory.
+
+    Yields:
+        Places (b,) in `frames`, the batch as loaded, the preprocessed batch, and the normalised plan (b, h, a).
+    """
+    lenders = None
+    if source is Source.stale:
+        lenders = frames.earlier(stale_frames)
+    elif source is Source.wrong_task:
+        lenders = frames.of_other_tasks(seed)
+    for number, (part, loaded) in enumerate(zip(frames.parts, frames.batches(), strict=True)):
+        batch = subject.preprocess(dict(loaded))
+        noise = subject.noise(len(part), seed + number)
+        lent = None if lenders is None else predict(subject, subject.preprocess(next(lenders)))
+        with _memory(subject, source, seed + number, lent) as given:
+            plan = subject.policy.plan_recorded(batch, given, noise=noise)
+        yield part, loaded, batch, plan
+
+
+@torch.no_grad()
+def predict(subject: Subject, batch: dict) -> Futures:
+    """What the Prophet foresees at the recorded frames of a preprocessed batch."""
+    sight = subject.eyes.recorded(batch, subject.device, history=True, future=False, tokens=False)
+    return foresee(subject.prophet, sight)
+
+
+@contextmanager
+def _memory(subject: Subject, source: Source | None, draw: int, lent: Futures | None) -> Iterator[MemorySource | None]:
+    """Prepare the policy for a source, and say which one it has to be asked for."""
+    config = subject.memory
+    if config is None:
+        yield None
+        return
+    before, handle = config.seed, None
+    config.seed = draw
+    close_gates(subject.policy, source is Source.gate_closed)
+    if lent is not None:
+        handle = subject.prophet.register_forward_hook(lambda *_: lent)
+    try:
+        yield asked_for(source, config)
+    finally:
+        config.seed = before
+        close_gates(subject.policy, False)
+        if handle is not None:
+            handle.remove()
+
+
+def asked_for(source: Source, config: MemoryConfig) -> MemorySource:
+    """What the policy is asked for, where the rest of a source is done here."""
+    match source:
+        case Source.gate_closed:
+            return config.rollout_source
+        case Source.stale | Source.wrong_task:
+            return MemorySource.pred
+    return MemorySource(source.value)
