@@ -1,0 +1,224 @@
+"""What is known of a job: `job.json` in its folder, and whether it may go on, is done, or has to be refused."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from world_modality_core.matrix.errors import MatrixError
+from world_modality_core.matrix.expand import Job
+
+JOB_FILE = "job.json"
+LOG_FILE = "log.txt"
+LOCKS = ".locks"
+"""Folder of the locks, beside the jobs' folders: a lock outlives a job that is thrown away."""
+
+# Flags by which a finished evaluation may be added to.
+_MAY_GROW = ("--arms", "--eval.n_episodes", "--eval.batch_size", "--videos")
+
+_PACKAGES = (
+    "lerobot_policy_world_modality", "lerobot", "torch", "numpy", "transformers", "metaworld", "mujoco", "gymnasium",
+)  # fmt: skip
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a job; empty if it was never started."""
+    try:
+        return json.loads((folder / JOB_FILE).read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write the record of a job; aside first, then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"{JOB_FILE}.partial"
+    aside.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(aside, folder / JOB_FILE)
+
+
+def lock_of(job: Job) -> FileLock:
+    """The lock that a queue holds while it runs a job; the system frees it when the queue ends, however it ends."""
+    folder = job.folder.parent / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{job.name}.lock", timeout=0)
+
+
+def state(job: Job) -> str:
+    """ "done", "failed", "running" (in any queue), "interrupted" or "waiting" (never started)."""
+    found = read_record(job.folder).get("state", "waiting")
+    if found != "running":
+        return found
+    try:
+        with lock_of(job):
+            return "interrupted"
+    except Timeout:
+        return "running"
+
+
+def adds_episodes(job: Job, record: dict[str, Any]) -> bool:
+    """Whether an evaluation differs from the recorded one in nothing but which arms and how many scenes it has.
+
+    wm-eval then goes on with what it has, and runs what is missing.
+    """
+    if job.kind != "eval" or not record or record["command"] == list(job.command):
+        return False
+    return _pinned(record["command"]) == _pinned(job.command)
+
+
+def _pinned(command: list[str] | tuple[str, ...]) -> list[str]:
+    return sorted(word for word in command if word.partition("=")[0] not in _MAY_GROW)
+
+
+def check_unchanged(jobs: list[Job]) -> None:
+    """Refuse to mix results of different commands.
+
+    Raises:
+        MatrixError: if a job that is done or half done was started with another command, or after an earlier run of a
+            job that it builds on.
+    """
+    problems = []
+    by_name = {job.name: job for job in jobs}
+    for job in jobs:
+        record = read_record(job.folder)
+        if record.get("state", "failed") == "failed":  # a failed job may be mended
+            continue
+        if record["command"] != list(job.command) and not adds_episodes(job, record):
+            problems.append(f"{job.name} is {record['state']} with another command: {_difference(record, job)}")
+        for name, started_at in record["after"].items():
+            if name in by_name and read_record(by_name[name].folder).get("started_at") != started_at:
+                problems.append(f"{job.name} is {record['state']}, but {name}, which it builds on, was run anew since")
+    if problems:
+        more = "" if len(problems) == 1 else f" (and {len(problems) - 1} more jobs)"
+        raise MatrixError(f"{problems[0]}{more}; delete the job's folder to run it anew, or take the change back")
+
+
+def _difference(record: dict[str, Any], job: Job) -> str:
+    old, new = record["command"], list(job.command)
+    gone, added = [word for word in old if word not in new], [word for word in new if word not in old]
+    if not gone and not added:
+        return "its arguments are in another order"
+    return f"it had {' '.join(gone) or 'nothing'}, the study has {' '.join(added) or 'nothing'} there"
+
+
+def new_record(job: Job, threads: int, now: str) -> dict[str, Any]:
+    """The record of a job that starts from nothing."""
+    return {
+        "name": job.name,
+        "kind": job.kind,
+        "model": job.model,
+        "train_seed": job.seed,
+        "policy_type": job.policy_type,
+        "command": list(job.command),
+        "state": "running",
+        "seconds": 0.0,
+        "units": job.units,
+        "started_at": now,
+        "ended_at": None,
+        "n_starts": 0,
+        "exit_code": None,
+        "commit": commit(),
+        "versions": versions(),
+        "threads": threads,
+        "after": {name: read_record(job.folder.parent / name)["started_at"] for name in job.after},
+    }
+
+
+def prepare(job: Job, record: dict[str, Any]) -> list[str]:
+    """Put a job's folder in order, and say which command starts it or makes it go on.
+
+    lerobot-train goes on from its last checkpoint, and starts anew if there is none; the others go on by themselves.
+
+    Args:
+        job: The job.
+        record: Its record, or {} to start anew.
+
+    Returns:
+        Program (its name) and arguments.
+    """
+    last = job.output / "checkpoints" / "last"
+    config = last / "pretrained_model" / "train_config.json"
+    if record and job.kind != "train":
+        return list(job.command)
+    if record and config.exists():
+        step = json.loads((last / "training_state" / "training_step.json").read_text())["step"]
+        _drop_lines_after(job.metrics, step)
+        return [job.command[0], f"--config_path={config}", "--resume=true"]
+    for path in (job.output, job.metrics):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return list(job.command)
+
+
+def _drop_lines_after(metrics: Path, step: int) -> None:
+    """A run that goes on logs the steps after its checkpoint again."""
+    if not metrics.exists():
+        return
+    kept = []
+    for line in metrics.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:  # the kill hit the line in mid-write
+            continue
+    aside = metrics.with_name(f"{metrics.name}.partial")
+    aside.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(aside, metrics)
+
+
+def drop_old_checkpoints(job: Job) -> None:
+    """Remove the checkpoints of a training before its last one."""
+    folder = job.output / "checkpoints"
+    last = folder / "last"
+    if not last.exists():
+        return
+    newest = last.resolve().name
+    for path in folder.iterdir():
+        if path.name.isdigit() and path.name < newest:
+            shutil.rmtree(path)
+
+
+def end_of_log(job: Job, n_lines: int = 15) -> str:
+    """The last lines that a job printed."""
+    try:
+        text = (job.folder / LOG_FILE).read_text(errors="replace")
+    except FileNotFoundError:
+        return "(no log)"
+    lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return "\n".join(lines[-n_lines:])
+
+
+@cache
+def commit() -> str | None:
+    """The commit of this code, with "+changes" where files differ from it; None outside of a repository."""
+    here = Path(__file__).resolve().parent
+    try:
+        head = _git(here, "rev-parse", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}+changes" if changed else head
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
