@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 import lerobot_policy_world_modality  # noqa: F401 - registers the policy types
-from page_data import Imagined, Moment, Step
 from world_modality_core.companion import open_companion
 from world_modality_core.latent_table import LatentTable
+from world_modality_core.report.film import Imagined, Moment, Step, write_imagined
 from world_modality_core.world_space import WorldSpace
 
 # Where in an episode to look.
@@ -31,7 +32,7 @@ def _nearest(queries: Tensor, table: LatentTable, space: WorldSpace, rows: int =
     winner = torch.zeros(len(queries), dtype=torch.int64)
     for start in range(0, table.n_frames, rows):
         block = torch.from_numpy(np.asarray(table.latents[start : start + rows]))
-        cosine, row = (queries @ normalize(space.standardise(block).flatten(1), dim=-1).T).max(dim=1)
+        cosine, row = (queries @ normalize(space.standardise_rows(block).flatten(1), dim=-1).T).max(dim=1)
         better = cosine > best
         best[better], winner[better] = cosine[better], row[better] + start
     return winner
@@ -49,6 +50,8 @@ def _predict(checkpoint: Path, device: str) -> tuple[LeRobotDataset, Tensor, Ten
     config.policy.device = device
     config.policy.metrics_file = None
     held_out = make_train_eval_datasets(config)[1]
+    if held_out is None:
+        raise SystemExit(f"{checkpoint}: no episode was held out from training; train with --dataset.eval_split=0.05")
     policy = make_policy(config.policy, ds_meta=held_out.meta)
     policy.eval()
     preprocessor, _ = make_pre_post_processors(
@@ -82,7 +85,7 @@ def imagine(checkpoint: Path, source_root: Path, source_repo_id: str, companion_
     companion = open_companion(root=companion_root)
     table = companion.table
     latents, is_pad = table.gather(index, [0, *offsets])
-    latents, is_pad = space.standardise(latents).flatten(2), is_pad[:, 1:]
+    latents, is_pad = space.standardise_rows(latents).flatten(2), is_pad[:, 1:]
     now, real = latents[:, :1], latents[:, 1:]
     cosine = cosine_similarity(predicted, real, dim=-1)
     copy_cosine = cosine_similarity(now, real, dim=-1)
@@ -128,3 +131,22 @@ def _choose(held_out: LeRobotDataset, index: Tensor, is_pad: Tensor) -> list[int
         seen.add(task)
         chosen += [int(rows[int(share * (len(rows) - 1))]) for share in MOMENTS]
     return chosen
+
+
+def main() -> None:
+    """Write the record that `wm-report` shows as filmstrips."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder `pretrained_model` of a trained policy")
+    parser.add_argument("--source_root", type=Path, required=True, help="the recorded dataset, with images")
+    parser.add_argument("--companion_root", type=Path, required=True, help="its companion")
+    parser.add_argument("--model", default="", help="label of the policy")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the record")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    imagined = imagine(given.checkpoint, given.source_root, given.source_root.name, given.companion_root, given.device)
+    imagined.model = given.model
+    print(f"wrote {write_imagined(imagined, given.output)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
 import os
 from pathlib import Path
 
-import av
-import jinja2
-import numpy as np
-from markupsafe import Markup
-from PIL import Image
-
-from charts import Line, line_chart
-from page_data import Imagined, PageData, Video
+from page_data import PageData, Video
 from results import Result, read_results
 from stages import duration, read_stamp
+from world_modality_core.report.charts import Chart, Line, line_chart
+from world_modality_core.report.film import Imagined, held_out_chart
+from world_modality_core.report.records import read_metrics
+from world_modality_core.report.templates import template_environment
 
 STAGES = ["record", "precompute", "train", "eval", "train_blind", "eval_blind"]
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Lines of a metrics file; of a step that was trained twice (after an interruption) the last."""
-    by_step = {}
-    for line in path.read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:  # cut off by a kill
-            continue
-        by_step[values["step"]] = values
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def choose_videos(results: list[Result]) -> list[Video]:
@@ -47,81 +30,34 @@ def choose_videos(results: list[Result]) -> list[Video]:
     return videos
 
 
-def playable(path: Path) -> bytes:
-    """An MP4 that browsers play: the file itself if it is H.264 in 4:2:0, or a copy that is."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        if stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p":
-            return path.read_bytes()
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        rate = stream.average_rate
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "23"})
-        stream.pix_fmt = "yuv420p"
-        stream.height, stream.width = (size // 2 * 2 for size in frames[0].shape[:2])
-        for pixels in frames:
-            pixels = np.ascontiguousarray(pixels[: stream.height, : stream.width])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def picture_uri(pixels: np.ndarray) -> str:
-    """An (h, w, 3) uint8 picture as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
-    return _data_uri("image/jpeg", buffer.getvalue())
-
-
 def _curve(metrics: list[dict[str, float]], key: str, label: str) -> Line:
     points = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
     return Line(label, [x for x, _ in points], [y for _, y in points])
 
 
-def draw_charts(metrics: list[dict[str, float]], imagined: Imagined) -> dict[str, str]:
-    """The page's charts by title, as SVG elements; a chart without data is left out."""
+def draw_charts(metrics: list[dict[str, float]], imagined: Imagined) -> list[Chart]:
+    """The page's charts; a chart without data is left out."""
     last = len(imagined.offsets)
-    wanted = {
-        "Losses": ("loss", [("loss_action", "action"), ("loss_world", "world (1 − cosine)")]),
-        "Gate of the memory": ("tanh(gate)", [("world_gate", "gate")]),
-        "Prophet's skill over copying the present, in training": (
-            "skill",
-            [
-                ("prophet_skill_1", f"{imagined.offsets[0]} ahead"),
-                (f"prophet_skill_{last}", f"{imagined.offsets[-1]} ahead"),
-            ],
-        ),
-    }
-    charts = {}
-    for number, (title, (y_label, keys)) in enumerate(wanted.items()):
-        lines = [line for line in (_curve(metrics, key, label) for key, label in keys) if line.x]
-        if lines:
-            charts[title] = line_chart(lines, "training step", y_label, f"curve{number}")
-    offsets = [float(offset) for offset in imagined.offsets]
-    lines = [
-        Line("predicted", offsets, imagined.cosine),
-        Line("copy of the present", offsets, imagined.copy_cosine),
+    skill = [
+        _curve(metrics, "prophet_skill_1", f"{imagined.offsets[0]} ahead"),
+        _curve(metrics, f"prophet_skill_{last}", f"{imagined.offsets[-1]} ahead"),
     ]
-    charts["Held-out episodes: how near a latent is to the real one"] = line_chart(
-        lines, "frames ahead", "cosine", "held_out"
-    )
-    return charts
+    losses = [_curve(metrics, "loss_action", "action"), _curve(metrics, "loss_world", "world (1 − cosine)")]
+    step = "training step"
+    charts = [
+        line_chart("Losses", losses, step, "loss", zero=True),
+        line_chart("Gate of the memory", [_curve(metrics, "world_gate", "gate")], step, "tanh(gate)", reference=0.0),
+        line_chart("Prophet's skill over copying the present, in training", skill, step, "skill", reference=0.0),
+        held_out_chart(imagined),
+    ]
+    return [chart for chart in charts if chart is not None]
 
 
 def build_page(data: PageData) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["picture_uri"] = picture_uri
-    environment.filters["video_uri"] = lambda video: _data_uri("video/mp4", playable(video.path))
-    charts = {title: Markup(svg) for title, svg in draw_charts(data.metrics, data.imagined).items()}
-    return environment.get_template("page.html.jinja").render(data=data, charts=charts, imagined=data.imagined)
+    charts = draw_charts(data.metrics, data.imagined)
+    template = template_environment(Path(__file__).parent).get_template("page.html.jinja")
+    return template.render(data=data, charts=charts, imagined=data.imagined)
 
 
 def collect(folder: Path) -> PageData:

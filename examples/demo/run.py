@@ -14,7 +14,7 @@ from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl
 from results import read_results
 from stages import Stage, StageError, duration, read_stamp, run_stage
 
-# Push defeats a policy without eyes; the other two show what such a policy can do all the same (docs/results.md).
+# Push defeats a policy without eyes; the other two show what such a policy can do all the same (docs/RESULTS.md).
 TASKS = "push-v3,drawer-open-v3,window-open-v3"
 N_EPISODES = 32
 RECORD_SEED = 0

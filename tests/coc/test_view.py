@@ -5,12 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
-import select
-import shutil
-import subprocess
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,10 +17,10 @@ from coc_tools.schema import EpisodeLabel
 from coc_tools.store import LabelFile
 from coc_tools.view.cli import ViewConfig, main, view
 from coc_tools.view.page import curve_points, make_lane, time_ticks
+from tests.browser import CHROMIUM, Browser
 from tests.coc.helpers import PROVENANCE, label_of, step
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&<b>"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Tags(HTMLParser):
@@ -160,85 +155,6 @@ def test_the_console_script_ends_with_one_line(monkeypatch):
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
-
-
-class Browser:
-    """Headless Chromium, driven through its debugging pipe (file descriptors 3 and 4)."""
-
-    def __init__(self, profile: Path):
-        to_browser, self._write = os.pipe()
-        self._read, from_browser = os.pipe()
-
-        def as_3_and_4() -> None:
-            # Through high numbers first, so that neither is overwritten before it is moved.
-            high = os.dup(to_browser), os.dup(from_browser)
-            os.dup2(high[0], 3)
-            os.dup2(high[1], 4)
-
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        command += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-        self._log = (profile.parent / "chromium.log").open("w")
-        self.process = subprocess.Popen(
-            command, preexec_fn=as_3_and_4, close_fds=False, stdout=self._log, stderr=self._log
-        )
-        os.close(to_browser)
-        os.close(from_browser)
-        self._buffer, self._n, self._session = b"", 0, None
-        self.errors: list[str] = []
-        target = next(t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        attached = self.send("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
-
-    def send(self, method: str, **params) -> dict:
-        self._n += 1
-        message = {"id": self._n, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while (answer := self._receive()).get("id") != self._n:
-            if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-                self.errors.append(json.dumps(answer["params"]))
-            if answer.get("method") == "Network.requestWillBeSent":
-                url = answer["params"]["request"]["url"]
-                if not url.startswith(("file:", "data:")):
-                    self.errors.append(f"requested {url}")
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def _receive(self) -> dict:
-        while b"\0" not in self._buffer:
-            assert select.select([self._read], [], [], 60)[0], "Chromium does not answer"
-            chunk = os.read(self._read, 1 << 16)
-            assert chunk, "Chromium ended"
-            self._buffer += chunk
-        message, self._buffer = self._buffer.split(b"\0", 1)
-        return json.loads(message)
-
-    def evaluate(self, script: str):
-        result = self.send("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def open(self, path: Path) -> None:
-        self.send("Page.navigate", url=path.as_uri())
-        deadline = time.monotonic() + 60
-        while self.evaluate("location.protocol + document.readyState") != "file:complete":
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def press(self, key: str) -> None:
-        text = {"text": key} if len(key) == 1 else {}
-        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-        self.send("Input.dispatchKeyEvent", type="keyUp", key=key)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._read)
-        os.close(self._write)
-        self._log.close()
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ import json
 import re
 from html.parser import HTMLParser
 
-import av
 import numpy as np
 import pytest
 from lerobot.utils.io_utils import write_video
 
 import page
-from page_data import Imagined, Moment, PageData, Step
+from page_data import PageData
 from results import Result, read_results
+from world_modality_core.report.film import Imagined, Moment, Step
 
 EVIL = "</script><script>alert('$x$')</script>&<b>"
 
@@ -96,36 +96,6 @@ def test_first_success_and_first_failure_are_shown(data):
     assert [video.caption.split(", ")[-1] for video in data.videos] == ["success", "success"]
     results = [Result("push", [False, True], [data.videos[0].path, data.videos[0].path])]
     assert [video.caption for video in page.choose_videos(results)] == ["push, success", "push, failure"]
-
-
-def test_videos_of_other_codecs_are_converted(tmp_path):
-    path = tmp_path / "old.mp4"
-    rng = np.random.default_rng(0)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for _ in range(6):
-            frame = av.VideoFrame.from_ndarray(rng.integers(0, 255, (32, 48, 3), dtype=np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    converted = tmp_path / "new.mp4"
-    converted.write_bytes(page.playable(path))
-    with av.open(str(converted)) as container:
-        stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        assert len(list(container.decode(stream))) == 6
-
-
-def test_playable_file_is_taken_as_it_is(data):
-    path = data.videos[0].path
-    assert page.playable(path) == path.read_bytes()
-
-
-def test_metrics_keep_the_last_of_repeated_steps_and_survive_a_cut_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    lines = [{"step": 1, "loss_action": 3.0}, {"step": 2, "loss_action": 2.0}, {"step": 2, "loss_action": 1.0}]
-    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
-    assert [m["loss_action"] for m in page.read_metrics(path)] == [3.0, 1.0]
 
 
 def test_results_are_read_per_task_and_over_all(tmp_path):

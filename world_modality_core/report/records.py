@@ -1,0 +1,168 @@
+"""Find and read every record below the given folders: study folders, exported results, evaluations, all alike."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from world_modality_core.errors import ConfigError
+from world_modality_core.evidence.episodes import (
+    EPISODE_SCHEMA,
+    EPISODES_FILE,
+    INFO_FILE,
+    read_episodes,
+    read_eval_infos,
+)
+from world_modality_core.report.film import RECORD_FILE, Imagined, read_imagined
+from world_modality_core.report.runs import Run, run_of_eval, run_of_job
+
+SCHEMA_VERSION = 1
+JOB_FILE = "job.json"
+JOBS_FILE = "jobs.json"
+TRAINING_FILE = "training.parquet"
+PROPHETS_FILE = "prophets.parquet"
+STUDY_FILE = "study.yaml"
+METRICS_FILE = "metrics.jsonl"
+PROPHET_CURVE_FILE = "curve.jsonl"
+INTERVENTIONS_FILE = "interventions.json"
+CURVE_COLUMNS = ["model", "train_seed", "step", "metric", "value"]
+
+
+@dataclass
+class Records:
+    """Everything that was found.
+
+    Attributes:
+        folders: Where it was looked for.
+        episodes: What `read_episodes` returns; empty without any.
+        video_folders: Folder of the evaluation of (model, train_seed, arm), which `video` is relative to.
+        curves: Columns `CURVE_COLUMNS`.
+        prophet_curves: Columns `CURVE_COLUMNS`, of Prophets' own training.
+        interventions: The `interventions.json`, as they are.
+        imagined: Filmstrips.
+        runs: Commands that were run.
+        question: What the study asks: the comment that its YAML begins with.
+    """
+
+    folders: list[str]
+    episodes: pd.DataFrame
+    video_folders: dict[tuple[str, int, str], Path] = field(default_factory=dict)
+    curves: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CURVE_COLUMNS))
+    prophet_curves: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CURVE_COLUMNS))
+    interventions: list[dict[str, Any]] = field(default_factory=list)
+    imagined: list[Imagined] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    question: str = ""
+
+
+def read_records(folders: list[str]) -> Records:
+    """Read all records.
+
+    Args:
+        folders: Searched through.
+
+    Raises:
+        ConfigError: if a folder does not exist, or holds no record.
+        EpisodesError: if the episodes can't be read together.
+    """
+    paths = [Path(folder) for folder in folders]
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(f"{path} is no folder: expected one that wm-matrix, wm-eval or wm-intervene wrote")
+    has_episodes = any(next(_find(paths, name), None) for name in (EPISODES_FILE, INFO_FILE))
+    records = Records(folders, read_episodes(paths) if has_episodes else EPISODE_SCHEMA.empty_table().to_pandas())
+    infos = read_eval_infos(paths)
+    for info in infos:
+        for arm in info["arms"]:
+            records.video_folders[info["model"], info["train_seed"], arm] = Path(info["folder"])
+    jobs = {path.parent: read_json(path) for path in _find(paths, JOB_FILE)}
+    info_of = {Path(info["folder"]).parent: info for info in infos}
+    records.runs = [run_of_job({"eval": info_of.get(folder)} | job) for folder, job in jobs.items()]
+    records.runs += [
+        run_of_job(job) for path in _find(paths, JOBS_FILE) for job in _of_schema(read_json(path), path)["jobs"]
+    ]
+    records.runs += [run_of_eval(info) for folder, info in info_of.items() if folder not in jobs]
+    records.curves = _curves(paths, METRICS_FILE, TRAINING_FILE, jobs)
+    records.prophet_curves = _curves(paths, PROPHET_CURVE_FILE, PROPHETS_FILE, jobs)
+    for path in _find(paths, INTERVENTIONS_FILE):
+        found = read_json(path)  # an exported study has a list of them
+        found = found if isinstance(found, list) else [found]
+        records.interventions += [_of_schema(record, path) for record in found]
+    records.question = " ".join(_comment(path) for path in _find(paths, STUDY_FILE))
+    records.imagined = [read_imagined(path) for path in _find(paths, RECORD_FILE)]
+    found = (records.episodes, records.curves, records.prophet_curves, records.interventions, records.imagined)
+    if not any(map(len, found)):
+        raise ConfigError(
+            f"{', '.join(folders)}: there is nothing to report; expected records of wm-eval, wm-matrix, ..."
+        )
+    return records
+
+
+def _curves(paths: list[Path], lines_file: str, table_file: str, jobs: Mapping[Path, dict[str, Any]]) -> pd.DataFrame:
+    """What trainings logged: files of lines, labelled by their job if one wrote them, and exported tables."""
+    frames = [pd.read_parquet(path)[CURVE_COLUMNS] for path in _find(paths, table_file)]
+    for path in _find(paths, lines_file):
+        job = next((jobs[folder] for folder in path.parents if folder in jobs), {})
+        frames.append(_long(read_metrics(path), job.get("model") or path.parent.name, job.get("train_seed") or 0))
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=CURVE_COLUMNS)
+
+
+def _long(lines: list[dict[str, float]], model: str, train_seed: int) -> pd.DataFrame:
+    rows = [
+        (model, train_seed, line["step"], metric, value)
+        for line in lines
+        for metric, value in line.items()
+        if metric != "step" and isinstance(value, int | float)
+    ]
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+
+
+def _of_schema(record: Any, path: Path) -> dict[str, Any]:
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path} has schema {schema!r}, this version reads {SCHEMA_VERSION}: read it with the version of "
+            "lerobot_policy_world_modality that wrote it, or leave it out"
+        )
+    return record
+
+
+def _comment(path: Path) -> str:
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ConfigError: naming the file, if it is none.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Lines of a metrics file; of a step that was trained twice (after an interruption) the last."""
+    by_step = {}
+    for line in path.read_text().splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:  # cut off by a kill
+            continue
+        by_step[values["step"]] = values
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _find(paths: list[Path], name: str) -> Iterator[Path]:
+    """Files of that name, each once, in order."""
+    yield from dict.fromkeys(file.resolve() for path in paths for file in sorted(path.rglob(name)))
