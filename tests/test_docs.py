@@ -14,20 +14,31 @@ import lerobot_policy_world_modality  # noqa: F401 - registers types
 from coc_tools.config import LabelConfig
 from coc_tools.judge.cli import EvalConfig
 from coc_tools.view.cli import ViewConfig
+from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
+from lerobot_policy_world_modality.intervention.cli import InterveneConfig
 from lerobot_policy_world_modality.record import RecordConfig
+from world_modality_core.evidence.compare_cli import CompareConfig, folders_as_option
+from world_modality_core.matrix.cli import make_parser as matrix_parser
 from world_modality_core.precompute.cli import PrecomputeConfig
+from world_modality_core.prophet_training.options import ProphetTrainingConfig
+from world_modality_core.report.cli import make_parser as report_parser
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 CONFIGS = {
     "wm-record": RecordConfig,
     "wm-precompute": PrecomputeConfig,
+    "wm-prophet": ProphetTrainingConfig,
+    "wm-eval": WorldEvalConfig,
+    "wm-intervene": InterveneConfig,
+    "wm-compare": CompareConfig,
     "lerobot-train": TrainPipelineConfig,
     "lerobot-eval": EvalPipelineConfig,
     "coc-label": LabelConfig,
     "coc-eval": EvalConfig,
     "coc-view": ViewConfig,
 }
+PARSERS = {"wm-matrix": matrix_parser(), "wm-report": report_parser()}
 CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "examples", "benchmarks"]
 VARIABLES = {"USER": "me", "type": "F", "source": "zero", "arm": "E2", "suite": "libero_goal", "tier": "easy"}
 
@@ -38,7 +49,7 @@ def commands():
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL):
             variables = VARIABLES | dict(re.findall(r'^(\w+)="([^"]*)"$', block, flags=re.MULTILINE))
             for line in block.replace("\\\n", " ").splitlines():
-                if line.split() and line.split()[0] in CONFIGS and "..." not in line:
+                if line.split() and line.split()[0] in {*CONFIGS, *PARSERS} and "..." not in line:
                     text = line
                     while match := re.search(r"\$\{?(\w+)\}?", text):  # a variable may hold another
                         text = text.replace(match[0], variables[match[1]])
@@ -52,6 +63,11 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("command", commands())
 def test_documented_commands_are_understood(command, tmp_path):
     program, *arguments = command
+    if program in PARSERS:
+        PARSERS[program].parse_args(arguments)
+        return
+    if program == "wm-compare":
+        arguments = folders_as_option(arguments)
     # Read while the command is parsed: a config with SmolVLA's defaults stands for the one on the Hub.
     PreTrainedConfig.get_choice_class("smolvla")(device="cpu")._save_pretrained(tmp_path)
     arguments = [re.sub(r"(--policy.init_from)=.*", rf"\1={tmp_path}", argument) for argument in arguments]
