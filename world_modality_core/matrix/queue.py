@@ -107,7 +107,7 @@ def run_queue(jobs: list[Job], options: Options) -> dict[str, str]:
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the running jobs were ended; the same queue goes on from there.
     """
     programs = {name: options.find_program(name) for name in dict.fromkeys(job.command[0] for job in jobs)}
-    with _sigterm_interrupts(), tqdm(total=len(jobs), unit="job", disable=not sys.stderr.isatty()) as bar:
+    with _interruptible(), tqdm(total=len(jobs), unit="job", disable=not sys.stderr.isatty()) as bar:
         queue = _Queue(jobs, options, programs, bar)
         try:
             while queue.step():
@@ -289,14 +289,16 @@ def _indent(text: str) -> str:
 
 
 @contextmanager
-def _sigterm_interrupts():
-    """SIGTERM, from a batch system for instance, does what Ctrl-C does."""
+def _interruptible():
+    """Ctrl-C ends the queue, and so does SIGTERM, from a batch system for instance."""
 
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, interrupt)
+    # SIGINT too: a shell lets its background jobs ignore it, and a queue is often one.
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
