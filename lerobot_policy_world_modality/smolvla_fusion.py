@@ -39,7 +39,7 @@ class MemoryTokens(nn.Module):
         self.norm_query = nn.LayerNorm(d_expert) if gate == "per_token" else nn.Identity()
         self.gate = Gate(gate, d_expert, n_heads)
         self.last_gate: Tensor | None = None  # ()
-        self.last_sample_gate: Tensor | None = None  # (b,)
+        self.last_sample_gate: Tensor | None = None  # (b,) mean |gate|
         self.forget()
 
     def remember(self, memory: Memory) -> None:
@@ -71,7 +71,7 @@ class MemoryTokens(nn.Module):
             informed: (b, h, d_expert) states of the expert that did.
         """
         gate = self.gate(self.norm_query(plain.float()))  # (b | 1, h | 1, n_heads | 1)
-        self.last_sample_gate = gate.detach().mean((1, 2)).expand(len(plain))
+        self.last_sample_gate = gate.detach().abs().mean((1, 2)).expand(len(plain))
         self.last_gate = gate.detach().mean()
         change = (informed - plain).unflatten(-1, (self.n_heads, -1))
         return plain + (gate[..., None] * change).flatten(-2).to(plain.dtype)

@@ -90,7 +90,7 @@ class GatedCrossAttention(nn.Module):
         self.last_attention_entropy: Tensor | None = None
         # () mean gate in the last call.
         self.last_gate: Tensor | None = None
-        # The same per sample: (b, n_positions), (b,) and (b,).
+        # The same per sample: (b, n_positions), (b,), and mean |gate| (b,), in which gates of both signs don't cancel.
         self.last_sample_mass: Tensor | None = None
         self.last_sample_entropy: Tensor | None = None
         self.last_sample_gate: Tensor | None = None
@@ -168,7 +168,7 @@ class GatedCrossAttention(nn.Module):
         self.last_sample_mass = attention.mean((1, 2))
         entropy = torch.special.entr(attention).sum(-1).mean((1, 2))
         self.last_sample_entropy = entropy / math.log(max(self.n_positions, 2))
-        self.last_sample_gate = gate.mean((1, 2)).expand(len(attention))
+        self.last_sample_gate = gate.abs().mean((1, 2)).expand(len(attention))
         self.last_attention_mass = self.last_sample_mass.mean(0)
         self.last_attention_entropy = self.last_sample_entropy.mean()
         self.last_gate = gate.mean()

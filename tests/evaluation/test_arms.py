@@ -12,6 +12,7 @@ from tests.fixtures_qwen import make_qwen
 from tests.fixtures_smolvlm import make_smolvlm
 from tests.plugin import qwen_helpers, smolvla_helpers
 from tests.plugin.helpers import live_batch, open_gates
+from world_modality_core.gated_attention import GatedCrossAttention
 
 SCENES = [(task, seed) for task in ("push", "reach") for seed in (1, 2, 3)]
 N_PLANS = 4
@@ -187,3 +188,12 @@ def test_arms_reach_every_reader_of_a_vla(family, tiny_companion, tmp_path):
     assert not torch.equal(actions["zero"], actions["intact"])
     assert not torch.equal(actions["gate_closed"], actions["intact"])
     assert gates["gate_closed"] == [0, 0] and gates["intact"] == pytest.approx([0.7616, 0.7616], abs=1e-3)
+
+
+def test_gates_of_both_signs_do_not_cancel_in_the_log():
+    reader = GatedCrossAttention(8, 4, 3, n_heads=2, gate="per_head")
+    with torch.no_grad():
+        reader.gate.value.copy_(torch.tensor([1.0, -1.0]))
+    reader(torch.randn(2, 5, 8), torch.randn(2, 3, 4))
+    assert reader.last_gate == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(reader.last_sample_gate, torch.full((2,), 0.7616), atol=1e-4, rtol=0)

@@ -50,7 +50,7 @@ def judged(shuffle=CLEAR, copy=CLEAR, closed=CLEAR, matched=CLEAR, runs_p=0.001,
         ({"shuffle": None, "copy": TIE}, NOT_SHOWN, NOT_SHOWN),
         ({"gates": {0: 1e-5, 1: 0.0}, "shuffle": TIE}, SHUT, SHUT),
         ({"gates": {0: 1e-5, 1: 0.0}, "shuffle": None, "copy": None}, SHUT, SHUT),
-        ({"gates": {0: 1e-5, 1: 0.0}}, UNDECIDED, UNDECIDED),  # which can't be: gates of both signs may cancel
+        ({"gates": {0: 1e-5, 1: 0.0}}, UNDECIDED, UNDECIDED),  # which can't be: something else differs
         ({"gates": {0: 1e-5, 1: 0.0}, "shuffle": TIE, "copy": TIE}, SHUT, SHUT),
         ({"gates": {0: 1e-5, 1: 0.1}}, SHOWN, SHOWN),
         ({"gates": {}}, SHOWN, SHOWN),  # a model that logs no gate

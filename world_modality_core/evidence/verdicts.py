@@ -117,7 +117,7 @@ def _verdict(
         gate = f"mean |gate| is at most {max(gates.values()):.1e} in every training run (open from {SHUT_GATE:g})"
         if failed or missing:
             return Verdict(model, question, SHUT, (gate, *reasons), None, None)
-        reasons.append(f"{gate}, yet its memory makes a difference: look whether gates of both signs cancel")
+        reasons.append(f"{gate}, yet its arms differ: something else than the memory does")
         return Verdict(model, question, UNDECIDED, tuple(reasons), max(part.p for part in there.values()), None)
     if shut:
         reasons.append(f"the gate never opened in training runs {', '.join(map(str, shut))}")
