@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fixtures_datasets import make_dataset
-from tests.plugin.helpers import SMALL
+from tests.plugin.helpers import SMALL, TYPES
 from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
 
 
@@ -79,13 +79,38 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(trained, ti
     assert any(not torch.equal(changed[name], value) for name, value in expected.items())
 
 
-def test_two_processes_train_together(tiny_companion, tmp_path):
+def test_two_processes_end_with_the_weights_of_one_at_the_same_global_batch(tiny_companion, tmp_path):
     # "--multi_gpu" makes accelerate start the processes; --policy.device=cpu keeps them on the CPU (gloo).
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
                 "--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no")  # fmt: skip
-    printed = train(tiny_companion, tmp_path / "run", launcher=launcher, steps=3)
-    assert "Effective batch size: 8 x 2 = 16" in printed
-    assert weights(tmp_path / "run", 3)["train_step"] == 3
+    printed = train(tiny_companion, tmp_path / "two", "--batch_size=4", launcher=launcher, steps=3)
+    assert "Effective batch size: 4 x 2 = 8" in printed
+    train(tiny_companion, tmp_path / "one", steps=3)
+    train(tiny_companion, tmp_path / "half", "--batch_size=4", steps=3)  # what would come out if one's share were lost
+    two, one, half = (weights(tmp_path / name, 3) for name in ("two", "one", "half"))
+    assert two["train_step"] == one["train_step"] == 3
+    # Over all weights: attention does not depend on the bias of its keys, whose gradients are rounding errors that Adam
+    # scales up to steps.
+    error, control = (sum((a[k].float() - one[k].float()).square().sum() for k in one) ** 0.5 for a in (two, half))
+    assert error < 0.01 * control
+
+
+def test_processes_average_to_the_gradients_of_the_whole_batch_for_every_type(tiny_companion, tmp_path):
+    script = Path(__file__).parent / "gradients_on_processes.py"
+    launcher = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    )
+    command = [sys.executable, *launcher, script, tiny_companion.source_root, tiny_companion.companion_root, tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = {line["type"]: line for line in map(json.loads, filter(lambda s: s[:1] == "{", done.stdout.splitlines()))}
+    assert set(lines) == {*TYPES, "smolvla_world", "qwen_world_fplus"}
+    for line in lines.values():
+        assert line["far"] < 1e-3 < 0.1 < line["half"], line
 
 
 def test_fine_tuning_on_another_dataset_keeps_the_world_space_of_the_checkpoint(trained, tiny_companion, tmp_path):
