@@ -25,6 +25,7 @@ from coc_tools.prompts import load_prompt
 from coc_tools.request import RequestBuilder, choose_cameras, load_objects, open_latents
 from coc_tools.shares import Shares
 from coc_tools.store import LabelFile, StoreError, failed_path, iter_labels
+from world_modality_core.commands import told_in_one_line
 from world_modality_core.companion import CompanionError, default_root, open_companion
 
 # What a user can mend; everything else is a fault of ours and keeps its traceback.
@@ -243,15 +244,14 @@ def main() -> None:
         f"{arg}=true" if arg in flags and after.startswith("--") else arg
         for arg, after in zip(given, [*given[1:], "--"], strict=False)
     ]
-    try:
-        summary = parser.wrap()(label)()
-    except USER_ERRORS as error:
-        sys.exit(f"coc-label: {error}")
-    except ParsingError as error:
-        # draccus buries what a nested dataclass says under "Couldn't instantiate class".
-        if isinstance(error.__cause__, ConfigError):
-            sys.exit(f"coc-label: {error.__cause__}")
-        raise
+    with told_in_one_line("coc-label", *USER_ERRORS):
+        try:
+            summary = parser.wrap()(label)()
+        except ParsingError as error:
+            # draccus buries what a nested dataclass says under "Couldn't instantiate class".
+            if isinstance(error.__cause__, ConfigError):
+                raise error.__cause__ from None
+            raise
     if summary.stopped:
         sys.exit(130 if summary.stopped == "interrupted" else 1)
 

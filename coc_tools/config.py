@@ -226,7 +226,8 @@ class LabelConfig:
     max_episodes: int | None = None
     # Go on in a label file whose labels another model or prompt made.
     allow_mixed: bool = False
-    # JSONL to take labels from: lines of `episode_index` (or `episode_id`) and `coc_text`, or labels of this tool.
+    # JSONL to take labels from: lines of `episode_index` (or `episode_id`) and `coc_text`, or labels of this tool. A
+    # file, or one on the Hub: hf://datasets/USER/NAME/FILE.
     import_jsonl: str | None = None
     # JSONL to write: lines of `episode_index`, `task` and `coc_text`.
     export_jsonl: str | None = None

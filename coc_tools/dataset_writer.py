@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +33,17 @@ from tqdm import tqdm
 
 from coc_tools.language_rows import COC_STYLE, rows_of_label
 from coc_tools.schema import EpisodeLabel
-from coc_tools.store import write_aside
-from world_modality_core.precompute.assemble import link_or_copy
+from world_modality_core.errors import UserError
+from world_modality_core.files import (
+    checked,
+    naming_damage,
+    naming_full_disk,
+    open_parquet,
+    read_json,
+    read_parquet,
+    write_text,
+)
+from world_modality_core.precompute.assemble import check_own, link_or_copy
 
 INFO = "meta/info.json"
 # What is going to be replaced; renamed to JOURNAL when all is ready for it.
@@ -40,7 +51,7 @@ PLAN = "plan.json"
 JOURNAL = "journal.json"
 
 
-class WriteError(ValueError):
+class WriteError(UserError, ValueError):
     """Labels can't be written into a dataset."""
 
 
@@ -65,7 +76,8 @@ def write_in_place(root: Path, labels: Mapping[int, EpisodeLabel]) -> tuple[Path
         _check_space(root, sum((root / name).stat().st_size for name in names))
         backup = root.with_name(f"{root.name}.coc_backup-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
         try:
-            _prepare(meta, root, labels, names, backup)
+            with naming_full_disk(root):
+                _prepare(meta, root, labels, names, backup)
         except BaseException:
             _finish_or_undo(root)
             raise
@@ -79,7 +91,7 @@ def _prepare(
     """Write the new files aside and back the old ones up; with the journal's name the change is decided."""
     stage = _stage(root)
     stage.mkdir()
-    write_aside(stage / PLAN, json.dumps({"files": names, "backup": str(backup)}, indent=2))
+    write_text(stage / PLAN, json.dumps({"files": names, "backup": str(backup)}, indent=2))
     _write_files(meta, root, stage / "new", labels)
     for name in names:
         (backup / name).parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +123,19 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
     _check_space(root.parent, sum(path.stat().st_size for path in _data_files(source)))
     aside = root.with_name(f"{root.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
+    try:
+        with naming_full_disk(root):
+            _copy_with_labels(meta, source, aside, labels)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # half of a copy is of no use, and takes the room
+        raise
+    os.replace(aside, root)
+    return root
+
+
+def _copy_with_labels(
+    meta: LeRobotDatasetMetadata, source: Path, aside: Path, labels: Mapping[int, EpisodeLabel]
+) -> None:
     _write_files(meta, source, aside, labels)
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
@@ -121,9 +146,8 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
         ):
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             # Metadata may be edited in place one day; videos are not.
+            check_own(path, source)
             (shutil.copy if name.parts[0] == "meta" else link_or_copy)(path, aside / name)
-    os.replace(aside, root)
-    return root
 
 
 def recover(root: Path) -> str | None:
@@ -148,12 +172,31 @@ def _finish_or_undo(root: Path) -> str | None:
         return None
     if not (stage / JOURNAL).exists():
         if (stage / PLAN).exists():
-            shutil.rmtree(json.loads((stage / PLAN).read_text())["backup"], ignore_errors=True)
+            shutil.rmtree(_read_plan(root, stage / PLAN)["backup"], ignore_errors=True)
         shutil.rmtree(stage)
         return f"{root}: an earlier run was interrupted before it changed anything; its preparations were removed"
-    journal = json.loads((stage / JOURNAL).read_text())
+    journal = _read_plan(root, stage / JOURNAL)
     _replace(root, journal["files"])
     return f"{root}: an earlier run was interrupted while it replaced files; finished it. Backup: {journal['backup']}"
+
+
+def _read_plan(root: Path, path: Path) -> dict:
+    """The plan of a change that was cut off. A dataset from elsewhere may bring one: it names nothing but our files.
+
+    Raises:
+        WriteError: if it names others.
+    """
+    plan = checked(_Plan, read_json(path), path)
+    backup = Path(plan["backup"])
+    names = [re.fullmatch(r"data/[\w-]+/[\w-]+\.parquet", name) or name == INFO for name in plan["files"]]
+    if backup.parent != root.parent or not backup.name.startswith(f"{root.name}.coc_backup-") or not all(names):
+        raise WriteError(f"{path} was not written by coc-label for this dataset; delete {path.parent}")
+    return plan
+
+
+class _Plan(TypedDict):
+    files: list[str]
+    backup: str
 
 
 def _replace(root: Path, names: list[str]) -> None:
@@ -186,7 +229,8 @@ def _check_space(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < 1.2 * n_bytes:
         raise WriteError(
-            f"{folder}: {1.2 * n_bytes / 1e9:.2f} GB are needed on this disk, {free / 1e9:.2f} GB are free"
+            f"{folder}: {1.2 * n_bytes / 1e9:.2f} GB are needed on this disk, {free / 1e9:.2f} GB are free; make room "
+            "there, then give the same command again"
         )
 
 
@@ -217,10 +261,11 @@ def _write_files(meta: LeRobotDatasetMetadata, root: Path, out: Path, labels: Ma
 
 def _rewrite(path: Path, target: Path, labels: Mapping[int, EpisodeLabel], schema_metadata: dict) -> None:
     """Copy a data file row group by row group, with the new column."""
-    file, writer, carry = pq.ParquetFile(path), None, _Carry(path)
+    file, writer, carry = open_parquet(path), None, _Carry(path)
     try:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
+            with naming_damage(path, "parquet"):
+                table = file.read_row_group(group)
             column = _new_column(table, labels, carry)
             position = table.schema.get_field_index(LANGUAGE_PERSISTENT)
             if position < 0:
@@ -241,7 +286,7 @@ class _Carry:
     """What is known of a file's episodes while its row groups are read: an episode may go on in the next one."""
 
     def __init__(self, path: Path) -> None:
-        table = pq.read_table(path, columns=["episode_index", "timestamp"])
+        table = read_parquet(path, ["episode_index", "timestamp"])
         self._episodes, self._timestamps = table["episode_index"].to_numpy(), table["timestamp"].to_numpy()
         self.path = path
         self.episode = -1

@@ -18,10 +18,13 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from PIL import Image
 
 from coc_tools.language_rows import COC_STYLE
+from world_modality_core.errors import UserError
+from world_modality_core.files import naming_damage, open_parquet
+from world_modality_core.hub import hub_errors
 from world_modality_core.precompute.source import video_frames
 
 
-class EpisodeError(ValueError):
+class EpisodeError(UserError, ValueError):
     """A dataset or an episode cannot be read."""
 
 
@@ -122,9 +125,10 @@ class EpisodeReader:
             raise EpisodeError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
         name = repo_id or Path(root).name
         try:
-            self.meta = LeRobotDatasetMetadata(name, root=root, revision=revision)
-            if not all((Path(self.meta.root) / path).exists() for path in self._files()):
-                self.meta = LeRobotDataset(name, root=root, revision=revision).meta
+            with hub_errors(name, revision):
+                self.meta = LeRobotDatasetMetadata(name, root=root, revision=revision)
+                if not all((Path(self.meta.root) / path).exists() for path in self._files()):
+                    self.meta = LeRobotDataset(name, root=root, revision=revision).meta
         except Exception as error:
             raise EpisodeError(
                 f"dataset.repo_id={repo_id!r}, dataset.root={root!r}, dataset.revision={revision!r}: cannot be opened "
@@ -136,7 +140,7 @@ class EpisodeReader:
         self.root = Path(self.meta.root)
         self.cameras = [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
         images = {key for key in self.meta.camera_keys if key not in self.meta.video_keys}
-        schema = pq.read_schema(self.root / self.meta.get_data_file_path(0))
+        schema = open_parquet(self.root / self.meta.get_data_file_path(0)).schema_arrow
         self.small_columns = [key for key in schema.names if key not in images]
         # Without the statistics, which make up most of a row of the episodes' table.
         self._episodes = self.meta.episodes.select_columns(["tasks", "dataset_from_index", "dataset_to_index"])
@@ -186,7 +190,8 @@ class EpisodeReader:
         """Some columns of an episode's rows; reads the row groups that hold it, and no more."""
         episode = self[index]
         path = self.root / self.meta.get_data_file_path(index)
-        with self._lock:  # an open parquet file is not for two threads at once
+        # An open parquet file is not for two threads at once.
+        with self._lock, naming_damage(path, "parquet", "copy or download this file of the dataset again"):
             file, starts = self._open(path)
             first = int(np.searchsorted(starts, episode.start, side="right")) - 1
             last = int(np.searchsorted(starts, episode.stop))
@@ -218,4 +223,6 @@ class EpisodeReader:
             times = start_s + episode.timestamps[list(positions)]
             return [Image.fromarray(frame) for frame in video_frames(path, times, episode.index)]
         column = self.rows(episode.index, [camera])[camera]
-        return [Image.open(io.BytesIO(column[p]["bytes"].as_py())).convert("RGB") for p in positions]
+        path = self.root / self.meta.get_data_file_path(episode.index)
+        with naming_damage(path, f"images of {camera}", "copy or download this file of the dataset again"):
+            return [Image.open(io.BytesIO(column[p]["bytes"].as_py())).convert("RGB") for p in positions]

@@ -15,20 +15,26 @@ from coc_tools import TOOL_VERSION
 from coc_tools.episodes import EpisodeReader
 from coc_tools.language_rows import label_starts
 from coc_tools.schema import EpisodeLabel, Provenance
-from coc_tools.store import LabelFile, StoreError, utc_now, write_aside
+from coc_tools.store import LabelFile, StoreError, utc_now
+from world_modality_core.files import parse_json, write_text
+from world_modality_core.hub import local_file
 
 
 def iter_lines(path: str | Path) -> Iterator[tuple[int, int, EpisodeLabel | str]]:
     """Read a JSONL file of labels, or of plain texts.
+
+    Args:
+        path: The file, or one on the Hub: hf://datasets/USER/NAME[@REVISION]/PATH.
 
     Yields:
         (line number, episode index, label or text).
 
     Raises:
         StoreError: naming the line, if one is neither, or an episode comes twice.
+        HubError: if it can't be had from the Hub.
     """
     seen: dict[int, int] = {}
-    with open(path, encoding="utf-8") as file:
+    with open(local_file(path), "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -39,9 +45,9 @@ def iter_lines(path: str | Path) -> Iterator[tuple[int, int, EpisodeLabel | str]
             yield number, episode, content
 
 
-def _parse(line: str, where: str) -> tuple[int, EpisodeLabel | str]:
+def _parse(line: bytes, where: str) -> tuple[int, EpisodeLabel | str]:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError as error:
         raise StoreError(f"{where}: not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -50,16 +56,18 @@ def _parse(line: str, where: str) -> tuple[int, EpisodeLabel | str]:
         try:
             label = EpisodeLabel.model_validate(value)
         except ValidationError as error:
-            raise StoreError(f"{where}: not a label ({error.errors(include_url=False)[0]['msg']})") from error
+            raise StoreError(
+                f"{where}: not a label ({error.errors(include_url=False, include_input=False)[0]['msg']})"
+            ) from error
         return label.episode_index, label
     index = value.get("episode_index", value.get("episode_id"))
     # Ids come as strings of digits too.
-    index = int(index) if isinstance(index, str) and index.isdecimal() else index
+    index = int(index) if isinstance(index, str) and index.isdecimal() and len(index) < 19 else index
     text = value.get("coc_text")
-    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-        raise StoreError(f"{where}: episode_index (or episode_id) is {index!r}; expected a number of 0 or more")
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**63:
+        raise StoreError(f"{where}: episode_index (or episode_id) is {index!r:.60}; expected a number of 0 or more")
     if not isinstance(text, str) or not text.strip():
-        raise StoreError(f"{where}: coc_text is {text!r}; expected a text")
+        raise StoreError(f"{where}: coc_text is {text!r:.60}; expected a text")
     return index, " ".join(text.split())
 
 
@@ -142,5 +150,5 @@ def export_labels(labels: LabelFile, path: str | Path) -> int:
     for episode, label in labels.items():
         line = {"episode_index": episode, "task": label.task, "coc_text": label.text}
         lines.append(json.dumps(line, ensure_ascii=False, sort_keys=True))
-    write_aside(path, "".join(f"{line}\n" for line in lines))
+    write_text(path, "".join(f"{line}\n" for line in lines))
     return len(lines)

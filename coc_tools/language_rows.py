@@ -24,6 +24,7 @@ from lerobot.datasets.language import (
 from torch import Tensor
 
 from coc_tools.schema import EpisodeLabel, step_text
+from world_modality_core.files import open_parquet
 
 COC_STYLE = "coc"
 COC_ROLE = "assistant"
@@ -134,7 +135,7 @@ def labels_by_index(dataset: LeRobotDatasetMetadata | str | Path) -> LabelLookup
 
 def _changes_in(files: list[Path]) -> Iterator[tuple[int, str | None]]:
     for path in files:
-        file = pq.ParquetFile(path)
+        file = open_parquet(path)
         if LANGUAGE_PERSISTENT not in file.schema_arrow.names:
             continue
         for start, rows, timestamps in _episodes_in(file):

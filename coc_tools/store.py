@@ -17,9 +17,11 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from coc_tools.schema import EpisodeLabel
+from world_modality_core.errors import UserError
+from world_modality_core.files import naming_full_disk, write_text
 
 
-class StoreError(ValueError):
+class StoreError(UserError, ValueError):
     """A label file cannot be used."""
 
 
@@ -100,7 +102,10 @@ def read_failures(path: str | Path) -> dict[int, Failure]:
     if failed.exists():
         for line in failed.read_bytes().splitlines(keepends=True):
             if line.endswith(b"\n") and line.strip():
-                failure = Failure.model_validate_json(line)
+                try:
+                    failure = Failure.model_validate_json(line)
+                except ValidationError as error:
+                    raise StoreError(f"{failed}: a line is not a failure ({_first(error)}). Delete the file") from error
                 failures[failure.episode_index] = failure
     return failures
 
@@ -169,21 +174,26 @@ class LabelFile(Mapping[int, EpisodeLabel]):
         """
         if label.episode_index in self._offsets:
             raise StoreError(f"{self.path}: episode {label.episode_index} is labelled already")
-        self._offsets[label.episode_index] = os.fstat(self._file).st_size
-        _write_line(self._file, label.to_line())
+        offset = os.fstat(self._file).st_size
+        with naming_full_disk(self.path):
+            _write_line(self._file, label.to_line())
+        self._offsets[label.episode_index] = offset
 
     def append_failure(self, failure: Failure) -> None:
         """Note why an episode has no label."""
-        _write_line(self._failed, json.dumps(failure.model_dump(mode="json"), ensure_ascii=False, sort_keys=True))
+        with naming_full_disk(failed_path(self.path)):
+            _write_line(self._failed, json.dumps(failure.model_dump(mode="json"), ensure_ascii=False, sort_keys=True))
 
     def close(self) -> None:
         """Settle the file of failures, leave no empty files, and let others write."""
         os.close(self._file)
         os.close(self._failed)
-        self._drop_settled_failures()
-        if not self._offsets:
-            self.path.unlink()
-        self._lock.release()
+        try:
+            self._drop_settled_failures()
+            if not self._offsets:
+                self.path.unlink()
+        finally:
+            self._lock.release()
 
     def _drop_settled_failures(self) -> None:
         """Keep the last failure of each episode that has no label; without any, no file."""
@@ -194,19 +204,9 @@ class LabelFile(Mapping[int, EpisodeLabel]):
         left = [failure for failure in failures if failure.episode_index not in self._offsets]
         lines = [json.dumps(failure.model_dump(mode="json"), ensure_ascii=False, sort_keys=True) for failure in left]
         if lines:
-            write_aside(path, "".join(f"{line}\n" for line in lines))
+            write_text(path, "".join(f"{line}\n" for line in lines))
         else:
             path.unlink()
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a text file so that it is either the old or the new one, whenever the process dies."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def _open_append(path: Path) -> int:
@@ -214,10 +214,14 @@ def _open_append(path: Path) -> int:
 
 
 def _write_line(file: int, line: str) -> None:
-    data = f"{line}\n".encode()
-    while data:  # a write to a file that is nearly full may be short
-        data = data[os.write(file, data) :]
-    os.fsync(file)
+    data, size = f"{line}\n".encode(), os.fstat(file).st_size
+    try:
+        while data:  # a write to a disk that is nearly full may be short
+            data = data[os.write(file, data) :]
+        os.fsync(file)
+    except OSError:
+        os.ftruncate(file, size)  # no half of a line
+        raise
 
 
 def _cut_torn_line(path: Path) -> str:

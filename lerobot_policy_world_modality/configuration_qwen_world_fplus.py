@@ -102,8 +102,8 @@ class TextConfig:
     # "joint_after_act": labels follow the action tokens, in the same forward. "separate": a second forward, whose
     # sequence has no action tokens.
     mode: str = "joint_after_act"
-    # JSONL of labels (coc-label's, or lines of episode_index and coc_text). None: the dataset's language rows of style
-    # `coc`.
+    # JSONL of labels (coc-label's, or lines of episode_index and coc_text), or hf://datasets/USER/NAME/FILE. None: the
+    # dataset's language rows of style `coc`.
     jsonl: str | None = None
     # Leave samples without a label out of training altogether, instead of out of the text loss only.
     require_coc: bool = False

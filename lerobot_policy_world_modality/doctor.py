@@ -240,10 +240,22 @@ def main() -> int:
     """Print the table; exit code 1 if a row is FAIL."""
     parser = argparse.ArgumentParser(prog="wm-doctor", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run encoders and policies")
+    parser.add_argument("--env", choices=["libero"], help="look at this simulator only, and reset it once")
+    parser.add_argument("--fix", action="store_true", help="with --env: put first what it needs where it looks for it")
+    parser.add_argument("--assets", type=Path, help="with --fix: LIBERO's folder `assets`, if it is here already")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     arguments = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # looks at what is here; downloads nothing
-    rows = diagnose(arguments.device)
+    if (arguments.fix and not arguments.env) or (arguments.assets and not arguments.fix):
+        parser.error("--assets needs --fix, and --fix needs --env=libero: nothing else is mended from here")
+    if not arguments.fix:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # looks at what is here; downloads nothing
+    if arguments.env:
+        from lerobot_policy_world_modality.doctor_libero import check_libero, fix_libero
+
+        mended = _guarded("fix", lambda: fix_libero(arguments.assets)) if arguments.fix else []
+        rows = [*mended, *_guarded("renderer", check_renderers), *_guarded("libero", check_libero)]
+    else:
+        rows = diagnose(arguments.device)
     print(json.dumps([asdict(row) for row in rows], indent=2) if arguments.json else format_table(rows))
     return int(any(row.status == "FAIL" for row in rows))
 

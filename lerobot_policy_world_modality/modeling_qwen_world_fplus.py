@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lerobot_policy_world_modality.configuration_qwen_world_fplus import QwenWorldFPlusConfig
+from lerobot_policy_world_modality.hub import OnHub
 from lerobot_policy_world_modality.prophet_start import check_starts, start_prophet
 from lerobot_policy_world_modality.qwen_backbone import build_backbone, load_backbone_config
 from lerobot_policy_world_modality.qwen_heads import Proprioception, make_action_head
@@ -44,7 +45,7 @@ from world_modality_core.losses import masked_mean
 from world_modality_core.metrics import LoggedValues
 
 
-class QwenWorldFPlusPolicy(PreTrainedPolicy):
+class QwenWorldFPlusPolicy(OnHub, PreTrainedPolicy):
     """Model F+.
 
     Args:

@@ -16,6 +16,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.configuration_smolvla_world import SmolVLAWorldConfig
+from lerobot_policy_world_modality.hub import OnHub
 from lerobot_policy_world_modality.init_from import load_base_weights
 from lerobot_policy_world_modality.prophet_start import check_starts, start_prophet
 from lerobot_policy_world_modality.sight import Eyes, Sight, open_training_companion, policy_spec
@@ -45,7 +46,7 @@ SAVED_WITH_ADAPTERS = {
 }  # fmt: skip
 
 
-class SmolVLAWorldPolicy(SmolVLAPolicy):
+class SmolVLAWorldPolicy(OnHub, SmolVLAPolicy):
     """SmolVLA + Model F memory.
 
     Args:

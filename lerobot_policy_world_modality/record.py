@@ -20,13 +20,16 @@ from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from filelock import FileLock, Timeout
 from lerobot.configs import parser
 from lerobot.configs.video import RGBEncoderConfig
-from lerobot.utils.constants import HF_LEROBOT_HOME
 from tqdm import tqdm
+
+from world_modality_core.commands import told_in_one_line
+from world_modality_core.companion import default_root
+from world_modality_core.files import checked, naming_full_disk, read_json, write_text
 
 from .envs.configuration_metaworld_light import MetaworldLightEnvConfig
 from .envs.frame_guard import BlankFrameError, FrozenFrameError
@@ -99,6 +102,15 @@ class RecordConfig:
         _env_config(self)
 
 
+class _Outcome(TypedDict):
+    """What `record_episode` writes of an attempt."""
+
+    task: str
+    seed: int
+    success: bool
+    n_frames: int
+
+
 class RecordError(RuntimeError):
     """The recording cannot start or go on; the message says what to do."""
 
@@ -120,7 +132,7 @@ def record(cfg: RecordConfig) -> Path:
 
     tasks = [task for group in resolve_tasks(cfg.tasks).values() for task in group]
     tasks = list(dict.fromkeys(tasks))
-    root = Path(cfg.output.root or HF_LEROBOT_HOME / cfg.output.repo_id)
+    root = Path(cfg.output.root or default_root(cfg.output.repo_id))
     staging = root.with_name(root.name + ".recording")
     request = _request(cfg, tasks)
     _tell_shared_instructions(tasks, TASK_DESCRIPTIONS)
@@ -130,7 +142,7 @@ def record(cfg: RecordConfig) -> Path:
     else:
         staging.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(staging / "lock", timeout=0):
+            with FileLock(staging / "lock", timeout=0), naming_full_disk(staging):
                 _check_staging(staging, request)
                 _check_disk(cfg, len(tasks), staging)
                 attempts = _record_missing(cfg, tasks, staging)
@@ -198,7 +210,7 @@ def _record_missing(cfg: RecordConfig, tasks: list[str], staging: Path) -> list[
     attempts = {task: Attempts(task, cfg.start_seed, cfg.n_episodes) for task in tasks}
     for task in tasks:
         for path in sorted(staging.glob(f"{task}/*.json")):
-            attempts[task].add(json.loads(path.read_text()))
+            attempts[task].add(checked(_Outcome, read_json(path), path))
 
     gym_kwargs = _env_config(cfg).gym_kwargs
     with tqdm(total=len(tasks) * cfg.n_episodes, unit="episode") as bar:
@@ -255,22 +267,8 @@ def _merge(
     descriptions: dict[str, str],
 ) -> None:
     """Merge the kept episodes, in order, into the output; it appears complete or not at all."""
-    import av
-    from lerobot.datasets.aggregate import aggregate_datasets
-
     sources = [staging / a.task / f"{seed:06d}" for a in attempts for seed in a.kept()]
-    merged = staging / "merged"
-    shutil.rmtree(merged, ignore_errors=True)
-    print(f"Merging {len(sources)} episodes ...")
-    level = 0
-    av.logging.set_libav_level(av.logging.ERROR)
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar per merge
-        while level == 0 or len(sources) > 1:
-            groups = [sources[i : i + MERGE_AT_ONCE] for i in range(0, len(sources), MERGE_AT_ONCE)]
-            sources = [merged / f"{level}" / f"{i}" for i in range(len(groups))]
-            for group, target in zip(groups, sources, strict=True):
-                aggregate_datasets([cfg.output.repo_id] * len(group), cfg.output.repo_id, group, target)
-            level += 1
+    merged = merge_episodes(sources, cfg.output.repo_id, staging / "merged")
 
     report = {a.task: _task_report(a, descriptions[a.task]) for a in attempts}
     record_of_it = {
@@ -279,13 +277,41 @@ def _merge(
         "tasks": report,
         "versions": {name: importlib.metadata.version(name) for name in ("lerobot", "metaworld", "mujoco")},
     }
-    path = sources[0] / RECORD_FILE
-    path.write_text(json.dumps(record_of_it, indent=1))
+    path = merged / RECORD_FILE
+    write_text(path, json.dumps(record_of_it, indent=1))
     root.parent.mkdir(parents=True, exist_ok=True)
     if root.exists():
         root.rmdir()  # empty: _is_recorded refused anything else
-    os.replace(sources[0], root)
+    os.replace(merged, root)
     _print_report(report, root)
+
+
+def merge_episodes(sources: list[Path], repo_id: str, folder: Path) -> Path:
+    """Merge datasets of one episode each into one, in their order.
+
+    Args:
+        sources: Their roots.
+        repo_id: What the result is called.
+        folder: Where to work; what is there is removed.
+
+    Returns:
+        The result's root, in `folder`.
+    """
+    import av
+    from lerobot.datasets.aggregate import aggregate_datasets
+
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"Merging {len(sources)} episodes ...")
+    level = 0
+    av.logging.set_libav_level(av.logging.ERROR)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar per merge
+        while level == 0 or len(sources) > 1:
+            groups = [sources[i : i + MERGE_AT_ONCE] for i in range(0, len(sources), MERGE_AT_ONCE)]
+            sources = [folder / f"{level}" / f"{i}" for i in range(len(groups))]
+            for group, target in zip(groups, sources, strict=True):
+                aggregate_datasets([repo_id] * len(group), repo_id, group, target)
+            level += 1
+    return sources[0]
 
 
 def _task_report(attempts: Attempts, description: str) -> dict:
@@ -333,8 +359,8 @@ def _is_recorded(root: Path, request: dict) -> bool:
     path = root / RECORD_FILE
     if not path.is_file():
         raise RecordError(f"{root} exists and was not made by wm-record; choose another --output.root")
-    found = json.loads(path.read_text())
-    found["tasks"] = list(found["tasks"])
+    found = read_json(path, dict)
+    found["tasks"] = list(found.get("tasks") or ())
     if differing := _differences(found, request):
         raise RecordError(f"{root} was recorded with other options ({differing}); choose another --output.root")
     return True
@@ -344,8 +370,8 @@ def _check_staging(staging: Path, request: dict) -> None:
     """Raises RecordError when the interrupted recording that is there had other options."""
     path = staging / "request.json"
     if not path.is_file():
-        path.write_text(json.dumps(request, indent=1))
-    elif differing := _differences(json.loads(path.read_text()), request):
+        write_text(path, json.dumps(request, indent=1))
+    elif differing := _differences(read_json(path, dict), request):
         raise RecordError(
             f"{staging} holds an interrupted recording with other options ({differing}); "
             "finish it with its own options, delete that folder, or choose another --output.root"
@@ -402,12 +428,8 @@ def main() -> None:
     import datasets
 
     datasets.disable_progress_bars()
-    try:
+    with told_in_one_line("wm-record", RecordError, RendererError, BlankFrameError, FrozenFrameError, ValueError):
         parser.wrap()(record)()
-    except (RecordError, RendererError, BlankFrameError, FrozenFrameError, ValueError) as error:
-        sys.exit(f"wm-record: {error}")
-    except KeyboardInterrupt:
-        sys.exit("wm-record: stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import threading
 import zlib
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ import numpy as np
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
+
+from world_modality_core.files import write_text
 
 from .envs.metaworld_light import MetaworldLightEnv
 
@@ -153,13 +156,15 @@ def _environment(task: str, gym_kwargs: tuple) -> MetaworldLightEnv:
 def write_json(path: Path, content: dict) -> None:
     """Write aside, then replace: the file is either the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(path.suffix + ".tmp")
-    aside.write_text(json.dumps(content, indent=1))
-    os.replace(aside, path)
+    write_text(path, json.dumps(content, indent=1))
 
 
 def follow_parent() -> None:
-    """In a worker process: end when the recorder does, even if it was killed and could not say goodbye."""
+    """In a worker process: end when the recorder does, even if it was killed and could not say goodbye.
+
+    A terminal's Ctrl-C reaches the workers too; it is the recorder's to answer.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait_for_its_end() -> None:
         connection.wait([parent_process().sentinel])

@@ -15,6 +15,7 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.configuration_world_modality import WorldModalityConfig
+from lerobot_policy_world_modality.hub import OnHub
 from lerobot_policy_world_modality.prophet_start import check_starts, start_trunk
 from lerobot_policy_world_modality.sight import Eyes, Sight, open_training_companion, policy_spec
 from lerobot_policy_world_modality.training_log import TrainingLog
@@ -26,7 +27,7 @@ from world_modality_core.trunk import WorldTrunk
 from world_modality_core.world_space import WorldSpace
 
 
-class WorldModalityPolicy(PreTrainedPolicy):
+class WorldModalityPolicy(OnHub, PreTrainedPolicy):
     """What the five types share; abstract.
 
     A type says which latents and tokens it needs, may let the action states read a memory, and may have a world

@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from world_modality_core.files import naming_damage, writing
+
 # The assignment is found among the leading principal components, where an iteration costs a tenth and the error comes
 # out the same or lower (benchmarks/bench_codebook.py); the centroids are means in the full space.
 N_COMPONENTS = 64
@@ -128,13 +130,21 @@ class Codebook(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the codebook as safetensors."""
-        save_file({"centroids": self.centroids.cpu().contiguous()}, path, metadata={"per": self.per})
+        with writing(path) as aside:
+            save_file({"centroids": self.centroids.cpu().contiguous()}, aside, metadata={"per": self.per})
 
     @classmethod
     def load(cls, path: str | Path) -> Codebook:
-        """Read a codebook that `save` wrote."""
-        with safe_open(path, "pt") as file:
-            return cls(file.get_tensor("centroids"), file.metadata()["per"])
+        """Read a codebook that `save` wrote.
+
+        Raises:
+            DamagedFileError: if the file is not a codebook.
+        """
+        with naming_damage(path, "a codebook"), safe_open(path, "pt") as file:
+            centroids, per = file.get_tensor("centroids"), (file.metadata() or {})["per"]
+            if centroids.ndim != 2 or centroids.dtype != torch.float32:
+                raise ValueError(f"centroids of shape {tuple(centroids.shape)}, {centroids.dtype}")
+            return cls(centroids, per)
 
 
 def _principal_components(vectors: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -12,20 +12,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import snapshot_download
+from huggingface_hub import is_offline_mode, snapshot_download
 from lerobot.datasets import LeRobotDatasetMetadata
+from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
 from lerobot.utils.constants import HF_LEROBOT_HOME, HF_LEROBOT_HUB_CACHE
-from safetensors.torch import load_file
 from torch import Tensor
 
 from world_modality_core.codebook import Codebook
 from world_modality_core.encoder_spec import EncoderSpec
+from world_modality_core.errors import ConfigError, DamagedFileError, UserError
+from world_modality_core.files import (
+    as_dataclass,
+    inside,
+    naming_damage,
+    open_parquet,
+    read_json,
+    read_tensors,
+    write_text,
+)
 from world_modality_core.fingerprint import SourceFingerprint
+from world_modality_core.hub import downloaded_dataset, hub_errors
 from world_modality_core.latent_table import LATENTS, TOKENS, LatentTable, build_table
 from world_modality_core.pca import LatentPCA
 
@@ -37,7 +50,7 @@ CODEBOOK_FILE = "meta/world_codebook.safetensors"
 DATA_PATTERNS = ["meta/**", "data/**"]
 
 
-class CompanionError(ValueError):
+class CompanionError(UserError, ValueError):
     """A companion cannot be used."""
 
 
@@ -77,12 +90,28 @@ class CompanionInfo:
 
     def write(self, root: Path) -> None:
         """Write the file into the dataset at `root`."""
-        (root / INFO_FILE).write_text(json.dumps(asdict(self), indent=2))
+        write_text(root / INFO_FILE, json.dumps(asdict(self), indent=2))
 
     @classmethod
     def read(cls, root: Path) -> CompanionInfo:
-        """Read the file of the dataset at `root`."""
-        return cls(**json.loads((root / INFO_FILE).read_text()))
+        """Read the file of the dataset at `root`.
+
+        Raises:
+            CompanionError: if another release wrote it.
+            DamagedFileError: if it can't be read.
+        """
+        path = root / INFO_FILE
+        raw = read_json(path, dict)
+        if raw.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+            raise CompanionError(
+                f"{path}: format_version {raw['format_version']!r:.60}, expected {FORMAT_VERSION}; use the release of "
+                "this package that wrote it, or write it again"
+            )
+        info = as_dataclass(cls, raw, path)
+        # It names the cache's files.
+        if not re.fullmatch("[0-9a-f]{64}", info.content_sha256):
+            raise DamagedFileError(f"{path}: content_sha256 is no SHA-256; download or write it again")
+        return info
 
 
 @dataclass
@@ -125,7 +154,7 @@ class Companion:
     def table(self) -> LatentTable:
         """The latents (and tokens) as a memory-mapped table; its flat cache is written on first use."""
         data_files = sorted((self.root / "data").glob("*/*.parquet"))
-        if not data_files:
+        if not data_files or (self._is_downloaded and _n_rows(data_files) < self.bounds[-1, 1]):
             _download(self.repo_id, self.root, self.revision)
             data_files = sorted((self.root / "data").glob("*/*.parquet"))
         return build_table(
@@ -136,6 +165,11 @@ class Companion:
             n_tokens=self.info.tokens_per_frame,
             content_sha256=self.info.content_sha256,
         )
+
+    @property
+    def _is_downloaded(self) -> bool:
+        """Whether its files come from the Hub, so that those that an interrupted download left out can be had."""
+        return self.root.parent.name == "snapshots" or (self.root / ".cache/huggingface").is_dir()
 
     def _cache_dir(self) -> Path:
         beside = self.root / "cache"
@@ -171,8 +205,12 @@ def _lengths_differ(a: SourceFingerprint, b: SourceFingerprint) -> bool:
 
 
 def default_root(repo_id: str) -> Path:
-    """Where LeRobot keeps a local dataset that was given no root."""
-    return HF_LEROBOT_HOME / repo_id
+    """Where LeRobot keeps a local dataset that was given no root.
+
+    Raises:
+        ConfigError: if the id leads out of that folder.
+    """
+    return inside(HF_LEROBOT_HOME, repo_id, "repo_id")
 
 
 def partial_root(root: Path) -> Path:
@@ -192,6 +230,7 @@ def open_companion(repo_id: str = "", root: str | Path | None = None, revision: 
         ValueError: if neither `repo_id` nor `root` is given.
         IncompleteCompanionError: if it was not written or downloaded to its end.
         CompanionError: if it is not a companion, or its parts do not belong together.
+        HubError: if it is not here and can't be had from the Hub.
     """
     if not repo_id and root is None:
         raise ValueError("companion.repo_id and companion.root are both empty: give the one that wm-precompute wrote")
@@ -207,7 +246,9 @@ def open_companion(repo_id: str = "", root: str | Path | None = None, revision: 
                 f"companion.root={str(local)!r}: there is no dataset; write it with wm-precompute, or give "
                 "companion.repo_id to download it"
             )
-    meta = LeRobotDatasetMetadata(repo_id or local.name, root=root, revision=revision)
+        if root is None and is_offline_mode():
+            root = downloaded_dataset(repo_id, revision)
+    meta = _open_metadata(repo_id or local.name, root, revision)
     base = Path(meta.root)
     if not (base / INFO_FILE).exists():
         raise CompanionError(
@@ -217,14 +258,32 @@ def open_companion(repo_id: str = "", root: str | Path | None = None, revision: 
     return _load(meta, base, revision)
 
 
+def _open_metadata(repo_id: str, root: str | Path | None, revision: str | None) -> LeRobotDatasetMetadata:
+    local = Path(root) if root is not None else default_root(repo_id)
+    # What is here and can't be read is damaged.
+    remedy = "download or write the dataset again"
+    is_here = (local / "meta/info.json").exists()
+    damage = naming_damage(local / "meta", "a LeRobotDataset's metadata", remedy) if is_here else nullcontext()
+    try:
+        with damage, hub_errors(repo_id, revision):
+            return LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
+    except (RuntimeError, FileNotFoundError) as error:
+        # A repository of something else: without the tag, or without the files, of a LeRobotDataset.
+        raise CompanionError(
+            f"{repo_id!r} (root={root and str(root)!r}, revision={revision!r}) can't be read as a LeRobotDataset "
+            f"({type(error).__name__}): name a companion that wm-precompute wrote, and a revision that it has"
+        ) from error
+
+
 def _load(meta: LeRobotDatasetMetadata, base: Path, revision: str | None) -> Companion:
     info = CompanionInfo.read(base)
-    if info.format_version != FORMAT_VERSION:
-        raise CompanionError(
-            f"{base / INFO_FILE}: format_version {info.format_version}, expected {FORMAT_VERSION}; "
-            "use the release of this package that wrote it, or write it again"
-        )
-    spec, source = EncoderSpec(**info.encoder), SourceFingerprint(**info.source)
+    path = base / INFO_FILE
+    try:
+        spec, source = as_dataclass(EncoderSpec, info.encoder, path), as_dataclass(SourceFingerprint, info.source, path)
+    except ConfigError as error:  # of the spec, which doesn't know where it is from
+        raise CompanionError(f"{path}: {error}; download or write it again") from error
+    if not spec.is_resolved:
+        raise CompanionError(f"{path}: its encoder spec names no latents; download or write it again")
     wanted = [STATS_FILE] + [PCA_FILE] * bool(spec.pca_dim) + [CODEBOOK_FILE] * bool(info.n_codes)
     missing = [name for name in wanted if not (base / name).exists()]
     if missing or meta.total_frames != source.total_frames:
@@ -235,14 +294,18 @@ def _load(meta: LeRobotDatasetMetadata, base: Path, revision: str | None) -> Com
     pca = LatentPCA.load(base / PCA_FILE) if spec.pca_dim else None
     if pca is not None and pca.sha256 != spec.pca_sha256:
         raise CompanionError(f"{base / PCA_FILE} is not the PCA of this companion's encoder spec; write it again")
-    shape = tuple(meta.features[LATENTS]["shape"])
+    with naming_damage(base / "meta", "a LeRobotDataset's metadata", "download or write the dataset again"):
+        shape = tuple(meta.features.get(LATENTS, {}).get("shape", ()))
+        episodes = meta.episodes.with_format("numpy", columns=["dataset_from_index", "dataset_to_index"])[:]
+        bounds = np.stack([episodes["dataset_from_index"], episodes["dataset_to_index"]], axis=1)
     if shape != (spec.n_tokens * spec.dim,) or (TOKENS in meta.features) != bool(info.n_codes):
         raise CompanionError(
             f"{base}: features {LATENTS} of shape {shape} and tokens: {TOKENS in meta.features} do not fit its "
             f"{INFO_FILE} ({spec.n_tokens} tokens of {spec.dim}, {info.n_codes} codes); write it again"
         )
-    episodes = meta.episodes.with_format("numpy", columns=["dataset_from_index", "dataset_to_index"])[:]
-    stats = load_file(base / STATS_FILE)
+    stats = read_tensors(base / STATS_FILE, ("mean", "std"))
+    if any(stats[name].shape != shape for name in ("mean", "std")):
+        raise CompanionError(f"{base / STATS_FILE} is not of latents {shape[0]} wide; download or write it again")
     return Companion(
         root=base,
         repo_id=meta.repo_id,
@@ -256,17 +319,24 @@ def _load(meta: LeRobotDatasetMetadata, base: Path, revision: str | None) -> Com
         camera_shapes=info.camera_shapes,
         quality=info.quality,
         info=info,
-        bounds=np.stack([episodes["dataset_from_index"], episodes["dataset_to_index"]], axis=1),
+        bounds=bounds,
         revision=revision,
     )
 
 
+def _n_rows(files: list[Path]) -> int:
+    return sum(open_parquet(file).metadata.num_rows for file in files)
+
+
 def _download(repo_id: str, root: Path, revision: str | None) -> None:
     """Fetch the data files of a companion whose metadata LeRobot fetched into `root`."""
-    if root.parent.name == "snapshots":
+    is_snapshot = root.parent.name == "snapshots"
+    with hub_errors(repo_id, revision):
         snapshot_download(
-            repo_id, repo_type="dataset", revision=root.name, cache_dir=HF_LEROBOT_HUB_CACHE,
+            repo_id,
+            repo_type="dataset",
+            # A tag of LeRobot's, like the one that its metadata was fetched by.
+            revision=root.name if is_snapshot else revision or CODEBASE_VERSION,
+            **({"cache_dir": HF_LEROBOT_HUB_CACHE} if is_snapshot else {"local_dir": root}),
             allow_patterns=DATA_PATTERNS,
-        )  # fmt: skip
-    else:
-        snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=root, allow_patterns=DATA_PATTERNS)
+        )

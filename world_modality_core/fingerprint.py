@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.utils.constants import DEFAULT_FEATURES
 
+from world_modality_core.files import as_dataclass, open_parquet, read_json, read_parquet, write_text
 from world_modality_core.latent_table import LATENTS, TOKENS
 
 SOURCE_FILE = "meta/world_modality_source.json"
@@ -93,13 +93,17 @@ class SourceFingerprint:
 
     def write(self, root: Path) -> None:
         """Mark the dataset at `root` as a copy of this source."""
-        (root / SOURCE_FILE).write_text(json.dumps(self.to_dict(), indent=2))
+        write_text(root / SOURCE_FILE, json.dumps(self.to_dict(), indent=2))
 
     @classmethod
     def read(cls, root: Path) -> SourceFingerprint | None:
-        """The source that the dataset at `root` is marked as a copy of, if it is."""
+        """The source that the dataset at `root` is marked as a copy of, if it is.
+
+        Raises:
+            DamagedFileError: if the mark can't be read.
+        """
         path = root / SOURCE_FILE
-        return cls(**json.loads(path.read_text())) if path.exists() else None
+        return as_dataclass(cls, read_json(path), path) if path.exists() else None
 
 
 def snapshot_commit(root: Path) -> str | None:
@@ -111,9 +115,9 @@ def _episodes_table(root: Path) -> pa.Table:
     """Episode index, length and per-episode means of all episodes, in the order of `episode_index`."""
     tables = []
     for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
-        names = pq.read_schema(path).names
+        names = open_parquet(path).schema_arrow.names
         wanted = [n for n in names if n in ("episode_index", "length") or (n[:6] == "stats/" and n[-5:] == "/mean")]
-        tables.append(pq.read_table(path, columns=wanted))
+        tables.append(read_parquet(path, wanted))
     return pa.concat_tables(tables, promote_options="permissive").sort_by("episode_index")
 
 

@@ -7,16 +7,20 @@ companion (`build_table`, on first use) and mapped read-only from then on: a tra
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
 from torch import Tensor
+
+from world_modality_core.errors import DamagedFileError
+from world_modality_core.files import naming_damage, open_parquet, writing
 
 LATENTS = "world.latents"
 TOKENS = "world.tokens"
@@ -50,14 +54,22 @@ class LatentTable:
 
     def __init__(self, latents_path: str | Path, tokens_path: str | Path | None, bounds: np.ndarray) -> None:
         self._args = (str(latents_path), None if tokens_path is None else str(tokens_path), np.asarray(bounds))
-        self.latents = np.load(self._args[0], mmap_mode="r")
-        self.tokens = None if tokens_path is None else np.load(self._args[1], mmap_mode="r")
         self.bounds = np.asarray(bounds, dtype=np.int64)
-        if self.bounds[0, 0] != 0 or self.bounds[-1, 1] != len(self.latents):
-            raise ValueError(
-                f"{latents_path}: {len(self.latents)} latents, but the episodes cover frames {self.bounds[0, 0]} to "
-                f"{self.bounds[-1, 1]}; delete this cache file and open the companion again"
+        self.latents = self._map(self._args[0], np.float16)
+        self.tokens = None if tokens_path is None else self._map(self._args[1], np.int32)
+
+    def _map(self, path: str, dtype: type) -> np.ndarray:
+        remedy = "delete this cache file and open the companion again"
+        with naming_damage(path, "a cache of latents", remedy):
+            values = np.load(path, mmap_mode="r")
+        if values.dtype != dtype or values.ndim != 2:
+            raise DamagedFileError(f"{path}: holds {values.dtype} {values.shape}; {remedy}")
+        if self.bounds[0, 0] != 0 or self.bounds[-1, 1] != len(values):
+            raise DamagedFileError(
+                f"{path}: {len(values)} frames, but the episodes cover frames {self.bounds[0, 0]} to "
+                f"{self.bounds[-1, 1]}; {remedy}"
             )
+        return values
 
     def __reduce__(self):
         # A copy (EMA) or a worker process maps the files again; the default would copy them into memory.
@@ -166,7 +178,8 @@ def build_table(
         content_sha256: `ContentHash` of all frames; it also names the cache.
 
     Raises:
-        ValueError: if the parquet files do not hold what the hash promises.
+        DamagedFileError: if the parquet files do not hold what the hash promises.
+        DiskFullError: if there is no room for the cache.
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
     latents_path = cache_dir / f"latents-{content_sha256[:16]}.npy"
@@ -178,35 +191,51 @@ def build_table(
 
 
 def _write_cache(data_files, n_frames, latents_path, n_values, tokens_path, n_tokens, content_sha256) -> None:
-    latents_part = latents_path.with_suffix(".part")
-    latents = np.lib.format.open_memmap(latents_part, "w+", np.float16, (n_frames, n_values))
-    if n_tokens:
-        tokens_part = tokens_path.with_suffix(".part")
-        tokens = np.lib.format.open_memmap(tokens_part, "w+", np.int32, (n_frames, n_tokens))
-    digest, row = ContentHash(), 0
-    columns = ["index", LATENTS] + ([TOKENS] if n_tokens else [])
-    for path in data_files:
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            batch = file.read_row_group(group, columns=columns)
-            stop = row + batch.num_rows
-            if stop > n_frames or not np.array_equal(batch["index"].to_numpy(), np.arange(row, stop)):
-                raise ValueError(f"{path}: frames are not in the order of `index`; write the companion again")
-            latents[row:stop] = column_values(batch[LATENTS], n_values)
-            if n_tokens:
-                tokens[row:stop] = column_values(batch[TOKENS], n_tokens)
-            digest.update(latents[row:stop], tokens[row:stop] if n_tokens else None)
-            row = stop
-    if row != n_frames or digest.hexdigest() != content_sha256:
-        raise ValueError(
-            f"the companion at {data_files[0].parents[2] if data_files else latents_path} is damaged: its latents are "
-            f"not those that wm-precompute wrote ({row} of {n_frames} frames read); download or write it again"
-        )
-    latents.flush()
-    if n_tokens:
-        tokens.flush()
-        tokens_part.replace(tokens_path)
-    latents_part.replace(latents_path)
+    # Written, not mapped: on a full disk a write is an error, and touching a mapped page kills the process (SIGBUS).
+    with ExitStack() as files:
+        # Closed, and so renamed, in the reverse order: where the latents are, the tokens are too.
+        latents_file = files.enter_context(_npy_file(latents_path, np.float16, (n_frames, n_values)))
+        if n_tokens:
+            tokens_file = files.enter_context(_npy_file(tokens_path, np.int32, (n_frames, n_tokens)))
+        digest, row = ContentHash(), 0
+        columns = ["index", LATENTS] + ([TOKENS] if n_tokens else [])
+        for path in data_files:
+            for batch in _row_groups(path, columns):
+                stop = row + batch.num_rows
+                if stop > n_frames or not np.array_equal(batch["index"].to_numpy(), np.arange(row, stop)):
+                    raise DamagedFileError(f"{path}: frames are not in the order of `index`; write the companion again")
+                with naming_damage(path, "a companion's data", "download or write the companion again"):
+                    latents = np.ascontiguousarray(column_values(batch[LATENTS], n_values), np.float16)
+                    tokens = column_values(batch[TOKENS], n_tokens).astype(np.int32) if n_tokens else None
+                digest.update(latents, tokens)
+                latents_file.write(latents)
+                if n_tokens:
+                    tokens_file.write(tokens)
+                row = stop
+        if row != n_frames or digest.hexdigest() != content_sha256:
+            raise DamagedFileError(
+                f"the companion at {data_files[0].parents[2] if data_files else latents_path} is damaged: its latents "
+                f"are not those that wm-precompute wrote ({row} of {n_frames} frames read); download or write it again"
+            )
+
+
+@contextmanager
+def _npy_file(path: Path, dtype: type, shape: tuple[int, int]) -> Iterator[BinaryIO]:
+    """An .npy file of that shape, of which the header is written."""
+    with writing(path) as aside, aside.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
+
+
+def _row_groups(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+    file = open_parquet(path)
+    for group in range(file.num_row_groups):
+        with naming_damage(path, "parquet", "download or write the companion again"):
+            table = file.read_row_group(group, columns=columns)
+            if missing := sorted(set(columns) - set(table.column_names)):
+                raise ValueError(f"no column {missing[0]!r}")
+        yield table
 
 
 def column_values(column: pa.ChunkedArray, width: int) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from world_modality_core.errors import DamagedFileError
+from world_modality_core.files import read_tensors, writing
 
 
 class LatentPCA(nn.Module):
@@ -128,24 +130,27 @@ class LatentPCA(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the buffers as safetensors, aside and then in one rename."""
-        path = Path(path)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        save_file(self.state_dict(), aside)
-        os.replace(aside, path)
+        with writing(path) as aside:
+            save_file(self.state_dict(), aside)
 
     @classmethod
     def load(cls, path: str | Path) -> LatentPCA:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: if the file is not a LatentPCA.
+            DamagedFileError: if the file is not a LatentPCA.
         """
-        tensors = load_file(path)
+        tensors = read_tensors(path)
         n_parts = len(tensors) // 3
         expected = {f"{name}_{i}" for name in ("mean", "components", "explained") for i in range(n_parts)}
         if not tensors or set(tensors) != expected:
-            raise ValueError(f"{path}: holds {sorted(tensors)}, not a LatentPCA (mean_i, components_i, explained_i)")
-        return cls(*([tensors[f"{name}_{i}"] for i in range(n_parts)] for name in ("mean", "components", "explained")))
+            names = ", ".join(sorted(tensors))[:200]
+            raise DamagedFileError(f"{path}: holds {names}, not a LatentPCA (mean_i, components_i, explained_i)")
+        parts = [[tensors[f"{name}_{i}"] for i in range(n_parts)] for name in ("mean", "components", "explained")]
+        for mean, components, explained in zip(*parts, strict=True):
+            if components.ndim != 2 or (*explained.shape, *mean.shape) != components.shape:
+                raise DamagedFileError(f"{path}: a part's mean, components and explained do not fit together")
+        return cls(*parts)
 
 
 def _principal_components(rows: Tensor, dim: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +158,10 @@ def _principal_components(rows: Tensor, dim: int, seed: int) -> tuple[Tensor, Te
     n, raw_dim = rows.shape
     mean = rows.double().mean(dim=0)
     total = sum((chunk.double() - mean).square().sum() for chunk in rows.split(4096))
-    if raw_dim <= 4096:
+    if n < raw_dim <= 4096:  # the covariance would be singular, on which LAPACK's eigh may not converge
+        _, singular, vectors = torch.linalg.svd(rows.double() - mean, full_matrices=False)
+        variances, components = singular[:dim].square(), vectors[:dim]
+    elif raw_dim <= 4096:
         scatter = torch.zeros(raw_dim, raw_dim, dtype=torch.float64)
         for chunk in rows.split(4096):  # never the whole sample in float64
             centred = chunk.double() - mean

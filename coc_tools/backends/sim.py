@@ -7,17 +7,17 @@ frame that differs.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from coc_tools.backends import BackendError, BackendUnusable, LabelRequest, Reply
 from coc_tools.episodes import Episode, EpisodeReader
 from coc_tools.schema import StepList
+from world_modality_core.files import checked, read_json
 
 RECORD_FILE = "meta/wm_record.json"
 SEED, REWARD, SUCCESS = "episode_seed", "next.reward", "next.success"
@@ -25,6 +25,14 @@ STATE_TOLERANCE_M = 1e-5
 """States are stored as float32 and were equal bit for bit on one machine; another one may round differently."""
 REWARD_TOLERANCE = 1e-3
 """Rewards run from 0 to 10 and depend on the objects, which the states do not show."""
+
+
+class _Recording(TypedDict):
+    """What is taken for granted of wm-record's file."""
+
+    action_noise: float
+    versions: dict[str, str]
+    tasks: dict[str, dict]
 
 
 class SimLabeller:
@@ -57,7 +65,8 @@ class SimLabeller:
                 f"backend=sim: {path} does not exist. Only recordings of wm-record can be played "
                 "again; label other datasets with backend=endpoint or backend=local"
             )
-        self._record = json.loads(path.read_text())
+        self._record = read_json(path, dict)
+        checked(_Recording, self._record, path)
         missing = {SEED, REWARD, SUCCESS, "action", "observation.state"} - set(reader.small_columns)
         if missing:
             raise BackendUnusable(f"backend=sim: {reader.root} lacks {', '.join(sorted(missing))}; record it again")

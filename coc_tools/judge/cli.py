@@ -6,7 +6,6 @@ coc-eval --labels=outputs/coc/vlm.jsonl --reference=outputs/coc/sim.jsonl --data
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,9 @@ from coc_tools.config import DatasetConfig
 from coc_tools.episodes import EpisodeError, EpisodeReader
 from coc_tools.judge.gripper import GripperConfig, read_grippers
 from coc_tools.judge.report import Report, format_report, judge
-from coc_tools.store import StoreError, read_labels, write_aside
+from coc_tools.store import read_labels
+from world_modality_core.commands import told_in_one_line
+from world_modality_core.files import write_text
 
 
 @dataclass
@@ -67,16 +68,14 @@ def evaluate(cfg: EvalConfig) -> Report:
     print(format_report(report))
     if cfg.json:
         options = {**asdict(cfg), "json": None}
-        write_aside(Path(cfg.json), json.dumps({"options": options, **asdict(report)}, indent=1) + "\n")
+        write_text(cfg.json, json.dumps({"options": options, **asdict(report)}, indent=1) + "\n")
     return report
 
 
 def main() -> None:
     """Console script `coc-eval`."""
-    try:
+    with told_in_one_line("coc-eval", ValueError, EpisodeError, ParsingError, remedy="begins anew"):
         evaluate(draccus.parse(EvalConfig))
-    except (ValueError, EpisodeError, StoreError, ParsingError) as error:
-        sys.exit(f"coc-eval: {error}")
 
 
 if __name__ == "__main__":

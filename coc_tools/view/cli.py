@@ -5,8 +5,6 @@ coc-view --dataset.root=data/metaworld --labels=outputs/coc/vlm.jsonl --against=
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +14,10 @@ from draccus.utils import ParsingError
 from coc_tools.config import DatasetConfig
 from coc_tools.episodes import EpisodeError, EpisodeReader
 from coc_tools.judge.gripper import GripperConfig, gripper_range
-from coc_tools.store import StoreError, read_labels
+from coc_tools.store import read_labels
 from coc_tools.view.page import make_card, render
+from world_modality_core.commands import told_in_one_line
+from world_modality_core.files import writing
 
 
 @dataclass
@@ -98,23 +98,16 @@ def view(cfg: ViewConfig) -> Path:
     note = f"{reader.meta.repo_id}: {len(shown)} of {len(labelled)} labelled episodes"
     output = Path(cfg.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(render("Chains of causality", note, names, (card(index) for index in shown)))
-        os.replace(aside, output)
-    finally:
-        aside.unlink(missing_ok=True)
+    with writing(output) as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(render("Chains of causality", note, names, (card(index) for index in shown)))
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {len(shown)} of {len(labelled)} labelled episodes)")
     return output
 
 
 def main() -> None:
     """Console script `coc-view`."""
-    try:
+    with told_in_one_line("coc-view", ValueError, EpisodeError, ParsingError, remedy="begins anew"):
         view(draccus.parse(ViewConfig))
-    except (ValueError, EpisodeError, StoreError, ParsingError) as error:
-        sys.exit(f"coc-view: {error}")
 
 
 if __name__ == "__main__":

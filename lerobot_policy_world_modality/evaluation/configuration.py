@@ -69,6 +69,11 @@ class WorldEvalConfig(EvalPipelineConfig):
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at least {least}")
         if self.eval.recording:
             raise ConfigError("eval.recording=true: wm-eval records no datasets; use lerobot-eval, or leave it out")
+        if not getattr(self.env, "hard_reset", True):
+            raise ConfigError(
+                "env.hard_reset=false: a scene of LIBERO then looks different each time, and arms could not be paired; "
+                "leave it out"
+            )
         if self.env.max_parallel_tasks != 1:
             raise ConfigError(
                 f"env.max_parallel_tasks={self.env.max_parallel_tasks}: tasks would share the policy's state; leave it "

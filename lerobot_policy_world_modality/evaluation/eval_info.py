@@ -28,6 +28,7 @@ from world_modality_core.evidence.checkpoint import checkpoint_hash
 from world_modality_core.evidence.episodes import INFO_FILE, read_eval_info, write_eval_info
 
 PACKAGES = ("lerobot", "torch", "numpy", "metaworld", "mujoco", "lerobot_policy_world_modality")
+LIBERO_PACKAGES = ("hf-libero", "robosuite")
 
 # What may differ between two commands that go on with one evaluation: they add arms and scenes, or say where and when.
 _MAY_DIFFER = ("arms", "n_episodes", "batch_size", "videos", "checkpoint", "commit", "command", "started_at", "machine")
@@ -42,6 +43,7 @@ def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
     """
     policy = draccus.encode(cfg.policy)
     policy.pop("pretrained_path", None)  # where it lies is no matter: its hash is here
+    packages = (*PACKAGES, *LIBERO_PACKAGES) if cfg.env.type in LIBERO else PACKAGES
     images = [feature.shape for feature in cfg.env.features.values() if feature.type is FeatureType.VISUAL]
     return {
         "model": cfg.model,
@@ -64,7 +66,7 @@ def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
         "n_action_steps": getattr(cfg.policy, "n_action_steps", 1),
         "renderer": renderer(cfg.env),
         "image": list(images[0][:2]) if images else [0, 0],
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
         "commit": _commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),

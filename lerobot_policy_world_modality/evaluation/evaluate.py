@@ -27,7 +27,8 @@ from lerobot_policy_world_modality.evaluation.eval_info import begin, describe
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank, pinned_number
 from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
 from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
-from lerobot_policy_world_modality.evaluation.tasks import Task, tasks_of
+from lerobot_policy_world_modality.evaluation.tasks import LIBERO, Task, tasks_of
+from lerobot_policy_world_modality.libero_setup import check_libero_is_set_up
 from lerobot_policy_world_modality.world_memory import close_gates
 from world_modality_core.errors import ConfigError
 from world_modality_core.evidence.episodes import EpisodeWriter
@@ -43,6 +44,8 @@ def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
         ConfigError: an option can't work, or the folder holds another evaluation or is being written; before any work.
     """
     folder = cfg.resolve()
+    if cfg.env.type in LIBERO:
+        check_libero_is_set_up()
     info = describe(cfg, folder)
     output_dir = Path(cfg.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +10,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+from world_modality_core.files import writing  # noqa: E402
 
 
 def draw(record: dict, path: Path) -> Path:
@@ -32,10 +33,9 @@ def draw(record: dict, path: Path) -> Path:
         show(axis, rows)
     gate = "" if record["gate"] is None else f", |gate| {record['gate']:.3g}"
     figure.suptitle(f"{record['model']}: {record['frames']} frames of {record['episodes']} episodes{gate}")
-    aside = path.with_name(path.name + ".partial")
-    figure.savefig(aside, format="png", dpi=120)
+    with writing(path) as aside:
+        figure.savefig(aside, format="png", dpi=120)
     plt.close(figure)
-    os.replace(aside, path)
     return path
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.factory import make_train_eval_datasets
@@ -13,8 +13,17 @@ from lerobot.datasets.factory import make_train_eval_datasets
 from world_modality_core.companion import default_root
 from world_modality_core.errors import ConfigError
 from world_modality_core.evidence.checkpoint import TRAIN_CONFIG, checkpoint_folder, checkpoint_hash, training_seed
+from world_modality_core.files import checked, read_json
 from world_modality_core.fingerprint import SourceFingerprint
 from world_modality_core.precompute.cli import SourceConfig
+
+
+class _TrainedOn(TypedDict):
+    """What is taken for granted of a checkpoint's `train_config.json`."""
+
+    repo_id: str
+    root: str | None
+    revision: str | None
 
 
 @dataclass
@@ -44,7 +53,8 @@ class Checkpoint:
         """
         folder, trained_on = checkpoint_folder(name, revision), None
         if (folder / TRAIN_CONFIG).exists():
-            dataset = json.loads((folder / TRAIN_CONFIG).read_text())["dataset"]
+            path = folder / TRAIN_CONFIG
+            dataset = checked(_TrainedOn, read_json(path, dict).get("dataset"), path)
             trained_on = SourceConfig(dataset["repo_id"], dataset["root"], dataset["revision"])
         return cls(name, folder, checkpoint_hash(folder), trained_on, training_seed(folder))
 

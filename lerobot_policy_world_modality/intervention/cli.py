@@ -4,7 +4,6 @@ wm-intervene --policy.path=outputs/F_k4/checkpoints/last/pretrained_model --outp
 """
 # No `from __future__ import annotations`: LeRobot's parser reads the annotation of `intervene` as a class.
 
-import json
 import platform
 import re
 import sys
@@ -39,9 +38,12 @@ from lerobot_policy_world_modality.intervention.record import (
 from lerobot_policy_world_modality.intervention.rollout import needs_interpolation
 from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.world import Foresight, Readers
+from world_modality_core.commands import told_in_one_line
 from world_modality_core.configs import CompanionConfig
 from world_modality_core.errors import ConfigError
 from world_modality_core.evidence.checkpoint import label_of
+from world_modality_core.files import read_json
+from world_modality_core.hub import hub_errors
 from world_modality_core.precompute.cli import SourceConfig
 
 SCHEMA = 1
@@ -95,8 +97,10 @@ class InterveneConfig:
         path = parser.get_path_arg("policy")
         if path:
             overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy") or [])
+            revision = parser.parse_arg("policy.pretrained_revision")
             try:
-                self.policy = PreTrainedConfig.from_pretrained(path, cli_overrides=overrides)
+                with hub_errors(path, revision):
+                    self.policy = PreTrainedConfig.from_pretrained(path, revision=revision, cli_overrides=overrides)
             except Exception as error:  # the parser would hide its text
                 raise ConfigError(f"policy.path={path!r} cannot be read: {error}") from error
             self.policy.pretrained_path = Path(path)
@@ -160,7 +164,25 @@ def intervene(cfg: InterveneConfig) -> dict:
     frames = Frames(cfg.policy, dataset, meta, episodes, cfg.n_frames, cfg.batch_size, cfg.num_workers, cfg.seed)
     own = None if subject.memory is None else Source(subject.memory.rollout_source.value)
     stale = cfg.stale_plans * cfg.policy.n_action_steps
-    folder.begin()
+    with folder.begin():
+        skipped = _passes(folder, subject, frames, own, cfg, stale)
+        record = _record(cfg, checkpoint, subject, folder, own, skipped, dataset, episodes, held_out, frames)
+        folder.write_json(RECORD_FILE, record)
+    print(table(record))
+    print(f"Record: {folder.root / RECORD_FILE}")
+    if cfg.plot:
+        print(f"Chart: {draw(record, folder.root / CHART_FILE)}")
+    return record
+
+
+def _passes(
+    folder: Folder, subject: Subject, frames: Frames, own: Source | None, cfg: InterveneConfig, stale: int
+) -> dict[str, str]:
+    """Plan with the policy's own memory and with each source asked for; what is there is not done again.
+
+    Returns:
+        Sources that were left out, and why.
+    """
     _first_pass(folder, subject, frames, own, cfg, stale)
     skipped = {}
     for source in cfg.wanted:
@@ -172,14 +194,7 @@ def intervene(cfg: InterveneConfig) -> dict:
             skipped[source.value] = reason
         elif not folder.has(source):
             _corrupt(folder, subject, frames, source, is_scored, cfg, stale)
-
-    record = _record(cfg, checkpoint, subject, folder, own, skipped, dataset, episodes, held_out, frames)
-    folder.write_json(RECORD_FILE, record)
-    print(table(record))
-    print(f"Record: {folder.root / RECORD_FILE}")
-    if cfg.plot:
-        print(f"Chart: {draw(record, folder.root / CHART_FILE)}")
-    return record
+    return skipped
 
 
 def _open_dataset(named: SourceConfig, checkpoint: Checkpoint) -> tuple[SourceConfig, LeRobotDatasetMetadata]:
@@ -274,7 +289,7 @@ def _record(
     dataset: SourceConfig, episodes: list[int], held_out: str, frames: Frames,
 ) -> dict:  # fmt: skip
     interval = Bootstrap(cfg.n_bootstrap, cfg.seed)
-    readers = json.loads((folder.parts / "readers.json").read_text())
+    readers = read_json(folder.parts / "readers.json", dict)
     gate, note = gate_note(readers)
     clean, foresight = folder.read("clean"), folder.read("foresight")
     policy, label = cfg.policy, cfg.model or label_of(checkpoint.name)
@@ -339,10 +354,8 @@ def main() -> None:
         f"{arg}=true" if arg in flags and after.startswith("--") else arg
         for arg, after in zip(sys.argv[1:], following, strict=False)
     ]
-    try:
+    with told_in_one_line("wm-intervene"):
         parser.wrap()(intervene)()
-    except ConfigError as error:
-        sys.exit(f"wm-intervene: {error}")
 
 
 if __name__ == "__main__":

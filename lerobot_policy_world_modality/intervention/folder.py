@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
 
 from world_modality_core.errors import ConfigError
+from world_modality_core.files import read_json, read_parquet, read_tensors, writing
 
 
 class Folder:
@@ -30,7 +32,7 @@ class Folder:
         self.parts = root / "parts"
         path = self.parts / "request.json"
         if path.exists():
-            there = json.loads(path.read_text())
+            there = read_json(path, dict)
             found = [f"{key}: {there.get(key)} != {value}" for key, value in request.items() if there.get(key) != value]
             if found:
                 raise ConfigError(
@@ -40,10 +42,24 @@ class Folder:
         elif root.exists() and any(root.iterdir()):
             raise ConfigError(f"output_dir={str(root)!r} is not empty and no folder of wm-intervene; name another")
 
-    def begin(self) -> None:
-        """Make the folder what it will be taken for, once nothing can be refused any more."""
+    def begin(self) -> AbstractContextManager:
+        """Make the folder what it will be taken for, once nothing can be refused any more.
+
+        Returns:
+            To be held while writing.
+
+        Raises:
+            ConfigError: if another process is writing it.
+        """
         self.parts.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(self.parts / ".lock").acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"output_dir={str(self.root)!r}: another wm-intervene is writing there; wait for it, or name another"
+            ) from None
         self.write_json("parts/request.json", self._request)
+        return lock
 
     def has(self, name: str) -> bool:
         """Whether a pass is finished."""
@@ -55,7 +71,7 @@ class Folder:
 
     def read(self, name: str) -> pd.DataFrame:
         """Read a table of `parts`."""
-        return pd.read_parquet(self.parts / f"{name}.parquet")
+        return read_parquet(self.parts / f"{name}.parquet").to_pandas()
 
     def write_tensors(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
         """Write tensors into `parts`, aside and renamed."""
@@ -63,7 +79,7 @@ class Folder:
 
     def read_tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read tensors of `parts`."""
-        return load_file(self.parts / f"{name}.safetensors")
+        return read_tensors(self.parts / f"{name}.safetensors")
 
     def write_json(self, name: str, content: dict) -> None:
         """Write a file, aside and renamed."""
@@ -73,6 +89,5 @@ class Folder:
     @staticmethod
     def put(path: Path, write: Callable[[Path], object]) -> None:
         """Let `write` write a file aside, then rename it."""
-        aside = path.with_name(path.name + ".partial")
-        write(aside)
-        os.replace(aside, path)
+        with writing(path) as aside:
+            write(aside)

@@ -79,6 +79,14 @@ def test_disk_and_checkpoint_round_trips(tmp_path):
     policy.apply(lambda module: None)  # initialisers walk a policy with nn.Module.apply
 
 
+def test_fewer_samples_than_dimensions():
+    """A short data set: 21 frames of 1,280 values, on whose covariance an eigensolver may not converge."""
+    rows = torch.randn(21, 1280, generator=torch.Generator().manual_seed(0))
+    projected = LatentPCA.fit([rows], dim=20)([rows])[0]
+    # 20 directions hold all that 21 centred samples differ in: distances stay.
+    torch.testing.assert_close(torch.cdist(projected, projected), torch.cdist(rows, rows), rtol=1e-4, atol=1e-3)
+
+
 def test_the_hash_tells_values_apart():
     pca = LatentPCA.fit([sample(40, 6, 6)], dim=3)
     before = pca.sha256

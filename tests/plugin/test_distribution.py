@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -16,7 +17,8 @@ REPO = Path(__file__).parents[2]
 NAME = "lerobot_policy_world_modality"
 PACKAGES = [NAME, "world_modality_core", "coc_tools"]
 TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F", "smolvla_world", "qwen_world_fplus"]
-SCRIPTS = ["wm-precompute", "wm-record", "wm-doctor"]
+SCRIPTS = sorted(tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"])
+SHOWN = ["wm-precompute", "wm-record", "wm-doctor"]  # --help: each of them imports LeRobot
 
 # Runs inside the fresh environment and prints one JSON object.
 PROBE = f"""
@@ -119,6 +121,12 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel):
     expected = {str(path.relative_to(REPO)) for package in PACKAGES for path in (REPO / package).rglob("*.py")}
     assert modules == expected
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    # Prompts, templates and the marks of typed packages: all that isn't code.
+    data = {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
+    held = {path for package in PACKAGES for path in (REPO / package).rglob("*") if path.is_file()}
+    held = {str(path.relative_to(REPO)) for path in held if path.suffix != ".py" and "__pycache__" not in path.parts}
+    assert data == held
+    assert {f"{package}/py.typed" for package in PACKAGES} | {"coc_tools/prompts/coc_v1.txt"} < data
 
 
 def test_name_is_what_discovery_looks_for(report):
@@ -166,5 +174,6 @@ def test_lerobot_train_help_mentions_every_type(environment):
 def test_console_script_has_help(environment, script):
     path = environment.parent / script
     assert path.exists()
-    if environment.parents[2].name.startswith("wheel"):  # once: each of them imports LeRobot
+    assert path.stat().st_mode & 0o100
+    if script in SHOWN and environment.parents[2].name.startswith("wheel"):  # once
         assert "usage" in run([path, "--help"], environment.parent).lower()

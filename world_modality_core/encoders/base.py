@@ -5,15 +5,18 @@ Axis letters: n frames in a batch, m encoder temporal window, v cameras, p token
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders.pooling import LayerFeatures, pool
+from world_modality_core.errors import ConfigError
 from world_modality_core.pca import LatentPCA
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -81,6 +84,7 @@ class WorldEncoder(ABC):
         self.device = torch.device(device)
         self.dtype = getattr(torch, spec.dtype)
         self.pca: LatentPCA | None = None
+        self._fits: int | None = None  # frames that fit into memory at once, once more did not
         network, revision = self.build(self.spec)
         if spec.revision is None or revision is not None:
             self.spec = replace(self.spec, revision=revision)
@@ -155,6 +159,7 @@ class WorldEncoder(ABC):
 
         Raises:
             ValueError: as `encode`.
+            ConfigError: if not even one frame fits into the device's memory; else a batch that does not is halved.
         """
         views = [self._view(camera, frames) for camera in self.spec.cameras]
         n, v = len(views[0]), len(views)
@@ -162,12 +167,40 @@ class WorldEncoder(ABC):
             counts = {camera: len(view) for camera, view in zip(self.spec.cameras, views, strict=True)}
             raise ValueError(f"cameras differ in their number of frames: {counts}")
         chunk = max(1, _CPU_CHUNK // v) if self.device.type == "cpu" else n
-        pooled = []
-        for start in range(0, n, chunk):
-            images = torch.stack([self._normalised(view[start : start + chunk]) for view in views], dim=1)
-            tokens = self._pooled(images.flatten(0, 1))
-            pooled.append([part.unflatten(0, (-1, v)).flatten(1, 2) for part in tokens])
+        pooled, start = [], 0
+        while start < n:
+            chunk = min(chunk, self._fits or chunk)
+            tokens = self._encode_chunk([view[start : start + chunk] for view in views])
+            if tokens is None:
+                self._take_less(min(chunk, n - start))
+            else:
+                pooled.append(tokens)
+                start += chunk
         return [torch.cat(part) for part in zip(*pooled, strict=True)]
+
+    def _encode_chunk(self, views: list[Tensor]) -> list[Tensor] | None:
+        """As `encode_raw`, of some frames (n, m, 3, h, w) per camera at once; None if they need too much memory."""
+        try:
+            images = torch.stack([self._normalised(view) for view in views], dim=1)
+            tokens = self._pooled(images.flatten(0, 1))
+            return [part.unflatten(0, (-1, len(views))).flatten(1, 2) for part in tokens]
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                raise
+        return None
+
+    def _take_less(self, n: int) -> None:
+        """Encode at most half of n frames at once from now on; said once."""
+        if n == 1:
+            raise ConfigError(
+                f"encoder.height_px={self.spec.height_px}, encoder.width_px={self.spec.width_px}: a single frame needs "
+                f"more memory than {self.device} has left; make the images smaller, or free memory there"
+            )
+        if self._fits is None:
+            logging.warning(f"{n} frames at once need more memory than {self.device} has; going on with fewer")
+        self._fits = n // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def attach_pca(self, pca: LatentPCA) -> None:
         """Take a fitted PCA; its hash enters the spec.

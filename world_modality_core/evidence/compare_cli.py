@@ -6,7 +6,6 @@ wm-compare outputs/eval/A outputs/eval/F --baseline=A_k4 --candidates=F_k4
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -16,12 +15,14 @@ from pathlib import Path
 import draccus
 from draccus.utils import ParsingError
 
+from world_modality_core.commands import told_in_one_line
 from world_modality_core.errors import ConfigError
 from world_modality_core.evidence.comparable import NotComparableError
 from world_modality_core.evidence.compare import Report, compare
 from world_modality_core.evidence.compare_table import format_report
-from world_modality_core.evidence.episodes import EpisodesError, read_episodes
+from world_modality_core.evidence.episodes import read_episodes
 from world_modality_core.evidence.plan_text import Wanted, make_plan
+from world_modality_core.files import write_text
 
 REFUSED = 2
 
@@ -114,7 +115,8 @@ def run(cfg: CompareConfig) -> Report | None:
     )
     print(format_report(report, cfg.markdown), end="")
     if cfg.json:
-        _write_aside(Path(cfg.json), json.dumps({"options": asdict(cfg), **report.to_dict()}, indent=1) + "\n")
+        Path(cfg.json).parent.mkdir(parents=True, exist_ok=True)
+        write_text(cfg.json, json.dumps({"options": asdict(cfg), **report.to_dict()}, indent=1) + "\n")
     if cfg.plot:
         # matplotlib is an extra.
         from world_modality_core.evidence.compare_plot import save_plot
@@ -139,20 +141,10 @@ def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _write_aside(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text)
-    os.replace(aside, path)
-
-
 def main() -> None:
     """Console script `wm-compare`: exits with 2 if it refuses."""
-    try:
+    with told_in_one_line("wm-compare", NotComparableError, ParsingError, remedy="begins anew", status=REFUSED):
         run(draccus.parse(CompareConfig, args=folders_as_option(sys.argv[1:])))
-    except (ConfigError, EpisodesError, NotComparableError, ParsingError) as error:
-        print(f"wm-compare: {error}", file=sys.stderr)
-        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

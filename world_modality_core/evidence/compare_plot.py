@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from world_modality_core.evidence.compare import Report
+from world_modality_core.files import writing
 
 ROW_IN = 0.26
 
@@ -39,6 +39,5 @@ def save_plot(report: Report, path: Path) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial")
-    figure.savefig(aside, format=path.suffix[1:], dpi=150)
-    os.replace(aside, path)
+    with writing(path) as aside:
+        figure.savefig(aside, format=path.suffix[1:], dpi=150)

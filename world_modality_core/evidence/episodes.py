@@ -10,7 +10,6 @@ An evaluation's folder (docs/evaluation.md has every column):
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from world_modality_core.errors import ConfigError
+from world_modality_core.errors import ConfigError, UserError
+from world_modality_core.files import naming_damage, read_json, read_parquet, write_text, writing
 
 SCHEMA_VERSION = 1
 INFO_FILE = "eval.json"
@@ -27,6 +27,9 @@ EPISODES_FILE = "episodes.parquet"
 PARTS_FOLDER = "episodes"
 
 _VERSION_KEY = b"world_modality_episodes_schema"
+
+# What readers of eval.json take for granted.
+_INFO_KINDS = {"model": str, "train_seed": int, "arms": list, "command": list | str}
 
 EPISODE_SCHEMA = pa.schema(
     [
@@ -66,7 +69,7 @@ EPISODE_KEY = ["model", "train_seed", "arm", "task", "seed"]
 """What names an episode: no two rows may share it."""
 
 
-class EpisodesError(ValueError):
+class EpisodesError(UserError, ValueError):
     """Records that can't be read, or must not be read together; the message says which and why."""
 
 
@@ -109,7 +112,8 @@ class EpisodeWriter:
         if len(names) != 1:
             raise EpisodesError(f"a part holds rows of one arm and one task, not of {sorted(names)}")
         arm, task = names.pop()
-        part = self._parts / f"{arm}-{task.replace('/', '_')}-{min(row['seed'] for row in rows)}.parquet"
+        name = f"{arm}-{task}-{min(row['seed'] for row in rows)}.parquet".replace("/", "_")
+        part = self._parts / name
         if part.exists():
             raise EpisodesError(f"{part} exists: these episodes were run before")
         _write_table(table, part)
@@ -220,12 +224,17 @@ def read_eval_info(file: Path) -> dict[str, Any]:
     Raises:
         EpisodesError: if it has another schema.
     """
-    info = json.loads(file.read_text())
+    info = read_json(file, dict)
     if info.get("schema") != SCHEMA_VERSION:
         raise EpisodesError(
             f"{file} has schema {info.get('schema')!r}, this version reads {SCHEMA_VERSION}: read it with the version "
             "of lerobot_policy_world_modality that wrote it"
         )
+    for name, kind in _INFO_KINDS.items():
+        if not isinstance(info.get(name), kind):
+            raise EpisodesError(f"{file}: {name} is {info.get(name)!r:.60}; wm-eval did not write that")
+    if not all(isinstance(arm, str) for arm in info["arms"]):
+        raise EpisodesError(f"{file}: arms is {info['arms']!r:.60}; wm-eval did not write that")
     return info
 
 
@@ -233,9 +242,7 @@ def write_eval_info(folder: str | Path, info: dict[str, Any]) -> None:
     """Write `eval.json`; aside first, then renamed."""
     path = Path(folder) / INFO_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(json.dumps({"schema": SCHEMA_VERSION, **info}, indent=2) + "\n")
-    os.replace(aside, path)
+    write_text(path, json.dumps({"schema": SCHEMA_VERSION, **info}, indent=2) + "\n")
 
 
 def _as_paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -264,25 +271,23 @@ def _read_parts(folder: Path) -> pa.Table:
 
 
 def _read_table(file: Path) -> pa.Table:
-    # `ParquetFile`, since `read_table` takes `a=b` in a folder's name for a column.
-    try:
-        table = pq.ParquetFile(file).read()
-    except pa.ArrowInvalid as error:
-        raise EpisodesError(f"{file} can't be read: {error}") from error
+    table = read_parquet(file)
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
     if version != str(SCHEMA_VERSION) or table.schema.names != EPISODE_SCHEMA.names:
         raise EpisodesError(
             f"{file} has episode schema {version}, this version reads {SCHEMA_VERSION}: it is no record of wm-eval, or "
             "one of another version of lerobot_policy_world_modality"
         )
-    return table.cast(EPISODE_SCHEMA)
+    with naming_damage(file, "episodes"):
+        table = table.cast(EPISODE_SCHEMA)
+        table.validate(full=True)  # texts that are no UTF-8, say
+    return table
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial")
-    pq.write_table(table, aside, compression="zstd")
-    os.replace(aside, path)
+    with writing(path) as aside:
+        pq.write_table(table, aside, compression="zstd")
 
 
 def _to_frame(table: pa.Table) -> pd.DataFrame:

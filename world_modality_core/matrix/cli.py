@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from world_modality_core.errors import ConfigError
+from world_modality_core.errors import UserError
 from world_modality_core.matrix.errors import MatrixError
 from world_modality_core.matrix.estimate import Guess, duration, guess_all, time_left
 from world_modality_core.matrix.expand import Job, expand
@@ -108,7 +108,7 @@ def main(
     given = make_parser().parse_args(argv)
     try:
         return _run(given, find_program, check)
-    except (MatrixError, ConfigError) as error:
+    except UserError as error:
         print(f"wm-matrix: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -129,13 +129,9 @@ def _run(given: argparse.Namespace, find_program: Callable[[str], str], check: C
         print(format_status(jobs))
         return 0
     if given.export is not None:
-        from world_modality_core.evidence.episodes import EpisodesError  # pandas and what it takes
-        from world_modality_core.matrix.export import export
+        from world_modality_core.matrix.export import export  # pandas and what it takes
 
-        try:
-            print(export(study, jobs, given.study, given.export, overrides))
-        except EpisodesError as error:
-            raise MatrixError(str(error)) from error
+        print(export(study, jobs, given.study, given.export, overrides))
         return 0
     check(jobs)
     check_unchanged(jobs)

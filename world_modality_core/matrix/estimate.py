@@ -43,7 +43,7 @@ def guess_all(jobs: list[Job], given: dict[str, float]) -> dict[str, Guess]:
         record = read_record(job.folder)
         if record.get("state") == "done":
             for key in _keys(job):
-                rates.setdefault(key, []).append(record["seconds"] / (record["units"] or 1))
+                rates.setdefault(key, []).append(record["seconds"] / (record.get("units") or 1))
     guesses = {}
     for job in jobs:
         measured = next((rates[key] for key in _keys(job) if key in rates), None)

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from world_modality_core.evidence.episodes import EPISODES_FILE, read_episodes, read_eval_info, write_episodes
+from world_modality_core.files import read_json, read_json_lines, write_text, writing
 from world_modality_core.matrix.errors import MatrixError
 from world_modality_core.matrix.expand import Job
 from world_modality_core.matrix.record import read_record
@@ -60,10 +61,10 @@ def export(study: Study, jobs: list[Job], source: Path, folder: Path, overrides:
     folder.mkdir(parents=True, exist_ok=True)
     of_kind = {kind: [job for job in done if job.kind == kind] for kind in KINDS}
     records = [_job_record(job) for job in done]
-    interventions = [json.loads((job.output / "interventions.json").read_text()) for job in of_kind["intervene"]]
+    interventions = [read_json(job.output / "interventions.json", dict) for job in of_kind["intervene"]]
     header = {"schema": SCHEMA_VERSION, "study": study.study, "overrides": dict(overrides)}
-    _put(folder / "study.yaml", clean(source.read_text()))
-    _put(folder / "jobs.json", clean(json.dumps(header | {"jobs": records}, indent=1)) + "\n")
+    write_text(folder / "study.yaml", clean(source.read_text()))
+    write_text(folder / "jobs.json", clean(json.dumps(header | {"jobs": records}, indent=1)) + "\n")
     written = [f"{len(records)} jobs"]
     if of_kind["eval"]:
         episodes = read_episodes([job.output for job in of_kind["eval"]])
@@ -72,10 +73,10 @@ def export(study: Study, jobs: list[Job], source: Path, folder: Path, overrides:
     _put_curves([(job, job.metrics) for job in of_kind["train"]], folder / "training.parquet")
     _put_curves([(job, job.output / "curve.jsonl") for job in of_kind["prophet"]], folder / "prophets.parquet")
     if interventions:
-        _put(folder / "interventions.json", clean(json.dumps(interventions, indent=1)) + "\n")
+        write_text(folder / "interventions.json", clean(json.dumps(interventions, indent=1)) + "\n")
         written.append(f"{len(interventions)} interventions")
     if not (folder / "README.md").exists():
-        _put(folder / "README.md", clean(_readme(study, source, folder, records)))
+        write_text(folder / "README.md", clean(_readme(study, source, folder, records)))
     missing = [job.name for job in jobs if job not in done]
     left_out = f"\nNot done, and left out: {', '.join(missing)}" if missing else ""
     return f"{folder}: {', '.join(written)}{left_out}"
@@ -108,26 +109,19 @@ def _job_record(job: Job) -> dict[str, Any]:
     return record
 
 
-def _put(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text)
-    os.replace(aside, path)
-
-
 def _put_curves(files: list[tuple[Job, Path]], path: Path) -> None:
     """Write curves in long form; nothing where there are none."""
     rows = [
         (job.model, job.seed or 0, line["step"], metric, float(value))
         for job, file in files
         if file.exists()
-        for line in thinned([json.loads(text) for text in file.read_text().splitlines()])
+        for line in thinned(read_json_lines(file, ["step"]))
         for metric, value in line.items()
-        if metric != "step" and isinstance(value, int | float)
+        if metric != "step" and isinstance(value, int | float) and not abs(value) > 1e300
     ]
     if rows:
-        aside = path.with_name(f"{path.name}.partial")
-        pd.DataFrame(rows, columns=CURVE_COLUMNS).to_parquet(aside, index=False, compression="zstd")
-        os.replace(aside, path)
+        with writing(path) as aside:
+            pd.DataFrame(rows, columns=CURVE_COLUMNS).to_parquet(aside, index=False, compression="zstd")
 
 
 def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

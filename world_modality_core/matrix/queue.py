@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from world_modality_core.errors import DiskFullError
 from world_modality_core.matrix.errors import MatrixError
 from world_modality_core.matrix.estimate import duration, guess_all, time_left
 from world_modality_core.matrix.expand import Job
@@ -177,7 +178,7 @@ class _Queue:
         if not record:
             record = new_record(job, self.options.threads, datetime.now(UTC).isoformat())
         record |= {"command": list(job.command), "units": job.units, "state": "running"}
-        record |= {"n_starts": record["n_starts"] + 1, "threads": self.options.threads}
+        record |= {"n_starts": record.get("n_starts", 0) + 1, "threads": self.options.threads}
         write_record(job.folder, record)
         with (job.folder / LOG_FILE).open("a" if goes_on else "w") as log:
             log.write(f"$ {' '.join(command)}\n")
@@ -270,7 +271,10 @@ class _Queue:
                 pass
             _signal(each.process, signal.SIGKILL)  # whatever is left of its group
             each.process.wait()
-            self._note(each, "interrupted")
+            try:
+                self._note(each, "interrupted")
+            except DiskFullError:
+                pass  # a job that says "running" and holds no lock counts as interrupted
             each.lock.release()
             self.say(f"{each.job.name}: interrupted")
         self.running.clear()

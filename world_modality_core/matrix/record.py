@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from filelock import FileLock, Timeout
 
+from world_modality_core.files import checked, parse_json, read_json, write_text
 from world_modality_core.matrix.errors import MatrixError
 from world_modality_core.matrix.expand import Job
 
@@ -30,20 +30,43 @@ _PACKAGES = (
 )  # fmt: skip
 
 
+class _Record(TypedDict):
+    """What is taken for granted of `job.json`."""
+
+    state: Literal["running", "done", "failed", "interrupted"]
+    command: list[str]
+    seconds: float
+    name: NotRequired[str]
+    units: NotRequired[float | None]
+    n_starts: NotRequired[int]
+    started_at: NotRequired[str]
+    after: NotRequired[dict[str, str | None]]
+
+
+class _TrainingStep(TypedDict):
+    """LeRobot's `training_step.json`."""
+
+    step: int
+
+
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a job; empty if it was never started."""
+    """The record of a job; empty if it was never started.
+
+    Raises:
+        DamagedFileError: if it can't be read.
+    """
     try:
-        return json.loads((folder / JOB_FILE).read_text())
+        record = read_json(folder / JOB_FILE, dict)
     except FileNotFoundError:
         return {}
+    checked(_Record, record, folder / JOB_FILE)
+    return record
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of a job; aside first, then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{JOB_FILE}.partial"
-    aside.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(aside, folder / JOB_FILE)
+    write_text(folder / JOB_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def lock_of(job: Job) -> FileLock:
@@ -94,7 +117,7 @@ def check_unchanged(jobs: list[Job]) -> None:
             continue
         if record["command"] != list(job.command) and not adds_episodes(job, record):
             problems.append(f"{job.name} is {record['state']} with another command: {_difference(record, job)}")
-        for name, started_at in record["after"].items():
+        for name, started_at in record.get("after", {}).items():
             if name in by_name and read_record(by_name[name].folder).get("started_at") != started_at:
                 problems.append(f"{job.name} is {record['state']}, but {name}, which it builds on, was run anew since")
     if problems:
@@ -129,7 +152,7 @@ def new_record(job: Job, threads: int, now: str) -> dict[str, Any]:
         "commit": commit(),
         "versions": versions(),
         "threads": threads,
-        "after": {name: read_record(job.folder.parent / name)["started_at"] for name in job.after},
+        "after": {name: read_record(job.folder.parent / name).get("started_at") for name in job.after},
     }
 
 
@@ -145,12 +168,13 @@ def prepare(job: Job, record: dict[str, Any]) -> list[str]:
     Returns:
         Program (its name) and arguments.
     """
-    last = job.output / "checkpoints" / "last"
+    last = _last_checkpoint(job.output)
     config = last / "pretrained_model" / "train_config.json"
     if record and job.kind != "train":
         return list(job.command)
     if record and config.exists():
-        step = json.loads((last / "training_state" / "training_step.json").read_text())["step"]
+        path = last / "training_state" / "training_step.json"
+        step = checked(_TrainingStep, read_json(path), path)["step"]
         _drop_lines_after(job.metrics, step)
         return [job.command[0], f"--config_path={config}", "--resume=true"]
     for path in (job.output, job.metrics):
@@ -158,20 +182,31 @@ def prepare(job: Job, record: dict[str, Any]) -> list[str]:
     return list(job.command)
 
 
+def _last_checkpoint(output: Path) -> Path:
+    """The last whole checkpoint of a training.
+
+    LeRobot saves a checkpoint, takes the link `last` away and makes it anew: where two checkpoints are and no link,
+    a kill hit between the two, and the newest one is whole.
+    """
+    last = output / "checkpoints" / "last"
+    steps = sorted(path.name for path in last.parent.glob("*") if path.name.isdigit())
+    if not last.is_symlink() and len(steps) > 1:
+        last.symlink_to(steps[-1])
+    return last
+
+
 def _drop_lines_after(metrics: Path, step: int) -> None:
     """A run that goes on logs the steps after its checkpoint again."""
     if not metrics.exists():
         return
     kept = []
-    for line in metrics.read_text().splitlines():
+    for line in metrics.read_text(errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if parse_json(line)["step"] <= step:
                 kept.append(line)
-        except ValueError:  # the kill hit the line in mid-write
+        except (ValueError, KeyError, TypeError):  # the kill hit the line in mid-write
             continue
-    aside = metrics.with_name(f"{metrics.name}.partial")
-    aside.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(aside, metrics)
+    write_text(metrics, "".join(f"{line}\n" for line in kept))
 
 
 def drop_old_checkpoints(job: Job) -> None:

@@ -26,6 +26,7 @@ KINDS = ("prophet", "train", "eval", "intervene")
 RUN_TIME = ("seed", "prophet", "labelled", "unlabelled", "all", "job")
 """Placeholders that a job fills in; no loop may have their names."""
 
+_MAX_NODES = 100_000
 _NAME = re.compile(r"[A-Za-z0-9][\w.+]*")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -130,8 +131,11 @@ def load_study(path: Path, overrides: Mapping[str, str] | None = None, root: str
         raw = yaml.safe_load(text)
     except FileNotFoundError:
         raise MatrixError(f"{path} does not exist: name the YAML file of a study") from None
-    except yaml.YAMLError as error:
-        raise MatrixError(f"{path}: {error}") from error
+    except IsADirectoryError:
+        raise MatrixError(f"{path} is a folder: name the YAML file of a study") from None
+    # ValueError, ...: of dates and numbers that YAML reads but Python has not
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, AttributeError) as error:
+        raise MatrixError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise MatrixError(f"{path}: expected a mapping with the keys {', '.join(Study.model_fields)}")
     raw.setdefault("study", path.stem)
@@ -149,18 +153,23 @@ def load_study(path: Path, overrides: Mapping[str, str] | None = None, root: str
     return study
 
 
-def _check_unique(node: yaml.Node | None) -> None:
-    """Refuse a key that is written twice: the second would silently replace the first."""
-    if isinstance(node, yaml.SequenceNode):
-        for each in node.value:
-            _check_unique(each)
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
-            seen.add(key.value)
-            _check_unique(value)
+def _check_unique(root: yaml.Node | None) -> None:
+    """Refuse a key that is written twice, since the second would silently replace the first, and aliases of aliases
+    that would fill the memory."""
+    left, n = [root], 0
+    while left:
+        node, n = left.pop(), n + 1
+        if n > _MAX_NODES:
+            raise yaml.YAMLError(f"more than {_MAX_NODES} values, with all aliases written out")
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, value in node.value:
+                if isinstance(key.value, str) and key.value in seen:
+                    raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
+                seen.add(key.value if isinstance(key.value, str) else id(key))
+                left.append(value)
 
 
 def substitute(value: Any, values: Mapping[str, Any], where: str, pattern: re.Pattern[str] = _PLACEHOLDER) -> Any:

@@ -24,6 +24,8 @@ from lerobot.utils.constants import DEFAULT_FEATURES
 from tqdm import tqdm
 
 from world_modality_core.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE
+from world_modality_core.errors import ConfigError
+from world_modality_core.files import inside, open_parquet, read_parquet
 from world_modality_core.fingerprint import SOURCE_FILE
 
 # Not copied with a dataset's other metadata: written anew here, or belonging to the companion.
@@ -65,13 +67,31 @@ def write_derived(
     for path in sorted((src / "meta").rglob("*")):
         name = path.relative_to(src / "meta")
         if path.is_file() and name.parts[0] != "episodes" and path.name not in _OWN_META:
+            check_own(path, src)
             (root / "meta" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, root / "meta" / name)
     files = _write_data(source, root, features, dropped, new_features, new_columns)
     _write_episodes(src, root, dropped, files)
     for name in sorted({source.get_video_file_path(e, key) for key in videos for e in range(source.total_episodes)}):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(src / name, root / name)
+        # The pattern of these names is the source's.
+        target = inside(root, str(name), "video_path of meta/info.json")
+        check_own(src / name, src)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(src / name, target)
+
+
+def check_own(path: Path, root: Path) -> None:
+    """Check that a file of a dataset is not a link to something else, which a copy of the dataset would carry away.
+
+    Links of the Hub's snapshots lead to the `blobs` beside them, and pass; so does a folder of videos on another disk.
+
+    Raises:
+        ConfigError: naming the link.
+    """
+    root, real = root.resolve(), path.resolve()
+    own = root.parent.parent if root.parent.name == "snapshots" else root
+    if not real.is_relative_to(own) and not real.is_relative_to((root / "videos").resolve()):
+        raise ConfigError(f"{path} is a link to {real}, outside of its dataset: replace it by the file, or remove it")
 
 
 def link_or_copy(src: Path, dst: Path) -> None:
@@ -107,8 +127,8 @@ def _write_data(source, root, features, dropped, new_features, new_columns) -> d
 
 def _episode_rows(source: LeRobotDatasetMetadata, dropped: set[str]) -> Iterator[tuple[int, pa.Table]]:
     for path in sorted((Path(source.root) / "data").glob("*/*.parquet")):
-        names = [name for name in pq.read_schema(path).names if name not in dropped]
-        table = pq.read_table(path, columns=names)
+        names = [name for name in open_parquet(path).schema_arrow.names if name not in dropped]
+        table = read_parquet(path, names)
         episode = table["episode_index"].to_numpy()
         starts = np.flatnonzero(np.diff(episode, prepend=episode[0] - 1))
         for start, stop in zip(starts, [*starts[1:], len(episode)], strict=True):
@@ -125,7 +145,7 @@ def _write_episodes(src: Path, root: Path, dropped: set[str], files: dict[int, t
     """Copy the episodes' table without the columns of dropped features, pointing to the new data files."""
     prefixes = tuple(f"{kind}/{key}/" for kind in ("stats", "videos") for key in dropped)
     for path in sorted((src / "meta/episodes").glob("*/*.parquet")):
-        table = pq.read_table(path)
+        table = read_parquet(path)
         table = table.drop_columns([name for name in table.column_names if prefixes and name.startswith(prefixes)])
         where = [files[e] for e in table["episode_index"].to_pylist()]
         for position, name in enumerate(("data/chunk_index", "data/file_index")):

@@ -16,6 +16,8 @@ from accelerate import PartialState
 from lerobot.configs import parser
 from tqdm import tqdm
 
+from world_modality_core.cards import companion_card, copy_card, known_license
+from world_modality_core.commands import told_in_one_line
 from world_modality_core.companion import (
     INFO_FILE,
     Companion,
@@ -28,6 +30,7 @@ from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import WorldEncoder, make_world_encoder
 from world_modality_core.errors import ConfigError
 from world_modality_core.fingerprint import SourceFingerprint
+from world_modality_core.hub import HubError, check_upload
 from world_modality_core.latent_quality import format_quality
 from world_modality_core.pca import LatentPCA
 from world_modality_core.precompute.encode import fit_pca, stage_latents
@@ -141,6 +144,8 @@ def precompute(cfg: PrecomputeConfig) -> Path:
     reused = _open_reused(cfg.reuse_from) if cfg.reuse_from else None
     encoder = _build_encoder(cfg, source, reused, device)
     repo_id = cfg.output.repo_id or f"{source.meta.repo_id}_world_{encoder.spec.family}"
+    if cfg.push_to_hub and not cfg.dry_run:
+        _check_upload(repo_id)
     root = Path(cfg.output.root) if cfg.output.root else default_root(repo_id)
     request = _request(cfg, fingerprint, encoder.spec, reused)
     is_finished = _check_output(root, source, request, cfg)
@@ -166,11 +171,20 @@ def precompute(cfg: PrecomputeConfig) -> Path:
         for name, folder in written[1:]:
             print(f"{name.rsplit('_', 1)[1].capitalize()} copy of the source: {folder}")
         if cfg.push_to_hub:
+            license = known_license(source.root)
             for name, folder in written:
-                push(name, folder, cfg.private)
-                print(f"Uploaded {name}")
+                kind = name.removeprefix(f"{repo_id}_") if name != repo_id else ""
+                card = copy_card(kind, companion, name, license) if kind else companion_card(companion, name, license)
+                print(f"Uploaded {push(name, folder, card, cfg.private)}")
     state.wait_for_everyone()
     return root
+
+
+def _check_upload(repo_id: str) -> None:
+    try:
+        check_upload(repo_id)
+    except HubError as error:
+        raise PrecomputeError(f"push_to_hub=true: {error}") from None
 
 
 def _open_reused(name: str) -> Companion:
@@ -321,11 +335,9 @@ def main() -> None:
         f"{arg}=true" if arg in flags and after.startswith("--") else arg
         for arg, after in zip(sys.argv[1:], following, strict=False)
     ]
-    try:
+    with told_in_one_line("wm-precompute"):
         parser.wrap()(precompute)()
         PartialState().destroy_process_group()
-    except PrecomputeError as error:
-        sys.exit(f"wm-precompute: {error}")
 
 
 if __name__ == "__main__":

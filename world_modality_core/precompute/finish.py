@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lerobot.datasets import LeRobotDataset
 from lerobot.datasets.io_utils import load_stats
 from safetensors.torch import save_file
 
@@ -18,6 +17,7 @@ from world_modality_core.codebook import Codebook
 from world_modality_core.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE, Companion, CompanionInfo
 from world_modality_core.encoders import WorldEncoder
 from world_modality_core.fingerprint import SourceFingerprint
+from world_modality_core.hub import HubError, push_dataset
 from world_modality_core.latent_quality import RANK_SAMPLE, LatentStatistics, token_figures
 from world_modality_core.latent_table import LATENTS, TOKENS, ContentHash
 from world_modality_core.precompute.assemble import write_derived
@@ -183,12 +183,16 @@ def _write_copy(kind: str, source: Source, companion: Companion, overwrite: bool
     return root
 
 
-def push(repo_id: str, root: Path, private: bool = False) -> None:
-    """Upload a dataset that was written here, with a dataset card."""
-    LeRobotDataset(repo_id, root=root).push_to_hub(
-        tags=["world-modality"],
-        license=None,
-        private=private or None,
-        allow_patterns=["data/**", "meta/**", "videos/**"],  # not the flat cache
-        dataset_description="World latents by wm-precompute; see meta/world_modality.json.",
-    )
+def push(repo_id: str, root: Path, card: str, private: bool = False) -> str:
+    """Upload a dataset that was written here, with its card.
+
+    Returns:
+        Its address.
+
+    Raises:
+        PrecomputeError: naming the remedy; what was written here stays, and the same command goes on with the upload.
+    """
+    try:
+        return push_dataset(repo_id, root, card, private=private)
+    except HubError as error:
+        raise PrecomputeError(f"{error} (all is written in {root})") from None

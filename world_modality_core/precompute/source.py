@@ -22,11 +22,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from world_modality_core.errors import UserError
+from world_modality_core.files import naming_damage, open_parquet, read_parquet
+from world_modality_core.hub import hub_errors
+
 # LeRobot's own default (`LeRobotDataset.tolerance_s`).
 TOLERANCE_S = 1e-4
+_REPAIR = "copy or download this file of the source dataset again, then give the same command again"
 
 
-class PrecomputeError(ValueError):
+class PrecomputeError(UserError, ValueError):
     """A precompute cannot be done as it was asked for."""
 
 
@@ -74,9 +79,10 @@ class Source:
             PrecomputeError: if it cannot be opened, is empty, or its frames are not in the order of `index`.
         """
         try:
-            self.meta = LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
-            if any(not (Path(self.meta.root) / name).exists() for name in self._files()):
-                self.meta = LeRobotDataset(repo_id, root=root, revision=revision).meta
+            with hub_errors(repo_id, revision):
+                self.meta = LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
+                if any(not (Path(self.meta.root) / name).exists() for name in self._files()):
+                    self.meta = LeRobotDataset(repo_id, root=root, revision=revision).meta
         except Exception as error:
             raise PrecomputeError(
                 f"dataset.repo_id={repo_id!r}, dataset.root={root!r}, dataset.revision={revision!r}: cannot be opened "
@@ -103,7 +109,7 @@ class Source:
         return data | {self.meta.get_video_file_path(e, key) for key in self.meta.video_keys for e in episodes}
 
     def _read_timestamps(self) -> np.ndarray:
-        tables = [pq.read_table(path, columns=["index", "timestamp"]) for path in self.data_files]
+        tables = [read_parquet(path, ["index", "timestamp"]) for path in self.data_files]
         index = np.concatenate([table["index"].to_numpy() for table in tables])
         if not np.array_equal(index, np.arange(self.bounds[-1, 1])):
             raise PrecomputeError(
@@ -162,8 +168,10 @@ class Source:
             prefetch_factor=2 if n_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
-        for episode, start, is_last, frames in loader:
-            yield Chunk(episode, start, is_last, frames)
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            yield Chunk(*item)
 
     def _stream(self, episode: int, camera: str) -> _Stream:
         if camera in self.meta.video_keys:
@@ -180,6 +188,12 @@ class _FrameReader(IterableDataset):
         self.images = _ImageColumn()
 
     def __iter__(self):
+        try:
+            yield from self._chunks()
+        except UserError as error:  # raised in a worker, it would come out with the worker's traceback for a message
+            yield error
+
+    def _chunks(self) -> Iterator[tuple[int, int, bool, dict[str, Tensor]]]:
         worker = get_worker_info()
         mine = self.work if worker is None else self.work[worker.id :: worker.num_workers]
         for episode, streams, timestamps, first_index in mine:
@@ -215,8 +229,9 @@ def video_frames(path: Path, timestamps: np.ndarray, episode: int = 0) -> Iterat
 
     Raises:
         PrecomputeError: if a timestamp has no frame within LeRobot's tolerance.
+        DamagedFileError: if the file is no video.
     """
-    with av.open(str(path)) as container:
+    with naming_damage(path, "video", _REPAIR), av.open(str(path)) as container:
         stream = container.streams.video[0]
         # Workers run side by side; a decoder that takes all cores as well would only get in the encoder's way.
         stream.codec_context.thread_count = 1
@@ -246,7 +261,7 @@ class _ImageColumn:
     def frames(self, path: Path, camera: str, first_index: int, n: int) -> Iterator[np.ndarray]:
         """Decode the images of frames `first_index`, ..., `first_index + n - 1`: (h, w, 3) uint8 each."""
         if path not in self._files:
-            file = pq.ParquetFile(path)
+            file = open_parquet(path)
             counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             start = file.read_row_group(0, columns=["index"])["index"][0].as_py()
             self._files = {path: (file, start + np.cumsum([0, *counts]))}
@@ -256,6 +271,9 @@ class _ImageColumn:
             if low >= high:
                 continue
             if self._rows.get(camera, (None,))[0] != (path, group):
-                self._rows[camera] = ((path, group), file.read_row_group(group, columns=[camera])[camera])
+                with naming_damage(path, "parquet", _REPAIR):
+                    self._rows[camera] = ((path, group), file.read_row_group(group, columns=[camera])[camera])
             for row in self._rows[camera][1][int(low - starts[group]) : int(high - starts[group])]:
-                yield np.asarray(Image.open(io.BytesIO(row["bytes"].as_py())).convert("RGB"))
+                with naming_damage(path, f"images of {camera}", _REPAIR):
+                    image = np.asarray(Image.open(io.BytesIO(row["bytes"].as_py())).convert("RGB"))
+                yield image

@@ -6,13 +6,14 @@ A file is written aside and renamed, so whatever carries its final name is whole
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from world_modality_core.errors import DamagedFileError
+from world_modality_core.files import naming_damage, read_json, write_text, writing
 from world_modality_core.precompute.source import PrecomputeError
 
 REQUEST_FILE = "request.json"
@@ -67,7 +68,11 @@ class Staging:
         except Timeout as error:
             raise PrecomputeError(f"{self.root}: another wm-precompute is at work here; wait for it") from error
         path = self.root / REQUEST_FILE
-        found = request_differences(request, json.loads(path.read_text())) if path.exists() else []
+        try:
+            found = request_differences(request, read_json(path, dict)) if path.exists() else []
+        except DamagedFileError as error:
+            lock.release()
+            raise PrecomputeError(f"{error}, or delete {self.root} to begin anew") from error
         if found and not overwrite:
             lock.release()
             raise PrecomputeError(
@@ -78,7 +83,7 @@ class Staging:
             shutil.rmtree(self._episodes)
             self._episodes.mkdir()
             self.pca_path.unlink(missing_ok=True)
-            _write_aside(path, lambda aside: aside.write_text(json.dumps(request, indent=2)))
+            write_text(path, json.dumps(request, indent=2))
         shutil.rmtree(self.dataset_root, ignore_errors=True)
         return lock
 
@@ -95,19 +100,15 @@ class Staging:
 
     def write(self, episode: int, latents: np.ndarray) -> None:
         """Keep the latents of an episode: (t, p * d) float16."""
-        _write_aside(self._path(episode), lambda aside: _save(aside, latents))
+        with writing(self._path(episode)) as aside, aside.open("wb") as file:  # np.save would add .npy to a name
+            np.save(file, latents)
 
     def read(self, episode: int) -> np.ndarray:
-        """The latents of an episode: (t, p * d) float16, mapped from the file."""
-        return np.load(self._path(episode), mmap_mode="r")
+        """The latents of an episode: (t, p * d) float16, mapped from the file.
 
-
-def _save(path: Path, values: np.ndarray) -> None:
-    with path.open("wb") as file:  # np.save would add .npy to the name
-        np.save(file, values)
-
-
-def _write_aside(path: Path, write) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write(aside)
-    os.replace(aside, path)
+        Raises:
+            DamagedFileError: if the file is damaged.
+        """
+        path = self._path(episode)
+        with naming_damage(path, "staged latents", "delete it and give the same command again: the episode is redone"):
+            return np.load(path, mmap_mode="r")

@@ -11,18 +11,17 @@ A checkpoint of a policy that has a Prophet can be read in its place.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from lerobot.utils.constants import OBS_STATE
-from safetensors.torch import load_file
 from torch import Tensor
 
 from world_modality_core.configs import LanguageConfig, ProphetConfig
 from world_modality_core.encoder_spec import EncoderSpec
-from world_modality_core.errors import ConfigError
+from world_modality_core.errors import ConfigError, DamagedFileError
+from world_modality_core.files import as_dataclass, inside, naming_damage, read_json, read_tensors
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -90,8 +89,8 @@ class ProphetCheckpoint:
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / CONFIG_FILE).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            config = read_json(folder / CONFIG_FILE, dict)
+        except (OSError, DamagedFileError) as error:
             raise ConfigError(
                 f"{field}={str(folder)!r}: no Prophet can be read there ({error}); give the output_dir of wm-prophet, "
                 "or a policy's folder `checkpoints/last/pretrained_model`"
@@ -107,15 +106,18 @@ class ProphetCheckpoint:
                 f"{field}={str(folder)!r}: format_version {config['format_version']}, expected {FORMAT_VERSION}; train "
                 "it again, or use the release of this package that wrote it"
             )
+        path = folder / CONFIG_FILE
+        config["n_obs_steps"] = config.get("n_history_steps", config.get("n_obs_steps"))
+        names = ("n_obs_steps", "history_stride", "n_future_steps", "future_stride")
+        for name in names:
+            if type(config.get(name)) is not int or config[name] < 1:
+                raise ConfigError(f"{field}: {path} says {name}={config.get(name)!r:.60}; expected a number from 1 up")
         return cls(
             folder,
-            n_obs_steps=config.get("n_obs_steps") if "n_history_steps" not in config else config["n_history_steps"],
-            history_stride=config["history_stride"],
-            n_future_steps=config["n_future_steps"],
-            future_stride=config["future_stride"],
-            prophet=_known(ProphetConfig, config["prophet"]),
-            encoder=_known(EncoderSpec, config["encoder"]),
-            language=_known(LanguageConfig, config["language"]),
+            **{name: config[name] for name in names},
+            prophet=_known(ProphetConfig, config["prophet"], path),
+            encoder=_known(EncoderSpec, config.get("encoder"), path),
+            language=_known(LanguageConfig, config.get("language"), path),
             is_of_policy=config.get("type") != "prophet",
         )
 
@@ -124,8 +126,9 @@ class ProphetCheckpoint:
 
         Raises:
             ConfigError: if the checkpoint doesn't tell how the Prophet's states are normalised.
+            DamagedFileError: if a file is damaged.
         """
-        tensors = load_file(self.folder / WEIGHTS_FILE)
+        tensors = read_tensors(self.folder / WEIGHTS_FILE)
         root = "" if any(name.startswith("prophet.") for name in tensors) else "world."
         prophet = {
             name.removeprefix(f"{root}prophet."): value
@@ -134,6 +137,11 @@ class ProphetCheckpoint:
         }
         if not prophet:
             raise ConfigError(f"{self.folder / WEIGHTS_FILE} holds no Prophet (an adapter alone can't be read)")
+        needed = [f"{root}space.mean", f"{root}space.std"]
+        if self.prophet.use_state and not self.is_of_policy:
+            needed += ["state.mean", "state.std"]
+        if missing := [name for name in needed if name not in tensors]:
+            raise DamagedFileError(f"{self.folder / WEIGHTS_FILE} has no {missing[0]}; take a copy that is whole")
         weights = ProphetWeights(prophet, tensors[f"{root}space.mean"], tensors[f"{root}space.std"])
         if self.prophet.use_state and self.is_of_policy:
             weights.state_shift, weights.state_scale = self._state_of_processor()
@@ -144,13 +152,20 @@ class ProphetCheckpoint:
     def _state_of_processor(self) -> tuple[Tensor, Tensor]:
         """Shift and scale of the states in a policy's preprocessor."""
         file = self.folder / "policy_preprocessor.json"
-        steps = json.loads(file.read_text())["steps"] if file.is_file() else []
-        for step in steps:
-            if step.get("registry_name") == "normalizer_processor" and "state_file" in step:
-                stats = load_file(self.folder / step["state_file"])
-                mode = step["config"]["norm_map"].get("STATE")
-                if mode == "MEAN_STD" and f"{OBS_STATE}.mean" in stats:
-                    return stats[f"{OBS_STATE}.mean"], stats[f"{OBS_STATE}.std"] + _LEROBOT_EPS
+        with naming_damage(file, "a processor of LeRobot", "take a copy that is whole"):
+            steps = read_json(file, dict)["steps"] if file.is_file() else []
+            normalizers = [
+                (
+                    inside(self.folder, step["state_file"], f"{file}: state_file"),
+                    step["config"]["norm_map"].get("STATE"),
+                )
+                for step in steps
+                if step.get("registry_name") == "normalizer_processor" and "state_file" in step
+            ]
+        for state_file, mode in normalizers:
+            stats = read_tensors(state_file)
+            if mode == "MEAN_STD" and {f"{OBS_STATE}.mean", f"{OBS_STATE}.std"} <= set(stats):
+                return stats[f"{OBS_STATE}.mean"], stats[f"{OBS_STATE}.std"] + _LEROBOT_EPS
         raise ConfigError(
             f"{file} doesn't tell mean and std of {OBS_STATE}, which this Prophet reads; give the folder of wm-prophet"
         )
@@ -162,7 +177,9 @@ def lerobot_state_scale(stats: dict[str, dict[str, Tensor]]) -> tuple[Tensor, Te
     return state["mean"], state["std"] + _LEROBOT_EPS
 
 
-def _known(cls, values: dict):
+def _known(cls, values: object, path: Path):
     """A config from a JSON object, without what a newer release may have added."""
     names = {each.name for each in fields(cls)}
-    return cls(**{name: value for name, value in values.items() if name in names})
+    if isinstance(values, dict):
+        values = {name: value for name, value in values.items() if name in names}
+    return as_dataclass(cls, values, path)

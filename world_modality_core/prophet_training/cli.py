@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from lerobot.configs import parser
 
+from world_modality_core.commands import told_in_one_line
 from world_modality_core.errors import ConfigError
+from world_modality_core.files import writing
 from world_modality_core.prophet_training.data import Frames, default_source, open_companions
 from world_modality_core.prophet_training.options import ProphetTrainingConfig, Split, split_frames
 from world_modality_core.prophet_training.training import ProphetTraining
@@ -101,7 +103,8 @@ def plot_curve(curve: list[dict[str, float]], cfg: ProphetTrainingConfig) -> Pat
     axes.set_ylabel("skill over copying the last latent")
     axes.legend()
     path = Path(cfg.output_dir) / "curve.png"
-    figure.savefig(path, dpi=150)
+    with writing(path) as aside:
+        figure.savefig(aside, format="png", dpi=150)
     return path
 
 
@@ -109,10 +112,8 @@ def main() -> None:
     """Console script `wm-prophet`."""
     # LeRobot's parser wants --plot=true; a bare --plot means the same.
     sys.argv[1:] = ["--plot=true" if argument == "--plot" else argument for argument in sys.argv[1:]]
-    try:
+    with told_in_one_line("wm-prophet", FloatingPointError):
         parser.wrap()(train_prophet)()
-    except (ConfigError, FloatingPointError) as error:
-        sys.exit(f"wm-prophet: {error}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.utils.constants import OBS_STATE
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from world_modality_core.companion import Companion, default_root, open_companion
 from world_modality_core.device_table import DeviceTable
-from world_modality_core.errors import ConfigError
+from world_modality_core.errors import ConfigError, DiskFullError
+from world_modality_core.files import read_parquet
 from world_modality_core.latent_table import column_values
 
 # Share of the accelerator's free memory that the latents may take.
@@ -35,6 +35,8 @@ def open_companions(names: Sequence[str]) -> list[Companion]:
         try:
             companion = open_companion(root=name) if Path(name).exists() else open_companion(name)
             bad = companion.table.bad_rows()
+        except DiskFullError:
+            raise
         except (ValueError, OSError) as error:
             raise ConfigError(f"companions={name!r}: {error}") from error
         if len(bad):
@@ -195,7 +197,7 @@ def _read_states(companions: Sequence[Companion], sources: Sequence[str | Path])
 def _read_column(root: Path, name: str, width: int = 1) -> np.ndarray:
     """One column of a dataset's parquet files, (n, width), in the order of `index`."""
     files = sorted((root / "data").glob("*/*.parquet"))
-    tables = [pq.read_table(file, columns=["index", name]) for file in files]
+    tables = [read_parquet(file, ["index", name]) for file in files]
     index = np.concatenate([table["index"].to_numpy() for table in tables])
     if not np.array_equal(index, np.arange(len(index))):
         raise ConfigError(f"{root}: frames are not in the order of `index`; write the dataset again")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from world_modality_core.errors import ConfigError
+from world_modality_core.files import naming_damage, naming_full_disk, read_json, read_json_lines, write_text, writing
 from world_modality_core.losses import frame_cosine, future_latent_loss, masked_mean, skill_metrics
 from world_modality_core.prophet import Prophet
 from world_modality_core.prophet_training.checkpoint import CONFIG_FILE, CURVE_FILE, FORMAT_VERSION, WEIGHTS_FILE
@@ -123,6 +125,16 @@ class ProphetTraining:
             ConfigError: if the folder holds something else.
             FloatingPointError: if the loss isn't finite.
         """
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.root.with_name(f".{self.root.name}.lock"), timeout=0):
+                self._run()
+        except Timeout:
+            raise ConfigError(
+                f"output_dir={str(self.root)!r}: another wm-prophet is writing there; wait for it, or give another"
+            ) from None
+
+    def _run(self) -> None:
         self._resume()
         bar = tqdm(total=self.cfg.steps, initial=self.step, desc="Prophet", unit="step", mininterval=1.0)
         with bar:
@@ -135,9 +147,7 @@ class ProphetTraining:
                     bar.set_postfix({name: f"{v:.3f}" for name, v in self.curve[-1].items() if name in _SHOWN})
                 if self.step % self.cfg.save_freq == 0 or is_last:
                     self._save()
-        (self.root / RESUME_FILE).unlink(missing_ok=True)
-        if (self.root / RESUME_FILE).parent.is_dir():
-            (self.root / RESUME_FILE).parent.rmdir()
+        shutil.rmtree((self.root / RESUME_FILE).parent, ignore_errors=True)
 
     # One step.
 
@@ -220,7 +230,7 @@ class ProphetTraining:
             raise FloatingPointError(f"loss is {means} at step {self.step}; lower lr={self.cfg.lr}")
         self._sums = {}
         self.curve.append({"step": self.step} | means | self.skill())
-        with open(self.root / CURVE_FILE, "a") as file:
+        with naming_full_disk(self.root / CURVE_FILE), open(self.root / CURVE_FILE, "a") as file:
             file.write(json.dumps(self.curve[-1]) + "\n")
 
     # Saving and going on.
@@ -280,7 +290,7 @@ class ProphetTraining:
         """Begin a folder, or take up the state of the run in it."""
         described, config_file = json.loads(json.dumps(self.describe())), self.root / CONFIG_FILE
         if config_file.is_file():
-            there = json.loads(config_file.read_text())
+            there = read_json(config_file, dict)
             if there != described:
                 raise ConfigError(
                     f"output_dir={str(self.root)!r} holds a Prophet of other options (there != here): "
@@ -291,31 +301,27 @@ class ProphetTraining:
                 f"output_dir={str(self.root)!r} is not empty and holds no Prophet; give another --output_dir"
             )
         else:
-            self.root.mkdir(parents=True, exist_ok=True)
-            aside = config_file.with_suffix(".part")
-            aside.write_text(json.dumps(described, indent=2))
-            os.replace(aside, config_file)
+            write_text(config_file, json.dumps(described, indent=2))
         if (self.root / RESUME_FILE).is_file():
             self._take_up(self.root / RESUME_FILE)
         elif finished_step(self.root) == self.cfg.steps:
             self.step = self.cfg.steps
-            self.curve = [json.loads(line) for line in (self.root / CURVE_FILE).read_text().splitlines()]
+            self.curve = read_json_lines(self.root / CURVE_FILE)
             return
         # The lines beyond the last save come again.
-        aside = (self.root / CURVE_FILE).with_suffix(".part")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in self.curve))
-        os.replace(aside, self.root / CURVE_FILE)
+        write_text(self.root / CURVE_FILE, "".join(json.dumps(line) + "\n" for line in self.curve))
 
     def _take_up(self, file: Path) -> None:
-        with safe_open(file, "pt", device=str(self.device)) as saved:
-            progress = saved.metadata()
-            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 - not a dict
-        self.step, self.curve = int(progress["step"]), json.loads(progress["curve"])
-        self.model.load_state_dict(_part(tensors, "model."))
-        for name, parameter in self.model.named_parameters():
-            self.optimizer.state[parameter] = {
-                key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+        with naming_damage(file, "the state of a run", "delete it, and the run begins anew"):
+            with safe_open(file, "pt", device=str(self.device)) as saved:
+                progress = saved.metadata()
+                tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 - not a dict
+            self.step, self.curve = int(progress["step"]), json.loads(progress["curve"])
+            self.model.load_state_dict(_part(tensors, "model."))
+            for name, parameter in self.model.named_parameters():
+                self.optimizer.state[parameter] = {
+                    key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
         self._sums = _part(tensors, "sums.")
         print(f"Going on from step {self.step} of {self.cfg.steps}")
         other = [f"{name} {progress[name]} -> {now}" for name, now in self._machine().items() if progress[name] != now]
@@ -343,14 +349,13 @@ def finished_step(root: Path) -> int:
     """Optimiser steps behind the weights in a folder; 0 without any."""
     if not (root / WEIGHTS_FILE).is_file():
         return 0
-    with safe_open(root / WEIGHTS_FILE, "pt") as saved:
+    with naming_damage(root / WEIGHTS_FILE, "a Prophet"), safe_open(root / WEIGHTS_FILE, "pt") as saved:
         return int(saved.metadata()["step"])
 
 
 def _write_aside(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    aside = file.with_suffix(".part")
-    save_file(tensors, aside, metadata=metadata)
-    os.replace(aside, file)
+    with writing(file) as aside:
+        save_file(tensors, aside, metadata=metadata)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

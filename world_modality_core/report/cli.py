@@ -6,12 +6,11 @@ wm-report results/study1 --baseline=A_k4 --output=study1.html
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
+from world_modality_core.commands import told_in_one_line
 from world_modality_core.errors import ConfigError
-from world_modality_core.evidence.episodes import EpisodesError
+from world_modality_core.files import writing
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -70,20 +69,16 @@ def report(given: argparse.Namespace) -> Path | None:
         print(markdown_row(page, study, given.title or records.question, given.folders[0]))
         return None
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    aside = given.output.with_name(f"{given.output.name}.partial")
-    with aside.open("w", encoding="utf-8") as file:
+    with writing(given.output) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(render(page))
-    os.replace(aside, given.output)
     print(f"wrote {given.output} ({given.output.stat().st_size / 1e6:.1f} MB, {len(records.episodes)} episodes)")
     return given.output
 
 
 def main() -> None:
     """Console script `wm-report`."""
-    try:
+    with told_in_one_line("wm-report", remedy="begins anew"):
         report(make_parser().parse_args())
-    except (ConfigError, EpisodesError) as error:
-        sys.exit(f"wm-report: {error}")
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ above the frame that really came. The record is a folder:
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from world_modality_core.errors import ConfigError
+from world_modality_core.files import checked, read_json, write_text, writing
 from world_modality_core.report.charts import Chart, Line, line_chart
 from world_modality_core.report.media import jpeg
+from world_modality_core.report.schemas import ImaginedRecord
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "imagined.json"
@@ -111,7 +112,8 @@ def write_imagined(imagined: Imagined, folder: str | Path) -> Path:
     def stored(pixels: np.ndarray) -> str:
         nonlocal n
         n += 1
-        (folder / f"{n:04d}.jpg").write_bytes(jpeg(pixels))
+        with writing(folder / f"{n:04d}.jpg") as aside:
+            aside.write_bytes(jpeg(pixels))
         return f"{n:04d}.jpg"
 
     moments = [
@@ -123,9 +125,7 @@ def write_imagined(imagined: Imagined, folder: str | Path) -> Path:
         for moment in imagined.moments
     ]
     path = folder / RECORD_FILE
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(json.dumps({"schema": SCHEMA_VERSION, **asdict(replace(imagined, moments=moments))}, indent=1))
-    os.replace(aside, path)
+    write_text(path, json.dumps({"schema": SCHEMA_VERSION, **asdict(replace(imagined, moments=moments))}, indent=1))
     return path
 
 
@@ -136,34 +136,37 @@ def read_imagined(path: str | Path) -> Imagined:
         path: Its `imagined.json`.
 
     Raises:
-        ConfigError: if it has another schema or format, or names a picture that isn't in its folder.
+        DamagedFileError: if it can't be read.
+        ConfigError: if it has another schema, or names a picture that isn't in its folder.
     """
     path = Path(path)
-    record = json.loads(path.read_text())
+    record = read_json(path, dict)
     if record.get("schema") != SCHEMA_VERSION:
         raise ConfigError(
             f"{path} has schema {record.get('schema')!r}, this version reads {SCHEMA_VERSION}: write it anew"
         )
-    del record["schema"]
+    record = checked(ImaginedRecord, record, path)
 
     def picture(name: str) -> Path:
+        # A folder that was copied from elsewhere may hold links; a record names files of its own folder only.
         file = path.parent / name
-        if Path(name).name != name or not file.is_file():
-            raise ConfigError(f"{path} names the picture {name!r}, which is not in its folder")
+        is_name = Path(name).name == name and "\0" not in name and len(name) < 200
+        if not is_name or file.is_symlink() or not file.is_file():
+            raise ConfigError(f"{path} names the picture {name[:100]!r}, which is not in its folder")
         return file
 
-    try:
-        moments = [
-            Moment(**{
-                **moment,
-                "now": picture(moment["now"]),
-                "steps": [
-                    Step(**{**step, "found": picture(step["found"]), "real": picture(step["real"])})
-                    for step in moment["steps"]
-                ],
-            })
-            for moment in record["moments"]
-        ]  # fmt: skip
-        return Imagined(**{**record, "moments": moments})
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is no record of imagined futures: {error}") from error
+    moments = [
+        Moment(**{
+            **moment,
+            "now": picture(moment["now"]),
+            "steps": [
+                Step(**{**step, "found": picture(step["found"]), "real": picture(step["real"])})
+                for step in moment["steps"]
+            ],
+        })
+        for moment in record["moments"]
+    ]  # fmt: skip
+    imagined = Imagined(**{**record, "moments": moments})
+    if not len(imagined.offsets) == len(imagined.cosine) == len(imagined.copy_cosine):
+        raise ConfigError(f"{path}: offsets, cosine and copy_cosine are not equally many; write it anew")
+    return imagined

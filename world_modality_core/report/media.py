@@ -10,6 +10,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from world_modality_core.files import naming_damage
+
 
 def data_uri(kind: str, content: bytes) -> str:
     """Bytes of a media type as a data URI."""
@@ -23,10 +25,12 @@ def picture_uri(picture: np.ndarray | Path) -> str:
         picture: (h, w, 3) uint8, or a JPEG or PNG file.
 
     Raises:
-        OSError: if the file is no picture.
+        DamagedFileError: if the file is no picture.
     """
-    pixels = np.asarray(Image.open(picture).convert("RGB")) if isinstance(picture, Path) else picture
-    return data_uri("image/jpeg", jpeg(pixels))
+    if isinstance(picture, Path):
+        with naming_damage(picture, "a picture"):
+            picture = np.asarray(Image.open(picture).convert("RGB"))
+    return data_uri("image/jpeg", jpeg(picture))
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
@@ -42,7 +46,16 @@ def video_uri(path: Path) -> str:
 
 
 def playable(path: Path) -> bytes:
-    """An MP4 that browsers play: the file itself if it is H.264 in 4:2:0, or a copy that is."""
+    """An MP4 that browsers play: the file itself if it is H.264 in 4:2:0, or a copy that is.
+
+    Raises:
+        DamagedFileError: if the file is no video.
+    """
+    with naming_damage(path, "video", "give --no_videos, or run its evaluation again"):
+        return _playable(path)
+
+
+def _playable(path: Path) -> bytes:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         if stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from world_modality_core.errors import ConfigError
 from world_modality_core.evidence.episodes import (
@@ -19,8 +19,10 @@ from world_modality_core.evidence.episodes import (
     read_episodes,
     read_eval_infos,
 )
+from world_modality_core.files import checked, naming_damage, parse_json, read_json, read_parquet
 from world_modality_core.report.film import RECORD_FILE, Imagined, read_imagined
 from world_modality_core.report.runs import Run, run_of_eval, run_of_job
+from world_modality_core.report.schemas import EvalRecord, InterventionRecord, JobRecord, Step
 
 SCHEMA_VERSION = 1
 JOB_FILE = "job.json"
@@ -31,7 +33,11 @@ STUDY_FILE = "study.yaml"
 METRICS_FILE = "metrics.jsonl"
 PROPHET_CURVE_FILE = "curve.jsonl"
 INTERVENTIONS_FILE = "interventions.json"
-CURVE_COLUMNS = ["model", "train_seed", "step", "metric", "value"]
+_CURVES = pa.schema([
+    ("model", pa.string()), ("train_seed", pa.int64()), ("step", pa.int64()), ("metric", pa.string()),
+    ("value", pa.float64()),
+])  # fmt: skip
+CURVE_COLUMNS = _CURVES.names
 
 
 @dataclass
@@ -79,13 +85,17 @@ def read_records(folders: list[str]) -> Records:
     records = Records(folders, read_episodes(paths) if has_episodes else EPISODE_SCHEMA.empty_table().to_pandas())
     infos = read_eval_infos(paths)
     for info in infos:
+        checked(EvalRecord, info, Path(info["folder"], INFO_FILE))
+    for info in infos:
         for arm in info["arms"]:
             records.video_folders[info["model"], info["train_seed"], arm] = Path(info["folder"])
-    jobs = {path.parent: read_json(path) for path in _find(paths, JOB_FILE)}
+    jobs = {path.parent: _checked_job(read_json(path), path) for path in _find(paths, JOB_FILE)}
     info_of = {Path(info["folder"]).parent: info for info in infos}
     records.runs = [run_of_job({"eval": info_of.get(folder)} | job) for folder, job in jobs.items()]
     records.runs += [
-        run_of_job(job) for path in _find(paths, JOBS_FILE) for job in _of_schema(read_json(path), path)["jobs"]
+        run_of_job(_checked_job(job, path))
+        for path in _find(paths, JOBS_FILE)
+        for job in checked(list, _of_schema(read_json(path), path).get("jobs"), path)
     ]
     records.runs += [run_of_eval(info) for folder, info in info_of.items() if folder not in jobs]
     records.curves = _curves(paths, METRICS_FILE, TRAINING_FILE, jobs)
@@ -93,7 +103,7 @@ def read_records(folders: list[str]) -> Records:
     for path in _find(paths, INTERVENTIONS_FILE):
         found = read_json(path)  # an exported study has a list of them
         found = found if isinstance(found, list) else [found]
-        records.interventions += [_of_schema(record, path) for record in found]
+        records.interventions += [checked(InterventionRecord, _of_schema(record, path), path) for record in found]
     records.question = " ".join(_comment(path) for path in _find(paths, STUDY_FILE))
     records.imagined = [read_imagined(path) for path in _find(paths, RECORD_FILE)]
     found = (records.episodes, records.curves, records.prophet_curves, records.interventions, records.imagined)
@@ -106,12 +116,23 @@ def read_records(folders: list[str]) -> Records:
 
 def _curves(paths: list[Path], lines_file: str, table_file: str, jobs: Mapping[Path, dict[str, Any]]) -> pd.DataFrame:
     """What trainings logged: files of lines, labelled by their job if one wrote them, and exported tables."""
-    frames = [pd.read_parquet(path)[CURVE_COLUMNS] for path in _find(paths, table_file)]
+    frames = [_read_curves(path) for path in _find(paths, table_file)]
     for path in _find(paths, lines_file):
         job = next((jobs[folder] for folder in path.parents if folder in jobs), {})
         frames.append(_long(read_metrics(path), job.get("model") or path.parent.name, job.get("train_seed") or 0))
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=CURVE_COLUMNS)
+
+
+def _checked_job(job: Any, path: Path) -> dict[str, Any]:
+    checked(JobRecord, job, path)
+    return job
+
+
+def _read_curves(path: Path) -> pd.DataFrame:
+    table = read_parquet(path, CURVE_COLUMNS)
+    with naming_damage(path, "curves"):
+        return table.cast(_CURVES).to_pandas()
 
 
 def _long(lines: list[dict[str, float]], model: str, train_seed: int) -> pd.DataFrame:
@@ -135,32 +156,30 @@ def _of_schema(record: Any, path: Path) -> dict[str, Any]:
 
 
 def _comment(path: Path) -> str:
-    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ConfigError: naming the file, if it is none.
-    """
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
-
-
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Lines of a metrics file; of a step that was trained twice (after an interruption) the last."""
+    """Lines of a metrics file; of a step that was trained twice (after an interruption) the last.
+
+    Lines that a kill cut off, and that a run which went on continued in the middle, are passed over.
+    """
     by_step = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError:  # cut off by a kill
+            values = checked(dict[str, Any], parse_json(line), path)
+            step = checked(Step, values.get("step"), path)
+        except ValueError:
             continue
-        by_step[values["step"]] = values
+        by_step[step] = {name: value for name, value in values.items() if name == "step" or _is_drawable(value)}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _is_drawable(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and (value != value or abs(value) <= 1e30)  # NaN or not too large
 
 
 def _find(paths: list[Path], name: str) -> Iterator[Path]:
