@@ -2,14 +2,16 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := metaworld,embedded,report,smolvla,qwen,coc,dev
+EXTRAS := metaworld,embedded,report,smolvla,qwen,coc,docs,dev
+# Versions to install: those that CI tested. Empty: the newest that pyproject.toml allows.
+CONSTRAINTS := constraints.txt
 JOBS ?= 2
 BLIND ?=
 # First interpreter of at least 3.12 that can make a virtual environment; choose another with `make PYTHON=...`.
 PYTHON ?= $(shell for p in python3.12 python3.13 python3 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python3; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
-.PHONY: help env demo test lint format doctor clean
+.PHONY: help env demo test lint format doctor wheel docs audit nightly clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -23,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 			"or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@test -x $(BIN)/python || { echo "Making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
 	@echo "Installing (first time: about 4 minutes, 7 GB; log: $(VENV)/install.log)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]" \
-		>$(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log; echo "Installation failed: $(VENV)/install.log"; exit 1; }
+	@$(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) \
+		--editable ".[$(EXTRAS)]" >$(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log; echo "Installation failed: $(VENV)/install.log"; exit 1; }
 	@touch $@
 
 demo: env  ## record, precompute, train, evaluate, show (BLIND=1 adds the blind control)
@@ -42,5 +44,21 @@ format: env  ## let ruff rewrite
 doctor: env  ## check this installation
 	@$(BIN)/wm-doctor
 
-clean:  ## remove the demo's outputs and caches, keep .venv
-	rm -rf outputs/demo .pytest_cache .ruff_cache build *.egg-info
+wheel: env  ## source distribution and wheel in dist/, and the tests that install them
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist .
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/plugin/test_distribution.py $(ARGS)
+
+docs: env  ## the documentation site in build/site; dead links are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+audit: env  ## known vulnerabilities of the versions in constraints.txt (needs a network)
+	@test -x build/audit/bin/pip-audit || { "$(PYTHON)" -m venv build/audit && build/audit/bin/pip install --quiet "pip-audit>=2.9,<3"; }
+	@build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict $(ARGS)
+
+nightly:  ## LeRobot's newest release in an environment of its own, our tests in it, what broke (ARGS=tests/core)
+	@$(MAKE) --no-print-directory env VENV=build/nightly/venv CONSTRAINTS=
+	@build/nightly/venv/bin/python .ci/nightly.py -n $(JOBS) $(ARGS)
+
+clean:  ## remove the demo's outputs, what was built, and caches; keep .venv
+	rm -rf outputs/demo .pytest_cache .ruff_cache build dist *.egg-info

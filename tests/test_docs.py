@@ -15,6 +15,7 @@ from coc_tools.config import LabelConfig
 from coc_tools.judge.cli import EvalConfig
 from coc_tools.view.cli import ViewConfig
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
+from lerobot_policy_world_modality.hub_push import make_parser as push_parser
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
 from lerobot_policy_world_modality.record import RecordConfig
 from world_modality_core.evidence.compare_cli import CompareConfig, folders_as_option
@@ -38,7 +39,7 @@ CONFIGS = {
     "coc-eval": EvalConfig,
     "coc-view": ViewConfig,
 }
-PARSERS = {"wm-matrix": matrix_parser(), "wm-report": report_parser()}
+PARSERS = {"wm-matrix": matrix_parser(), "wm-report": report_parser(), "wm-push": push_parser()}
 CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "examples", "benchmarks"]
 VARIABLES = {"USER": "me", "type": "F", "source": "zero", "arm": "E2", "suite": "libero_goal", "tier": "easy"}
 

@@ -1,0 +1,87 @@
+"""The ways in that nobody here can walk: what they name is there, and they agree with each other."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+REPO = Path(__file__).parents[1]
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+USER_EXTRAS = set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
+
+
+def pinned() -> dict[str, str]:
+    lines = (REPO / "constraints.txt").read_text().splitlines()[1:]
+    return dict(line.split("==") for line in lines)
+
+
+def test_conda_installs_every_extra_at_the_tested_versions():
+    environment = yaml.safe_load((REPO / "environment.yml").read_text())
+    conda = {re.split(r"[=<>]", text)[0]: text for text in environment["dependencies"] if isinstance(text, str)}
+    assert {"python", "pip", "ffmpeg"} <= set(conda)
+    assert PROJECT["requires-python"] == f">={conda['python'].split('=')[1]}"
+    pip = next(part["pip"] for part in environment["dependencies"] if isinstance(part, dict))
+    assert pip[0] == "--constraint constraints.txt"
+    assert set(re.fullmatch(r"--editable \.\[([\w,]+)\]", pip[1])[1].split(",")) == USER_EXTRAS
+
+
+def test_the_image_is_made_as_ci_makes_its_environment():
+    text = (REPO / "Dockerfile").read_text()
+    assert set(re.search(r"ARG EXTRAS=([\w,]+)", text)[1].split(",")) == USER_EXTRAS
+    command = re.search(r"make env (.*)", text)[1]
+    command = command.replace("${EXTRAS}", "report").replace("/usr/local/bin/python3", sys.executable)
+    planned = subprocess.run(["bash", "-c", f"make -n env {command}"], cwd=REPO, capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stderr
+    assert "--constraint constraints.txt" in planned.stdout and '".[report]"' in planned.stdout
+    assert "/opt/venv/bin/python -m pip install" in planned.stdout
+    stages = re.split(r"^FROM .* AS ", text, flags=re.MULTILINE)
+    assert "USER 1000" in stages[-1].splitlines() and 'VOLUME ["/home/user/.cache/huggingface"]' in stages[-1]
+    assert not re.search(r"(?i)token|password|secret|--build-arg \w*key", text)
+    assert {".git", ".venv", "outputs", ".env"} <= set((REPO / ".dockerignore").read_text().splitlines())
+
+
+def test_pins_satisfy_what_the_project_asks_for():
+    pins = pinned()
+    assert list(pins) == sorted(pins)
+    asked = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+    for required in map(Requirement, asked):
+        assert required.specifier.contains(pins[required.name.lower()]), required
+
+
+@pytest.fixture
+def nightly(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / ".ci"))
+    import nightly
+
+    return nightly
+
+
+def test_nightly_lets_lerobot_go_beyond_our_bound_and_nothing_else(nightly):
+    lerobot, *others = nightly.newest((REPO / "pyproject.toml").read_text())
+    assert {"dataset", "training", "smolvla", "metaworld"} <= Requirement(lerobot).extras
+    assert not Requirement(lerobot).specifier
+    assert next(r for r in PROJECT["optional-dependencies"]["metaworld"] if r.startswith("mujoco")) in others
+    assert not [text for text in others if text.startswith("lerobot")]
+
+
+def test_nightly_tells_what_broke(nightly, tmp_path):
+    (tmp_path / "test_three.py").write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "@pytest.mark.parametrize('i', range(7))\n"
+        "def test_bad(i): raise ImportError('cannot import name X')\n"
+        "def test_other(): assert 1 == 2\n"
+    )
+    record = tmp_path / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={record}", "--rootdir=."]
+    subprocess.run([*command, "test_three.py"], cwd=tmp_path, capture_output=True)
+    text, n_broken = nightly.summary(record)
+    assert n_broken == 8
+    assert "1 passed, 8 failure, 0 error, 0 skipped" in text
+    assert text.index("7 x ImportError: cannot import name X") < text.index("1 x assert 1 == 2")
+    assert "and 2 more" in text
