@@ -188,7 +188,7 @@ def _read_plan(root: Path, path: Path) -> dict:
     """
     plan = checked(_Plan, read_json(path), path)
     backup = Path(plan["backup"])
-    names = [re.fullmatch(r"data/[\w-]+/[\w-]+\.parquet", name) or name == INFO for name in plan["files"]]
+    names = [re.fullmatch(r"data/[\w-]{1,99}/[\w-]{1,99}\.parquet", name) or name == INFO for name in plan["files"]]
     if backup.parent != root.parent or not backup.name.startswith(f"{root.name}.coc_backup-") or not all(names):
         raise WriteError(f"{path} was not written by coc-label for this dataset; delete {path.parent}")
     return plan

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from lerobot.annotations.steerable_pipeline.frames import to_contact_sheet_blocks
 
@@ -14,6 +13,7 @@ from coc_tools.episodes import Episode, EpisodeReader
 from coc_tools.keyframes import keyframes
 from coc_tools.prompts import Prompt
 from world_modality_core.companion import Companion, open_companion
+from world_modality_core.files import read_json
 
 
 @dataclass
@@ -117,7 +117,7 @@ def load_objects(path: str | None) -> list[str] | dict[str, list[str]] | None:
     if path is None:
         return None
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"objects={path!r}: cannot be read as JSON ({error})") from error
     lists = list(value.values()) if isinstance(value, dict) else [value]

@@ -48,10 +48,13 @@ def inside(folder: str | Path, name: str, what: str) -> Path:
     try:
         path = Path(os.path.normpath(folder / name))
         is_inside = path.is_relative_to(os.path.normpath(folder)) and path != folder and "\0" not in name
+        is_inside &= len(name) < 1000 and max(map(len, path.parts)) < 200  # what file systems take
     except (TypeError, ValueError):
         is_inside = False
     if not is_inside:
-        raise ConfigError(f"{what}={name!r} leads out of {folder}: expected a name without '..' and leading '/'")
+        raise ConfigError(
+            f"{what}={name!r:.200} leads out of {folder}, or is too long: expected a name without '..' and leading '/'"
+        )
     return path
 
 
@@ -155,9 +158,12 @@ def naming_damage(path: str | Path, what: str = "", remedy: str = _AGAIN) -> Ite
     """
     try:
         yield
-    except (FileNotFoundError, PermissionError, IsADirectoryError, UserError):
+    except UserError:
         raise
-    except (Exception, RecursionError) as error:
+    except Exception as error:
+        # Else what an OSError says is about its content: libav has numbers of its own for that.
+        if isinstance(error, OSError) and not os.access(path, os.R_OK):
+            raise
         said = " ".join(str(error).split())
         raise DamagedFileError(
             f"{path} can't be read{what and f' as {what}'}: it is cut short or damaged ({type(error).__name__}: "

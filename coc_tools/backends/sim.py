@@ -66,10 +66,10 @@ class SimLabeller:
                 "again; label other datasets with backend=endpoint or backend=local"
             )
         self._record = read_json(path, dict)
-        checked(_Recording, self._record, path)
         missing = {SEED, REWARD, SUCCESS, "action", "observation.state"} - set(reader.small_columns)
         if missing:
             raise BackendUnusable(f"backend=sim: {reader.root} lacks {', '.join(sorted(missing))}; record it again")
+        checked(_Recording, self._record, path)
         self.revision = ", ".join(f"{name} {metadata.version(name)}" for name in ("metaworld", "mujoco"))
         self.sampling: dict[str, Any] = {}
         self._scenes: dict[str, Any] = {}

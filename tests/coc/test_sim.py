@@ -369,6 +369,6 @@ def test_a_dataset_of_other_origin_is_refused(reader):
 
 def test_a_recording_without_its_seeds_is_refused(coc_source, tmp_path):
     root = shutil.copytree(coc_source, tmp_path / "copy")
-    (root / RECORD_FILE).write_text(json.dumps({"tasks": {}}))
+    (root / RECORD_FILE).write_text(json.dumps({"tasks": {}, "action_noise": 0.1, "versions": {}}))
     with pytest.raises(BackendUnusable, match="lacks episode_seed, next.reward, next.success"):
         SimLabeller(EpisodeReader("tests/coc", str(root)))

@@ -5,6 +5,8 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from world_modality_core.errors import ConfigError
 from world_modality_core.evidence.checkpoint import checkpoint_folder, checkpoint_hash, label_of, training_seed
@@ -29,7 +31,9 @@ ROW = {
 
 def test_rows_survive_writing_and_reading_in_every_form(tmp_path):
     writer = EpisodeWriter(tmp_path / "run")
-    write_eval_info(writer.folder, {"model": "F_k4"})
+    write_eval_info(
+        writer.folder, {"model": "F_k4", "train_seed": 1, "arms": ["intact", "zero"], "command": ["wm-eval"]}
+    )
     writer.write([ROW | {"seed": 6}, ROW])
     writer.write([ROW | {"arm": "zero", "gate": None, "attention_entropy": None, "attention_mass": None}])
     (writer.folder / "episodes" / "intact-push-v3-7.parquet.partial").write_bytes(b"killed in mid-write")
@@ -104,7 +108,7 @@ def test_what_a_checkpoint_says_of_itself(tmp_path):
     folder.mkdir(parents=True)
     with pytest.raises(ConfigError, match="pretrained_model"):
         checkpoint_folder(folder)
-    (folder / "model.safetensors").write_bytes(b"weights")
+    save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
     assert checkpoint_folder(folder) == folder and label_of(folder) == "F_k4" and training_seed(folder) is None
     before = checkpoint_hash(folder)

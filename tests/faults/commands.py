@@ -101,7 +101,7 @@ def start(main: Callable[[], object], *arguments: str, log: Path, at: At | None 
         os._exit(status)
 
 
-def wait(pid: int, log: Path, timeout_s: float = 240.0) -> Done:
+def wait(pid: int, log: Path, timeout_s: float = 480.0) -> Done:
     """Wait for a command's end."""
     end = time.monotonic() + timeout_s
     while True:

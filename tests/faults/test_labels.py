@@ -15,7 +15,6 @@ from tests.coc.many_episodes import make_many
 from tests.coc.mock_endpoint import MODEL, MockEndpoint
 from tests.faults.commands import fill, run, small_disk, tree
 from tests.fixtures_datasets import make_dataset
-from world_modality_core.commands import told_in_one_line
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +26,7 @@ def forty(tmp_path_factory):
 
 
 def main():
-    with told_in_one_line("coc-label"):
-        cli.main()
+    cli.main()
 
 
 def options(root, labels, server=None, *more: str) -> list[str]:

@@ -35,8 +35,7 @@ def options(source: Path, output: Path, *more: str) -> list[str]:
 
 
 def main():
-    with told_in_one_line("wm-precompute"):
-        cli.main()
+    cli.main()
 
 
 @pytest.fixture(scope="module")

@@ -95,8 +95,8 @@ def test_lerobot_train_uploads_at_its_end(story):
 
 
 @pytest.mark.slow
-def test_nothing_of_the_disk_is_uploaded_but_what_the_card_warns_of(story):
-    disk = str(story.base.parent)  # the tests' datasets are beside this one's
+def test_nothing_of_the_disk_is_uploaded_but_what_the_card_warns_of(story, tiny_companion):
+    disk = str(tiny_companion.source_root.parent)
     backbones = [str(story.base / "shared" / name) for name in ("smolvlm", "qwen")]
     for kind, name in story.hub.repositories:
         for path, content in story.hub.files(kind, name).items():

@@ -163,6 +163,8 @@ class ProphetCheckpoint:
                 if step.get("registry_name") == "normalizer_processor" and "state_file" in step
             ]
         for state_file, mode in normalizers:
+            if not state_file.is_file():
+                raise DamagedFileError(f"{file} names {state_file.name[:100]!r}, which is not there")
             stats = read_tensors(state_file)
             if mode == "MEAN_STD" and {f"{OBS_STATE}.mean", f"{OBS_STATE}.std"} <= set(stats):
                 return stats[f"{OBS_STATE}.mean"], stats[f"{OBS_STATE}.std"] + _LEROBOT_EPS
