@@ -93,8 +93,9 @@ class Source:
         if self.meta.total_frames == 0:
             raise PrecomputeError(f"dataset.repo_id={repo_id!r} has no frames")
         columns = ["dataset_from_index", "dataset_to_index"]
-        episodes = self.meta.episodes.with_format("numpy", columns=columns)[:]
-        self.bounds = np.stack([episodes[name] for name in columns], axis=1)
+        with naming_damage(self.root / "meta", "a LeRobotDataset's metadata", "copy or download the dataset again"):
+            episodes = self.meta.episodes.with_format("numpy", columns=columns)[:]
+            self.bounds = np.stack([episodes[name] for name in columns], axis=1)
         self.lengths = self.bounds[:, 1] - self.bounds[:, 0]
         self.timestamps = self._read_timestamps()
 
