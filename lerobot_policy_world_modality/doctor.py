@@ -40,6 +40,18 @@ assert frame.std() > 1, "the frame is blank"
 print(f"{spent * 1e3:.1f}")
 """
 
+# As lerobot-eval builds it, up to the frame after the first action; prints the contrast of that frame.
+_METAWORLD = """
+import numpy as np
+import lerobot_policy_world_modality
+from lerobot.envs.factory import make_env_config, make_env
+env = make_env(make_env_config("metaworld_light", task="reach-v3"))["reach-v3"][0]
+env.reset(seed=[0])
+observation = env.step(np.zeros((1, 4), dtype=np.float32))[0]
+print("RESULT", int(np.ptp(observation["pixels"])))
+"""
+_MIN_CONTRAST = 8
+
 
 @dataclass
 class Row:
@@ -122,6 +134,27 @@ def check_renderers() -> list[Row]:
         works |= done.returncode == 0
         found.append(f"{name} {done.stdout.strip()} ms a frame" if done.returncode == 0 else f"no {name}")
     return [Row("renderer", "ok" if works else "FAIL", ", ".join(found), "" if works else HOW_TO_GET_A_RENDERER)]
+
+
+def check_metaworld() -> list[Row]:
+    """Whether Meta-World resets, steps and shows something, in a process of its own."""
+    from packaging.requirements import Requirement
+
+    from lerobot_policy_world_modality.envs.mujoco_gl import HOW_TO_GET_A_RENDERER
+
+    if importlib.util.find_spec("metaworld") is None:
+        return [Row("meta-world", "warn", "Meta-World is not installed", extra("metaworld"))]
+    done = subprocess.run([sys.executable, "-c", _METAWORLD], capture_output=True, text=True)
+    result = [line.split() for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    if done.returncode == 0 and result and int(result[0][1]) >= _MIN_CONTRAST:
+        return [Row("meta-world", "ok", "reach-v3 resets, steps and is not blank")]
+    if done.returncode == 0 and result:
+        return [Row("meta-world", "FAIL", "the frame after a reset is blank", HOW_TO_GET_A_RENDERER)]
+    # A newer MuJoCo than Meta-World knows can be installed by hand, and breaks it.
+    wanted = [r for r in map(Requirement, metadata.requires(DISTRIBUTION) or []) if r.name == "mujoco"]
+    named = f"pip install '{wanted[0].name}{wanted[0].specifier}'" if wanted else extra("metaworld")
+    said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return [Row("meta-world", "FAIL", said[:200], f"{named}; and see the row `renderer`")]
 
 
 def check_video() -> list[Row]:
@@ -211,6 +244,7 @@ def diagnose(device: str) -> list[Row]:
         "device": lambda: check_device(device),
         "discovery": check_discovery,
         "renderer": check_renderers,
+        "meta-world": check_metaworld,
         "video decoder": check_video,
         "encoders": lambda: check_encoders(device),
         "policies": lambda: check_policies(device),

@@ -7,6 +7,7 @@ from pathlib import Path
 from lerobot.configs.eval import EvalPipelineConfig
 
 from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS
+from lerobot_policy_world_modality.policy_option import read_policy_option
 from world_modality_core.configs import MemorySource
 from world_modality_core.errors import ConfigError
 from world_modality_core.evidence.checkpoint import checkpoint_folder, label_of, training_seed
@@ -32,6 +33,11 @@ class WorldEvalConfig(EvalPipelineConfig):
     bank_scenes: int = 16
     # Seed of the draws of `random`, `shuffle`, `shuffle_within_task` and `wrong_task`.
     draw_seed: int = 0
+
+    def __post_init__(self) -> None:
+        config = read_policy_option()
+        super().__post_init__()
+        self.policy = config or self.policy
 
     @property
     def arm_names(self) -> list[str]:
@@ -79,7 +85,7 @@ class WorldEvalConfig(EvalPipelineConfig):
                 f"env.max_parallel_tasks={self.env.max_parallel_tasks}: tasks would share the policy's state; leave it "
                 "at 1 and raise --eval.batch_size, or start several wm-eval with an output_dir each"
             )
-        folder = checkpoint_folder(self.policy.pretrained_path)
+        folder = checkpoint_folder(self.policy.pretrained_path, self.policy.pretrained_revision)
         self.model = self.model or label_of(self.policy.pretrained_path)
         if self.train_seed is None:
             self.train_seed = training_seed(folder)

@@ -143,7 +143,10 @@ class Evaluation:
             "rename_observations_processor": {"rename_map": cfg.rename_map},
         }
         preprocessor, postprocessor = make_pre_post_processors(
-            policy_cfg=cfg.policy, pretrained_path=cfg.policy.pretrained_path, preprocessor_overrides=overrides
+            policy_cfg=cfg.policy,
+            pretrained_path=cfg.policy.pretrained_path,
+            pretrained_revision=cfg.policy.pretrained_revision,
+            preprocessor_overrides=overrides,
         )
         env_preprocessor, env_postprocessor = make_env_pre_post_processors(env_cfg=cfg.env, policy_cfg=cfg.policy)
         self.processors = {

@@ -38,12 +38,12 @@ from lerobot_policy_world_modality.intervention.record import (
 from lerobot_policy_world_modality.intervention.rollout import needs_interpolation
 from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.world import Foresight, Readers
+from lerobot_policy_world_modality.policy_option import read_policy_option
 from world_modality_core.commands import told_in_one_line
 from world_modality_core.configs import CompanionConfig
 from world_modality_core.errors import ConfigError
 from world_modality_core.evidence.checkpoint import label_of
 from world_modality_core.files import read_json
-from world_modality_core.hub import hub_errors
 from world_modality_core.precompute.cli import SourceConfig
 
 SCHEMA = 1
@@ -94,16 +94,7 @@ class InterveneConfig:
     plot: bool = False
 
     def __post_init__(self) -> None:
-        path = parser.get_path_arg("policy")
-        if path:
-            overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy") or [])
-            revision = parser.parse_arg("policy.pretrained_revision")
-            try:
-                with hub_errors(path, revision):
-                    self.policy = PreTrainedConfig.from_pretrained(path, revision=revision, cli_overrides=overrides)
-            except Exception as error:  # the parser would hide its text
-                raise ConfigError(f"policy.path={path!r} cannot be read: {error}") from error
-            self.policy.pretrained_path = Path(path)
+        self.policy = read_policy_option() or self.policy
 
     @classmethod
     def __get_path_fields__(cls) -> list[str]:

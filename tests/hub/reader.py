@@ -32,7 +32,7 @@ def main(tiny: list[str], shared: str, first: str, names: list[str]) -> dict:
         "companion": companion(tiny),
         "labels": labels(tiny),
         "pinned": pinned(first),
-        "commands": commands(tiny),
+        "commands": commands(tiny, first),
         "refused": refused(),
     }
 
@@ -83,7 +83,7 @@ def pinned(first: str) -> dict:
     return {"results": ["memory used" in (folder / "README.md").read_text() for folder in folders]}
 
 
-def commands(tiny: TinyCompanion) -> dict:
+def commands(tiny: TinyCompanion, first: str) -> dict:
     env = ["--env.type=metaworld_light", "--env.task=drawer-close-v3", "--env.episode_length=6",
            "--env.observation_height=32", "--env.observation_width=32", "--eval.n_episodes=1", "--eval.batch_size=1",
            "--eval.use_async_envs=false", "--seed=100"]  # fmt: skip
@@ -92,6 +92,10 @@ def commands(tiny: TinyCompanion) -> dict:
         "wm-eval": command(
             wm_eval.main, "--policy.path=me/acting", "--train_seed=0", "--arms=intact,gate_closed",
             "--output_dir=wm_eval", *env,
+        ),
+        "wm-eval, pinned": command(
+            wm_eval.main, "--policy.path=me/acting", f"--policy.pretrained_revision={first}", "--train_seed=0",
+            "--output_dir=wm_eval_pinned", *env,
         ),
         "wm-intervene": command(
             wm_intervene.main, "--policy.path=me/trained", f"--dataset.repo_id={tiny.source_repo_id}",
@@ -113,6 +117,10 @@ def refused() -> dict:
         "no_path": refusal(list, labels_file("hf://datasets/me/labels")),
         "command": command(
             wm_intervene.main, "--policy.path=me/nothing", f"--output_dir={Path('x').absolute()}"
+        )["error"],
+        "eval_command": command(wm_eval.main, "--policy.path=me/nothing", "--env.type=metaworld_light")["error"],
+        "eval_revision": command(
+            wm_eval.main, "--policy.path=me/acting", "--policy.pretrained_revision=gone", "--env.type=metaworld_light"
         )["error"],
     }  # fmt: skip
     mine = os.environ["HF_TOKEN"]

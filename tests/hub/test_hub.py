@@ -137,10 +137,11 @@ def test_labels_arrive_as_a_file_and_as_rows(story):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lerobot-eval", "wm-eval", "wm-intervene"])
+@pytest.mark.parametrize("name", ["lerobot-eval", "wm-eval", "wm-eval, pinned", "wm-intervene"])
 def test_commands_take_a_policy_by_its_name_on_the_hub(story, name):
     assert story.reader["commands"][name]["status"] is None
     record = {"lerobot-eval": "lerobot_eval/eval_info.json", "wm-eval": "wm_eval/episodes.parquet",
+              "wm-eval, pinned": "wm_eval_pinned/episodes.parquet",
               "wm-intervene": "wm_intervene/interventions.json"}[name]  # fmt: skip
     assert (story.base / "reader" / record).is_file()
 
@@ -218,6 +219,8 @@ def test_an_upload_that_cannot_be_is_refused_in_one_line(story, case, told):
         ("revision", "HubError: repo_id='me/source_world' has no revision 'gone': name a branch, tag or commit"),
         ("no_file", "HubError: repo_id='me/labels' .revision main. has no file 'other.jsonl'"),
         ("no_path", "HubError: 'hf://datasets/me/labels': expected hf://datasets/USER/NAME"),
+        ("eval_command", "wm-eval: .*repo_id='me/nothing' does not exist, or is private"),
+        ("eval_revision", "wm-eval: .*repo_id='me/acting' has no revision 'gone': name a branch"),
         ("command", "wm-intervene: .*repo_id='me/nothing' does not exist, or is private"),
         (
             "private_no_token",

@@ -34,6 +34,7 @@ def test_a_crashing_check_becomes_a_row_and_the_others_go_on(monkeypatch):
         raise OSError("no such thing\nsecond line")
 
     monkeypatch.setattr(doctor, "check_renderers", crash)
+    monkeypatch.setattr(doctor, "check_metaworld", lambda: [])
     monkeypatch.setattr(doctor, "check_policies", lambda device: [Row("policies", "ok", "")])
     monkeypatch.setattr(doctor, "check_encoders", lambda device: [])
     rows = {row.check: row for row in doctor.diagnose("cpu")}
@@ -81,3 +82,16 @@ def test_table_and_exit_code(monkeypatch, capsys):
 def test_help_is_quick_to_get():
     done = subprocess.run([sys.executable, "-m", "lerobot_policy_world_modality.doctor", "--help"], capture_output=True)
     assert done.returncode == 0 and b"--device" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "script, found, remedy",
+    [
+        ("raise AttributeError('no model_v4')", "AttributeError: no model_v4", "pip install "),
+        ("print('RESULT', 0)", "the frame after a reset is blank", "apt-get install"),
+    ],
+)
+def test_a_simulator_that_does_not_work_fails(monkeypatch, script, found, remedy):
+    monkeypatch.setattr(doctor, "_METAWORLD", script)
+    row = doctor.check_metaworld()[0]
+    assert row.status == "FAIL" and found in row.found and remedy in row.remedy
