@@ -52,9 +52,9 @@ wheel: env  ## source distribution and wheel in dist/, and the tests that instal
 docs: env  ## the documentation site in build/site; dead links are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-audit: env  ## known vulnerabilities of the versions in constraints.txt (needs a network)
+audit:  ## known vulnerabilities of the versions in constraints.txt (needs a network)
 	@test -x build/audit/bin/pip-audit || { "$(PYTHON)" -m venv build/audit && build/audit/bin/pip install --quiet "pip-audit>=2.9,<3"; }
-	@build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict $(ARGS)
+	@build/audit/bin/python .ci/audit.py $(ARGS)
 
 nightly:  ## LeRobot's newest release in an environment of its own, our tests in it, what broke (ARGS=tests/core)
 	@$(MAKE) --no-print-directory env VENV=build/nightly/venv CONSTRAINTS=
