@@ -266,6 +266,9 @@ class WorldFConfig(WorldModalityConfig, ReadsFutures):
     prophet: ProphetConfig = field(default_factory=ProphetConfig)
     # What enters the memory, and the gate.
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    # With use_vision=false: the action path sees images through the memory only, so that it infers actions from
+    # predicted futures (inverse dynamics). Without it, use_vision=false is the blind control.
+    see_through_memory: bool = False
 
     def __post_init__(self) -> None:
         take_over_prophet(self)
@@ -278,12 +281,23 @@ class WorldFConfig(WorldModalityConfig, ReadsFutures):
                     f"--policy.{'' if self.prophet.init_from else 'prophet.'}use_{part}={other}"
                 )
         blind_sources = (MemorySource.zero, MemorySource.random)
-        sources = (self.memory.source, self.memory.rollout_source)
-        if not self.use_vision and any(source not in blind_sources for source in sources):
+        is_blind = all(source in blind_sources for source in (self.memory.source, self.memory.rollout_source))
+        if self.see_through_memory and (self.use_vision or is_blind):
+            wrong = "use_vision=true" if self.use_vision else f"memory.source={self.memory.source.value!r}"
+            raise ConfigError(
+                f"see_through_memory=true leaves the memory as the only way in for images, but {wrong}; set "
+                f"{'--policy.use_vision=false' if self.use_vision else '--policy.memory.source=pred'}"
+            )
+        if not (self.use_vision or self.see_through_memory or is_blind):
             raise ConfigError(
                 f"use_vision=false is the blind control, but memory.source={self.memory.source.value!r} lets vision "
-                "in through the memory; use --policy.memory.source=zero, or --policy.type=world_A"
+                "in through the memory; use --policy.memory.source=zero, or --policy.type=world_A. Where it shall see "
+                "through the memory only: --policy.see_through_memory=true"
             )
+
+    @property
+    def encodes_frames(self) -> bool:
+        return self.use_vision or self.see_through_memory
 
     @property
     def prophet_width(self) -> int:

@@ -193,6 +193,7 @@ def test_the_queue_replans_every_n_action_steps_and_reset_clears(tiny_companion)
         ("world_F", {"use_vision": False, "memory": MemoryConfig(source=MemorySource.zero)}, False),
         ("world_F", {"use_vision": False, "memory": MemoryConfig(source=MemorySource.random)}, False),
         ("world_F", {"memory": MemoryConfig(source=MemorySource.copy_current)}, True),
+        ("world_F", {"use_vision": False, "see_through_memory": True}, True),
     ],
 )
 def test_what_is_not_used_is_not_encoded(tiny_companion, policy_type, options, encodes):
@@ -209,6 +210,22 @@ def test_what_is_not_used_is_not_encoded(tiny_companion, policy_type, options, e
             policy.select_action(blind)
     else:
         assert policy.select_action(blind).shape == (2, 4)
+
+
+@pytest.mark.parametrize("entry", ["gated", "appended"])
+@pytest.mark.parametrize(("at_test", "sees"), [("pred", True), ("zero", False)])
+def test_images_come_in_through_the_memory_only(tiny_companion, entry, at_test, sees):
+    memory = MemoryConfig(entry=entry, eval_source=at_test)
+    policy, dataset, (preprocessor, _) = build(
+        tiny_companion, "world_F", use_vision=False, see_through_memory=True, memory=memory
+    )
+    if entry == "gated":
+        torch.nn.init.constant_(policy.memory.gate.value, 1.0)
+    batch, plans = live_batch(dataset, preprocessor, [3, 20]), []
+    for scale in (1.0, 0.3):
+        policy.reset()
+        plans.append(policy.select_action({k: v * scale if "image" in k else v for k, v in batch.items()}))
+    assert torch.equal(*plans) != sees
 
 
 def test_zero_memory_runs_no_prophet(tiny_companion, monkeypatch):
@@ -344,6 +361,12 @@ def test_a_companion_of_something_else_is_refused(tiny_companion):
         ("world_B_cont", {"use_vision": False}, "residual_targets"),
         ("world_C", {"use_vision": False}, "use_world_input"),
         ("world_F", {"use_vision": False}, "memory.source"),
+        ("world_F", {"see_through_memory": True}, "use_vision=false"),
+        (
+            "world_F",
+            {"see_through_memory": True, "use_vision": False, "memory": MemoryConfig(source=MemorySource.zero)},
+            "memory.source=pred",
+        ),
         ("world_F", {"use_state": False, "prophet": ProphetConfig(use_state=True)}, "prophet.use_state"),
     ],
 )
