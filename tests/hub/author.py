@@ -37,6 +37,7 @@ def main(tiny: list[str], shared: str) -> dict:
             "qwen_world_fplus": make_qwen(shared / "qwen")}  # fmt: skip
     told = {"companion": push_companion(tiny, shared)}
     push_policies(tiny, shared, vlms)
+    told["pushed_world"] = command(hub_push.main, str(tiny.companion_root), "--repo_id=me/pushed_world")
     told["trained"] = train(tiny)
     told |= push_labels(tiny)
     told |= push_checkpoint(shared)

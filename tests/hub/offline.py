@@ -17,7 +17,7 @@ def main(tiny: list[str], shared: str) -> dict:
     tiny = TinyCompanion(tiny[0], Path(tiny[1]), Path(tiny[2]))
     return {
         "differences": policies(tiny, Path(shared), ["world_F"]),
-        "companion": companion(tiny),
+        "companion": companion(tiny, "me/source_world"),
         "labels": len(list(iter_lines(LABELS))),
         "checkpoint": str(checkpoint_folder("me/acting")),
         "refused": {

@@ -29,7 +29,8 @@ def main(tiny: list[str], shared: str, first: str, names: list[str]) -> dict:
     tiny, shared = TinyCompanion(tiny[0], Path(tiny[1]), Path(tiny[2])), Path(shared)
     return {
         "differences": policies(tiny, shared, names),
-        "companion": companion(tiny),
+        "companion": companion(tiny, "me/source_world"),
+        "pushed_world": companion(tiny, "me/pushed_world"),
         "labels": labels(tiny),
         "pinned": pinned(first),
         "commands": commands(tiny, first),
@@ -58,9 +59,9 @@ def load(name: str, meta, companion: str):
     return policy, make_pre_post_processors(config, pretrained_path=f"me/{name}")[0]
 
 
-def companion(tiny: TinyCompanion) -> dict:
+def companion(tiny: TinyCompanion, name: str) -> dict:
     """The latents that arrive, against those that were written."""
-    found, mine = open_companion("me/source_world"), open_companion(root=tiny.companion_root)
+    found, mine = open_companion(name), open_companion(root=tiny.companion_root)
     index, offsets = torch.arange(0, 63, 7), [-2, 0, 3]
     return {
         "root": str(found.root),

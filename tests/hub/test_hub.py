@@ -125,6 +125,14 @@ def test_a_companion_and_its_copy_arrive_private_tagged_and_with_cards(story):
 
 
 @pytest.mark.slow
+def test_a_companion_can_be_uploaded_later(story):
+    assert story.author["pushed_world"]["status"] is None
+    assert story.hub.repositories["datasets", "me/pushed_world"].tags.keys() == {"v3.0"}
+    told = story.reader["pushed_world"]
+    assert told["is_equal"] and told["spec"] and "snapshots" in told["root"]
+
+
+@pytest.mark.slow
 def test_labels_arrive_as_a_file_and_as_rows(story):
     assert story.reader["labels"]["has_rows"]
     assert sum("of episode 3" in text for text in story.reader["labels"]["texts"]) == 2
