@@ -280,6 +280,16 @@ class WorldFConfig(WorldModalityConfig, ReadsFutures):
                     f"prophet.use_{part}=true, but the policy does not read it (use_{part}=false); set "
                     f"--policy.{'' if self.prophet.init_from else 'prophet.'}use_{part}={other}"
                 )
+        if self.prophet.tells_state and not self.use_state:
+            raise ConfigError(
+                "prophet.tells_state=true, but the policy does not read the state (use_state=false); set "
+                "--policy.use_state=true"
+            )
+        if self.memory.content == "states" and not self.prophet.tells_state:
+            raise ConfigError(
+                "memory.content='states', but the Prophet tells no states; start from one that does "
+                "(wm-prophet --prophet.tells_state=true --state_loss_weight=1, --policy.prophet.init_from=FOLDER)"
+            )
         blind_sources = (MemorySource.zero, MemorySource.random)
         is_blind = all(source in blind_sources for source in (self.memory.source, self.memory.rollout_source))
         if self.see_through_memory and (self.use_vision or is_blind):

@@ -163,7 +163,7 @@ class WorldFPolicy(WorldModalityPolicy):
         if config.memory.entry == "gated":
             self.memory = GatedCrossAttention(config.d_model, d, n * k * p, config.memory.n_heads, config.memory.gate)
         else:
-            self.memory = AppendedMemory(config.d_model, d, n * k * p)
+            self.memory = AppendedMemory(config.d_model, d, n * k * p, is_normed=config.memory.content != "states")
 
     @property
     def _world_weight(self) -> float:

@@ -12,7 +12,8 @@ from world_modality_core.prophet_training.checkpoint import ProphetCheckpoint
 
 # Of a Prophet's options those that its weights belong to.
 _OF_THE_WEIGHTS = (
-    "d_model", "n_layers", "n_heads", "residual", "per_cell", "n_hypotheses", "use_state", "use_language"
+    "d_model", "n_layers", "n_heads", "residual", "per_cell", "n_hypotheses", "use_state", "use_language",
+    "tells_state",
 )  # fmt: skip
 
 

@@ -43,6 +43,17 @@ def check_starts(config: PreTrainedConfig, companion: Companion | None) -> None:
             "prophet.freeze=true without prophet.init_from would freeze a Prophet that has learned nothing; name one "
             "with --policy.prophet.init_from=FOLDER"
         )
+    if (
+        companion
+        and prophet
+        and prophet.tells_state
+        and not (prophet.init_from or prophet.initialised_from or config.pretrained_path)
+    ):
+        raise ConfigError(
+            "prophet.tells_state=true without prophet.init_from: no policy teaches its Prophet to tell states; train "
+            "one with wm-prophet --prophet.tells_state=true --state_loss_weight=1, and name it with "
+            "--policy.prophet.init_from=FOLDER"
+        )
     for name, start in starts.items():
         if not start:
             continue

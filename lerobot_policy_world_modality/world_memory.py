@@ -40,7 +40,7 @@ class WorldSide(nn.Module):
             config.n_history_steps,
             config.n_future_steps,
             config.prophet,
-            state_dim=state.shape[0] if config.prophet.use_state else 0,
+            state_dim=state.shape[0] if config.prophet.use_state or config.prophet.tells_state else 0,
             language_dim=config.language.dim,
         )
 
@@ -48,9 +48,12 @@ class WorldSide(nn.Module):
 def memory_shape(config: PreTrainedConfig) -> tuple[int, int, int, int]:
     """(n, k, p, d) of one sample's memory: hypotheses, future steps, tokens per step, width of a token.
 
-    With `memory.content=hidden` the Prophet's states stand for all its hypotheses, p counts its slots, d is its width.
+    With `memory.content=hidden` the Prophet's states stand for all its hypotheses, p counts its slots, d is its width;
+    with `states` d is the width of the robot's state.
     """
     spec, prophet = config.encoder, config.prophet
+    if config.memory.content == "states":
+        return 1, config.n_future_steps, 1, config.robot_state_feature.shape[0]
     if config.memory.content == "hidden":
         return 1, config.n_future_steps, spec.n_tokens if prophet.per_cell else 1, prophet.d_model
     return prophet.n_hypotheses, config.n_future_steps, spec.n_tokens, spec.dim
@@ -107,7 +110,7 @@ def fill_memory(
     predicted = None
     if needs_prediction(source):
         futures = foresee(prophet, sight)
-        predicted = futures.latents if config.content == "latents" else futures.hidden[:, None]
+        predicted = _content(futures, config.content)
         predicted = predicted.detach() if config.detach else predicted
     memory = make_memory(
         source,
@@ -122,6 +125,18 @@ def fill_memory(
         share=oracle_share(step, config.schedule_steps),
     )
     return memory if sight.intervention is None else sight.intervention(memory, sight, shape)
+
+
+def _content(futures: Futures, content: str) -> Tensor:
+    """(b, n, k, p, d) what of the futures enters the memory."""
+    match content:
+        case "latents":
+            return futures.latents
+        case "hidden":
+            return futures.hidden[:, None]
+        case "states":
+            return futures.displacement[:, None, :, None]
+    raise AssertionError(content)
 
 
 def prophet_objective(prophet: Prophet, sight: Sight) -> tuple[Tensor, dict[str, Tensor]]:

@@ -101,6 +101,8 @@ class ProphetConfig(TellsGiven):
     use_state: bool = False
     # Condition on the task.
     use_language: bool = False
+    # Also tell the robot's future states (`memory.content=states`). Learned by wm-prophet only (`state_loss_weight`).
+    tells_state: bool = False
     # Start from the Prophet in this folder: one that wm-prophet wrote, or a checkpoint of a policy that has one. Its
     # sizes, its conditioning and its windows come with it. Not needed again once the run has started.
     init_from: str | None = None
@@ -140,15 +142,16 @@ class MemoryConfig:
     # How the action path reads the memory: "gated" (cross-attention behind a gate), or "appended" (world_F only: as
     # further context tokens of the trunk, without a gate; not the do-no-harm start).
     entry: str = "gated"
-    # What of the Prophet's prediction enters: "latents" (the predicted futures), or "hidden" (the states that it
-    # predicts them from; only for sources that run the Prophet, and "zero").
+    # What of the Prophet's prediction enters: "latents" (the predicted futures), "hidden" (the states that it predicts
+    # them from), or "states" (how far the robot's state will have moved; with entry "appended", and a Prophet that
+    # tells it: `prophet.tells_state`). The last two only for sources that run the Prophet, and "zero".
     content: str = "latents"
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("gate", ("scalar", "per_head", "per_token")),
             ("entry", ("gated", "appended")),
-            ("content", ("latents", "hidden")),
+            ("content", ("latents", "hidden", "states")),
         ):
             if getattr(self, name) not in choices:
                 expected = ", ".join(repr(choice) for choice in choices)
@@ -157,6 +160,11 @@ class MemoryConfig:
             raise ConfigError(
                 f"memory.gate_warmup_steps={self.gate_warmup_steps} has no effect with memory.entry='appended', which "
                 "has no gate; drop it"
+            )
+        if self.content == "states" and self.entry != "appended":
+            raise ConfigError(
+                f"memory.content='states' with memory.entry={self.entry!r}: the gated reader normalises its tokens, "
+                "which takes away how far a state moves; use --policy.memory.entry=appended (world_F)"
             )
         for source in (self.source, self.rollout_source):
             self.check_content(source)
@@ -175,15 +183,16 @@ class MemoryConfig:
             raise ConfigError(f"memory.gate_lr_factor={self.gate_lr_factor}: expected a positive number")
 
     def check_content(self, source: MemorySource) -> None:
-        """Refuse a source that has no hidden states.
+        """Refuse a source behind which there is no Prophet whose own states could enter.
 
         Raises:
             ConfigError: naming source and remedy.
         """
         has_hidden = source is MemorySource.zero or (source in PREDICTED_SOURCES and source not in OFFLINE_SOURCES)
-        if self.content == "hidden" and not has_hidden:
+        if self.content != "latents" and not has_hidden:
             raise ConfigError(
-                f"memory.content='hidden' takes the Prophet's own states, and source {source.value!r} has none; use "
+                f"memory.content={self.content!r} takes what the Prophet computes, and source {source.value!r} has "
+                "latents only; use "
                 "'pred', 'zero', 'shuffle' or 'shuffle_within_task', or --policy.memory.content=latents"
             )
 

@@ -23,11 +23,14 @@ class Futures:
         scores: (b, n) logits: which hypothesis the Prophet believes in.
         hidden: (b, k, q, d_prophet) states that they are predicted from, q = p or 1 slots a frame; None where there is
             no Prophet behind them.
+        displacement: (b, k, s) how far the robot's state will have moved from the present one, standardised; None if
+            the Prophet doesn't tell.
     """
 
     latents: Tensor
     scores: Tensor
     hidden: Tensor | None = None
+    displacement: Tensor | None = None
 
     def best(self) -> Tensor:
         """The hypothesis with the highest score: (b, k, p, d)."""
@@ -48,7 +51,7 @@ class Prophet(nn.Module):
         n_history: History frames, t.
         n_future: Future frames, k.
         config: Sizes and options; `d_model` must be set.
-        state_dim: Width of the robot state, if `config.use_state`.
+        state_dim: Width of the robot state, if `config.use_state` or `config.tells_state`.
         language_dim: Width of a task embedding, if `config.use_language`.
     """
 
@@ -82,6 +85,10 @@ class Prophet(nn.Module):
             nn.init.zeros_(self.head.bias)
         elif config.residual:
             nn.init.normal_(self.head.weight, std=1e-3)  # hypotheses must differ for best-of-n to tell them apart
+        self.displacement = nn.Linear(d, state_dim) if config.tells_state else None
+        if self.displacement is not None:
+            nn.init.zeros_(self.displacement.weight)  # starts as "stays where it is"
+            nn.init.zeros_(self.displacement.bias)
         if config.freeze:
             self.requires_grad_(False)
 
@@ -135,7 +142,9 @@ class Prophet(nn.Module):
         if self.config.residual:
             futures = futures + history[:, None, -1:]
         scores = futures.new_zeros(b, 1) if self.score is None else self.score(x.mean(1))
-        return Futures(futures, scores, x.unflatten(1, (self.n_future, self.n_slots)))
+        hidden = x.unflatten(1, (self.n_future, self.n_slots))
+        displacement = None if self.displacement is None else self.displacement(hidden.mean(2))
+        return Futures(futures, scores, hidden, displacement)
 
 
 @torch.no_grad()

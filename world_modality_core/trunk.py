@@ -124,11 +124,12 @@ class AppendedMemory(nn.Module):
         d: Width of the trunk.
         d_memory: Width of a memory token.
         n_positions: Memory tokens; each position has a learned embedding, since latents don't carry their time.
+        is_normed: Whether tokens pass a LayerNorm; not where their length says how far something moves.
     """
 
-    def __init__(self, d: int, d_memory: int, n_positions: int):
+    def __init__(self, d: int, d_memory: int, n_positions: int, is_normed: bool = True):
         super().__init__()
-        self.norm = nn.LayerNorm(d_memory)
+        self.norm = nn.LayerNorm(d_memory) if is_normed else nn.Identity()
         self.project = nn.Linear(d_memory, d)
         self.position = nn.Parameter(torch.randn(n_positions, d) * 0.02)
 

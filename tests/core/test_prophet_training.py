@@ -191,6 +191,30 @@ def test_a_run_leaves_config_weights_and_curve(finished, capsys, tiny_companion)
     assert not any(name.startswith("future_state") for name in load_file(finished / WEIGHTS_FILE))
 
 
+def test_a_prophet_that_tells_states_learns_to_and_keeps_its_head(tiny_companion, tmp_path):
+    prophet = ProphetConfig(d_model=16, n_layers=1, n_heads=2, use_state=True, tells_state=True)
+    train_prophet(options(tiny_companion, tmp_path, prophet=prophet, state_loss_weight=1.0, steps=60))
+    curve = [json.loads(line) for line in (tmp_path / CURVE_FILE).read_text().splitlines()]
+    assert curve[-1]["loss_state"] < 0.8 * curve[0]["loss_state"] and -1 < curve[-1]["state_skill"] < 1
+    weights = load_file(tmp_path / WEIGHTS_FILE)
+    assert weights["prophet.displacement.weight"].abs().max() > 0
+    assert not any(name.startswith("future_state") for name in weights)
+    assert ProphetCheckpoint.read(tmp_path, "prophet.init_from").prophet.tells_state
+
+
+def test_untrained_it_predicts_that_the_robot_stays(tiny_companion, tmp_path):
+    prophet = ProphetConfig(d_model=16, n_layers=1, n_heads=2, use_state=True, tells_state=True)
+    cfg = options(tiny_companion, tmp_path, prophet=prophet, state_loss_weight=1.0, steps=1, warmup_steps=0, lr=1e-12)
+    train_prophet(cfg)
+    skill = json.loads((tmp_path / CURVE_FILE).read_text().splitlines()[-1])["state_skill"]
+    assert skill == pytest.approx(0, abs=1e-5)
+
+
+def test_a_head_that_nothing_teaches_is_refused(tiny_companion, tmp_path):
+    with pytest.raises(ConfigError, match="tells_state=true.*--state_loss_weight=1"):
+        options(tiny_companion, tmp_path, prophet=ProphetConfig(tells_state=True))
+
+
 def test_a_finished_run_is_not_run_again(finished, tiny_companion, capsys):
     before = (finished / WEIGHTS_FILE).read_bytes(), (finished / CURVE_FILE).read_bytes()
     prophet = ProphetConfig(d_model=16, n_layers=1, n_heads=2, dropout=0.1, use_state=True, use_language=True)

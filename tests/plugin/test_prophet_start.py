@@ -335,6 +335,58 @@ def test_an_appended_memory_without_a_partner_is_not_read(tiny_companion, conten
     assert torch.equal(read[2], again[2]) and not torch.allclose(read[0], again[0], atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def telling(tiny_companion, tmp_path_factory):
+    """A Prophet that tells the robot's future states."""
+    prophet = ProphetConfig(d_model=32, n_layers=1, n_heads=2, use_state=True, use_language=True, tells_state=True)
+    out = tmp_path_factory.mktemp("prophets") / "telling"
+    return train(tiny_companion, out, prophet=prophet, state_loss_weight=1.0)
+
+
+STATES = MemoryConfig(entry="appended", content="states")
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_future_states_are_a_memory(tiny_companion, telling, sees, tmp_path):
+    policy, dataset, processors = build_from(
+        tiny_companion, telling, freeze=True, memory=STATES, use_vision=sees, see_through_memory=not sees
+    )
+    batch = batch_of(dataset, processors[0], FRAMES)
+    train_steps(policy, batch, 2)
+    policy.eval()
+    with torch.no_grad():
+        sight = policy._recorded_sight(batch)
+        told = policy._fill(sight, MemorySource.pred).tokens
+        ours = policy.prophet(sight.history, sight.history_is_pad, sight.state, sight.language).displacement
+    assert told.shape == (len(FRAMES), 2, dataset.meta.features[OBS_STATE]["shape"][0])
+    assert torch.equal(told, ours) and told.std() > 1e-3
+    planned = {name: policy.plan_recorded(batch, name) for name in ("pred", "zero", "shuffle")}
+    assert not torch.allclose(planned["pred"], planned["zero"], atol=1e-5)
+    assert not torch.allclose(planned["pred"], planned["shuffle"], atol=1e-5)
+    policy.save_pretrained(tmp_path)
+    again = type(policy).from_pretrained(tmp_path)
+    again.eval()
+    shown = live_batch(dataset, processors[0], [3, 20])
+    assert torch.equal(policy.select_action(shown), again.select_action(shown))
+
+
+def test_how_far_a_state_moves_is_not_normalised_away(tiny_companion, telling):
+    policy, *_ = build_from(tiny_companion, telling, freeze=True, memory=STATES)
+    step = torch.ones(1, 2, policy.state_dim)
+    assert torch.allclose(policy.memory(2 * step) - policy.memory(step), policy.memory(step) - policy.memory(0 * step))
+
+
+def test_future_states_that_nobody_tells_are_refused(tiny_companion, telling, folder):
+    with pytest.raises(ConfigError, match="tells no states.*tells_state=true"):
+        build_from(tiny_companion, folder, memory=STATES)
+    with pytest.raises(ConfigError, match="entry='gated'.*entry=appended"):
+        MemoryConfig(content="states")
+    with pytest.raises(ConfigError, match="no policy teaches"):
+        build(tiny_companion, "world_F", prophet=ProphetConfig(tells_state=True, use_state=True))
+    with pytest.raises(ConfigError, match="'oracle' has latents only"):
+        MemoryConfig(entry="appended", content="states", source=MemorySource.oracle)
+
+
 @pytest.mark.parametrize("entry, content", VARIANTS)
 def test_with_one_seed_every_entry_starts_from_the_same_a(tiny_companion, entry, content):
     plain, *_ = build(tiny_companion, "world_A")
@@ -354,12 +406,12 @@ def test_detached_hidden_states_don_t_bend_the_prophet(tiny_companion):
 
 
 def test_sources_without_hidden_states_are_refused(tiny_companion):
-    with pytest.raises(ConfigError, match="'copy_current' has none.*memory.content=latents"):
+    with pytest.raises(ConfigError, match="'copy_current' has latents only.*memory.content=latents"):
         MemoryConfig(content="hidden", source=MemorySource.copy_current)
     with pytest.raises(ConfigError, match="gate_warmup_steps=5"):
         MemoryConfig(entry="appended", gate_warmup_steps=5)
     policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F", memory=MemoryConfig(content="hidden"))
-    with pytest.raises(ConfigError, match="'oracle' has none"):
+    with pytest.raises(ConfigError, match="'oracle' has latents only"):
         policy.plan_recorded(batch_of(dataset, preprocessor, FRAMES), "oracle")
 
 

@@ -87,6 +87,10 @@ class ProphetTrainingConfig:
         for name in ("lr", "grad_clip_norm"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected a positive number")
+        if self.prophet.tells_state and not self.state_loss_weight:
+            raise ConfigError(
+                "prophet.tells_state=true, but nothing teaches it (state_loss_weight=0); set --state_loss_weight=1"
+            )
         if not 0 <= self.eval_split < 1:
             raise ConfigError(f"eval_split={self.eval_split}: expected a share from 0 to below 1")
         if self.prophet.init_from or self.prophet.freeze:

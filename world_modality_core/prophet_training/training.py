@@ -19,7 +19,7 @@ from tqdm import tqdm
 from world_modality_core.errors import ConfigError
 from world_modality_core.files import naming_damage, naming_full_disk, read_json, read_json_lines, write_text, writing
 from world_modality_core.losses import frame_cosine, future_latent_loss, masked_mean, skill_metrics
-from world_modality_core.prophet import Prophet
+from world_modality_core.prophet import Futures, Prophet
 from world_modality_core.prophet_training.checkpoint import CONFIG_FILE, CURVE_FILE, FORMAT_VERSION, WEIGHTS_FILE
 from world_modality_core.prophet_training.data import Frames
 from world_modality_core.prophet_training.options import OtherEpisodes, ProphetTrainingConfig, Split
@@ -74,8 +74,15 @@ class ProphetModel(nn.Module):
             state_dim=state_dim,
             language_dim=language_dim,
         )
-        # Only for the loss: never part of what policies load.
-        self.future_state = nn.Linear(cfg.prophet.d_model, state_dim) if cfg.state_loss_weight else None
+        # Only for the loss: never part of what policies load. A Prophet that tells states has a head of its own.
+        needs_head = cfg.state_loss_weight and not cfg.prophet.tells_state
+        self.future_state = nn.Linear(cfg.prophet.d_model, state_dim) if needs_head else None
+
+    def future_states(self, futures: Futures, now: Tensor) -> Tensor:
+        """Predicted states (b, k, s), standardised, from the present ones (b, s), as recorded."""
+        if self.future_state is None:
+            return self.state(now)[:, None] + futures.displacement
+        return self.future_state(futures.hidden.mean(2))
 
     def shared(self) -> dict[str, Tensor]:
         """The weights that policies load."""
@@ -180,12 +187,17 @@ class ProphetTraining:
         history, history_is_pad, future, future_is_pad = self._windows(index, target)
         futures = self.model.prophet(history, history_is_pad, *self._conditions(index))
         losses = {"world": future_latent_loss(futures, future, future_is_pad).mean()}
-        if self.model.future_state is not None:
-            true = self.model.state(self.frames.states_at(target, self._future).to(self.device))  # (b, k, s)
-            predicted = self.model.future_state(futures.hidden.mean(2))
+        if self.cfg.state_loss_weight:
+            predicted, true, _ = self._states(futures, index, target)
             error = masked_mean((predicted - true).square().mean(-1), future_is_pad)
             losses["state"] = self.cfg.state_loss_weight * error
         return losses
+
+    def _states(self, futures: Futures, index: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicted and true states (b, k, s) and present ones (b, 1, s), standardised."""
+        now = self.frames.states[index].to(self.device)
+        true = self.model.state(self.frames.states_at(target, self._future).to(self.device))
+        return self.model.future_states(futures, now), true, self.model.state(now)[:, None]
 
     def _windows(self, index: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """History (b, t, p, d), its padding, future (b, k, p, d) and its padding, standardised."""
@@ -210,17 +222,23 @@ class ProphetTraining:
 
     @torch.no_grad()
     def skill(self) -> dict[str, float]:
-        """Skill over copying the last latent, on the held-out frames; always on their true futures."""
+        """Skill over copying the last latent (and state), on the held-out frames; always on their true futures."""
         if not len(self.split.held_out):
             return {}
         self.model.eval()
-        parts = []
+        parts, state_parts = [], []
         for index in self.split.held_out.split(self.cfg.batch_size):
             history, history_is_pad, future, is_pad = self._windows(index, index)
-            best = self.model.prophet(history, history_is_pad, *self._conditions(index)).best()
-            parts.append((frame_cosine(best, future), frame_cosine(history[:, -1:], future), is_pad))
+            futures = self.model.prophet(history, history_is_pad, *self._conditions(index))
+            parts.append((frame_cosine(futures.best(), future), frame_cosine(history[:, -1:], future), is_pad))
+            if self.cfg.state_loss_weight:
+                predicted, true, now = self._states(futures, index, index)
+                errors = ((guess - true).square().mean(-1) for guess in (predicted, now))
+                state_parts.append((*errors, is_pad))
         self.model.train()
         values = skill_metrics(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        if state_parts:
+            values["state_skill"] = _state_skill(*(torch.cat(part) for part in zip(*state_parts, strict=True)))
         return {name: float(value) for name, value in values.items()}
 
     def _add_line(self) -> None:
@@ -334,7 +352,12 @@ class ProphetTraining:
 
 
 # Values of the curve that the progress bar shows.
-_SHOWN = ("loss", "loss_state", "prophet_skill")
+_SHOWN = ("loss", "loss_state", "prophet_skill", "state_skill")
+
+
+def _state_skill(predicted: Tensor, copied: Tensor, is_pad: Tensor) -> Tensor:
+    """One minus the squared error (b, k) of predicted future states over that of staying, over all steps that exist."""
+    return 1 - predicted[~is_pad].sum() / copied[~is_pad].sum().clamp(min=1e-12)
 
 
 def learning_rate(step: int, cfg: ProphetTrainingConfig) -> float:
