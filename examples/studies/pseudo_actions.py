@@ -3,8 +3,8 @@
     python examples/studies/pseudo_actions.py examples/studies/study2.yaml --set data=data/metaworld6
 
 For each training seed an inverse dynamics model (a small MLP from states around a moment to its action) is fitted on
-the seed's labelled episodes, and `${data}/pseudo_s<seed>` becomes a copy of the study's dataset whose other episodes hold
-what it tells. Where states are recorded, this is the cheapest use of episodes without actions (as in VPT,
+the seed's labelled episodes, and `${data}/pseudo_s<seed>` becomes a copy of the dataset whose other episodes
+hold what it tells. Where states are recorded, this is the cheapest use of episodes without actions (as in VPT,
 arXiv:2206.11795): whoever claims that a memory of future states helps must show how far this goes.
 """
 
