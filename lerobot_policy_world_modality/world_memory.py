@@ -119,7 +119,7 @@ def fill_memory(
         predicted=predicted,
         future=sight.future,
         future_is_pad=sight.future_is_pad,
-        current=None if sight.history is None else sight.current,
+        current=current_content(sight, config.content, shape) if source is MemorySource.copy_current else None,
         episode=sight.episode,
         task=sight.task,
         share=oracle_share(step, config.schedule_steps),
@@ -137,6 +137,13 @@ def _content(futures: Futures, content: str) -> Tensor:
         case "states":
             return futures.displacement[:, None, :, None]
     raise AssertionError(content)
+
+
+def current_content(sight: Sight, content: str, shape: tuple[int, int, int, int]) -> Tensor:
+    """(b, p, d) the present in a memory's terms: the current latents, or a robot that doesn't move."""
+    if content == "states":
+        return torch.zeros(sight.batch_size, *shape[2:], device=sight.history.device)
+    return sight.current
 
 
 def prophet_objective(prophet: Prophet, sight: Sight) -> tuple[Tensor, dict[str, Tensor]]:

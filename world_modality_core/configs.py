@@ -188,8 +188,10 @@ class MemoryConfig:
         Raises:
             ConfigError: naming source and remedy.
         """
-        has_hidden = source is MemorySource.zero or (source in PREDICTED_SOURCES and source not in OFFLINE_SOURCES)
-        if self.content != "latents" and not has_hidden:
+        is_known = source is MemorySource.zero or (source in PREDICTED_SOURCES and source not in OFFLINE_SOURCES)
+        if self.content == "states" and source is MemorySource.copy_current:
+            return  # the robot stays where it is: no displacement
+        if self.content != "latents" and not is_known:
             raise ConfigError(
                 f"memory.content={self.content!r} takes what the Prophet computes, and source {source.value!r} has "
                 "latents only; use "

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank, pinned_generator
 from lerobot_policy_world_modality.sight import Sight
+from lerobot_policy_world_modality.world_memory import current_content
+from world_modality_core.configs import MemoryConfig
 from world_modality_core.memory import Memory
 
 # Arms that show a scene the memories of another one.
@@ -26,10 +28,19 @@ class MemoryArm:
         bank: Memories of other episodes; None if no arm of the evaluation needs them.
         draw_seed: Seed of the draws.
         stale_plans: Age of the memory of `stale`, in plans.
+        config: The policy's memory options; None for one that is read through gates and holds latents.
     """
 
-    def __init__(self, name: str, bank: MemoryBank | None = None, draw_seed: int = 0, stale_plans: int = 4):
+    def __init__(
+        self,
+        name: str,
+        bank: MemoryBank | None = None,
+        draw_seed: int = 0,
+        stale_plans: int = 4,
+        config: MemoryConfig | None = None,
+    ):
         self.name, self.bank, self.draw_seed, self.stale_plans = name, bank, draw_seed, stale_plans
+        self.config = config or MemoryConfig()
         self.shape: tuple[int, int, int, int] | None = None
         self.start("", [])
 
@@ -59,15 +70,20 @@ class MemoryArm:
         if self._keeps_all:
             self.seen.append(tokens.half().cpu())
         match self.name:
-            case "intact" | "gate_closed":
+            case "intact":
                 return memory
+            case "gate_closed":
+                if self.config.entry == "gated":
+                    return memory  # the gates themselves are shut
+                return Memory(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
             case "zero":
                 return Memory(torch.zeros_like(tokens))
             case "random":
                 return Memory(self._noise(tokens, plan))
             case "copy_current":
                 n, k, p, d = shape
-                copies = sight.current[:, None, None].expand(-1, n, k, p, d)
+                current = current_content(sight, self.config.content, shape)
+                copies = current[:, None, None].expand(-1, n, k, p, d)
                 return Memory(copies.reshape(tokens.shape).to(tokens.dtype))
             case "stale":
                 self.seen = [*self.seen[-self.stale_plans :], tokens]

@@ -109,6 +109,8 @@ class WorldEvalConfig(EvalPipelineConfig):
                 f"arms={self.arms!r}: a {self.policy.type} without world memory has only the arm intact; there is "
                 f"nothing that {changing[0]} could change"
             )
+        if "copy_current" in names:
+            self.policy.memory.check_content(MemorySource.copy_current)
         source = self.policy.memory.rollout_source
         changing = [name for name in changing if name != "gate_closed"]
         if changing and source in (MemorySource.zero, MemorySource.random):

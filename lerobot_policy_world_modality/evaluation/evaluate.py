@@ -172,7 +172,8 @@ class Evaluation:
             close_envs(envs)
 
     def _run_arm(self, env: PinnedEnv, task: Task, arm_name: str) -> None:
-        arm = MemoryArm(arm_name, self.bank, self.cfg.draw_seed, self.cfg.stale_plans)
+        memory = getattr(self.policy.config, "memory", None)
+        arm = MemoryArm(arm_name, self.bank, self.cfg.draw_seed, self.cfg.stale_plans, memory)
         eyes = getattr(self.policy, "eyes", None)
         if eyes is not None:
             eyes.intervention = arm

@@ -1,5 +1,7 @@
 """Each arm changes what it says and nothing else; and every arm's change reaches the actions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from tests.fixtures_qwen import make_qwen
 from tests.fixtures_smolvlm import make_smolvlm
 from tests.plugin import qwen_helpers, smolvla_helpers
 from tests.plugin.helpers import live_batch, open_gates
+from world_modality_core.configs import MemoryConfig, ProphetConfig
 from world_modality_core.gated_attention import GatedCrossAttention
 
 SCENES = [(task, seed) for task in ("push", "reach") for seed in (1, 2, 3)]
@@ -39,6 +42,13 @@ def act(policy, arm, seeds=(1, 2)):
     hook = policy.memory.register_forward_pre_hook(
         lambda module, args: (queries.append(args[0].clone()), shown.append(args[1].clone()))[0] and None
     )
+    actions = plan(policy, arm, seeds)
+    hook.remove()
+    return torch.stack(shown), torch.stack(queries), actions
+
+
+def plan(policy, arm, seeds=(1, 2)):
+    """(n_plans, b, h, a) actions planned from the same frames."""
     policy.eyes.intervention = arm
     arm.start("push", list(seeds))
     close_gates(policy, arm.name == "gate_closed")
@@ -47,8 +57,7 @@ def act(policy, arm, seeds=(1, 2)):
     for _ in range(N_PLANS):
         images = torch.rand(2, 3, SIZE, SIZE, generator=generator)
         actions.append(policy.predict_action_chunk({CAMERA: images, "observation.state": torch.ones(2, 4)}))
-    hook.remove()
-    return torch.stack(shown), torch.stack(queries), torch.stack(actions)
+    return torch.stack(actions)
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +206,28 @@ def test_gates_of_both_signs_do_not_cancel_in_the_log():
     reader(torch.randn(2, 5, 8), torch.randn(2, 3, 4))
     assert reader.last_gate == pytest.approx(0, abs=1e-6)
     torch.testing.assert_close(reader.last_sample_gate, torch.full((2,), 0.7616), atol=1e-4, rtol=0)
+
+
+def tell(policy, displacement):
+    """Let a policy's Prophet foresee that its robot moves by `displacement` (k, s)."""
+    told = displacement.expand(2, *displacement.shape)
+    policy.prophet.register_forward_hook(lambda module, args, futures: replace(futures, displacement=told))
+
+
+def test_an_appended_memory_of_states_has_all_arms(bank):
+    memory = MemoryConfig(entry="appended", content="states")
+    policy = make_policy_of("world_F", memory=memory, prophet=ProphetConfig(use_state=True, tells_state=True))
+    k = policy.config.n_future_steps
+    tell(policy, torch.linspace(0.1, 2.0, 4 * k).view(k, 4))
+    runs = {}
+    for name in ("intact", "gate_closed", "zero", "copy_current", "random", "stale"):
+        runs[name] = plan(policy, MemoryArm(name, bank, config=policy.config.memory))
+    assert torch.equal(runs["zero"], runs["copy_current"])  # a robot that stays
+    assert torch.equal(runs["intact"], runs["stale"])  # this Prophet always says the same
+    for name in ("gate_closed", "zero", "random"):
+        assert not torch.allclose(runs["intact"], runs[name], atol=1e-5), name
+    assert not torch.allclose(runs["gate_closed"], runs["zero"], atol=1e-5)
+    with torch.no_grad():  # masked tokens are not read, whatever they hold
+        policy.memory.position.normal_()
+    again = plan(policy, MemoryArm("gate_closed", bank, config=policy.config.memory))
+    assert torch.equal(again, runs["gate_closed"])

@@ -20,6 +20,7 @@ from lerobot_policy_world_modality.evaluation import evaluate as module
 from lerobot_policy_world_modality.evaluation.cli import format_table, repeated_scenes
 from lerobot_policy_world_modality.evaluation.evaluate import evaluate
 from tests.evaluation.helpers import SIZE, make_checkpoint, options
+from world_modality_core.configs import MemoryConfig
 from world_modality_core.errors import ConfigError
 from world_modality_core.evidence.episodes import EpisodeWriter, read_episodes, read_eval_infos
 
@@ -179,6 +180,13 @@ def test_a_policy_without_memory_has_one_arm(tmp_path):
         evaluate(options(checkpoint, tmp_path / "out", arms="intact,zero"))
     rows = evaluate(options(checkpoint, tmp_path / "out", n_episodes=1, batch_size=1, episode_length=4))
     assert rows["gate"].isna().all() and rows["attention_mass"].tolist() == [None]
+
+
+def test_hidden_states_have_no_present_to_copy(tmp_path):
+    memory = MemoryConfig(entry="appended", content="hidden")
+    checkpoint = make_checkpoint(tmp_path / "F", "world_F", memory=memory)
+    with pytest.raises(ConfigError, match="memory.content='hidden'.*'copy_current' has latents only"):
+        evaluate(options(checkpoint, tmp_path / "out", arms="intact,copy_current"))
 
 
 def test_an_evaluation_without_a_bank_cannot_be_joined_by_a_shuffle(copy, checkpoint):

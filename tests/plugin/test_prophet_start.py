@@ -360,7 +360,8 @@ def test_future_states_are_a_memory(tiny_companion, telling, sees, tmp_path):
         ours = policy.prophet(sight.history, sight.history_is_pad, sight.state, sight.language).displacement
     assert told.shape == (len(FRAMES), 2, dataset.meta.features[OBS_STATE]["shape"][0])
     assert torch.equal(told, ours) and told.std() > 1e-3
-    planned = {name: policy.plan_recorded(batch, name) for name in ("pred", "zero", "shuffle")}
+    planned = {name: policy.plan_recorded(batch, name) for name in ("pred", "zero", "shuffle", "copy_current")}
+    assert torch.equal(planned["copy_current"], planned["zero"])  # a robot that stays where it is
     assert not torch.allclose(planned["pred"], planned["zero"], atol=1e-5)
     assert not torch.allclose(planned["pred"], planned["shuffle"], atol=1e-5)
     policy.save_pretrained(tmp_path)
