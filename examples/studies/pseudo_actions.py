@@ -58,8 +58,15 @@ def fit(inputs: Tensor, actions: Tensor, seed: int, steps: int = 2000) -> nn.Mod
     return lambda x: model((x - mean) / std).detach()
 
 
-def write_copy(source: Path, output: Path, labelled: list[int], seed: int) -> float:
+def write_copy(source: Path, output: Path, labelled: list[int], unlabelled: list[int], seed: int) -> float:
     """Copy a dataset without images; actions of episodes that are not labelled are told by the model.
+
+    Args:
+        source: The dataset.
+        output: The copy.
+        labelled: Episodes that keep their actions.
+        unlabelled: Episodes to measure on.
+        seed: Seed of the model.
 
     Returns:
         R^2 of the told actions against those that were recorded (and are not used), over all action dimensions.
@@ -85,7 +92,7 @@ def write_copy(source: Path, output: Path, labelled: list[int], seed: int) -> fl
     record = {"labelled": labelled, "seed": seed, "offsets": OFFSETS}
     (aside / "meta" / "pseudo_actions.json").write_text(json.dumps(record))
     aside.rename(output)
-    rest = ~is_labelled
+    rest = np.isin(episodes, unlabelled)
     error = ((told[rest] - actions[rest]) ** 2).sum()
     return float(1 - error / ((actions[rest] - actions[rest].mean(0)) ** 2).sum())
 
@@ -103,7 +110,7 @@ def main() -> None:
         if output.exists():
             print(f"{output}: there already")
             continue
-        fitness = write_copy(source, output, draw_episodes(draw, tasks, seed)[0], seed)
+        fitness = write_copy(source, output, *draw_episodes(draw, tasks, seed), seed)
         print(f"{output}: R^2 of the told actions {fitness:.3f}")
 
 

@@ -42,7 +42,7 @@ def test_only_unlabelled_actions_are_told(pseudo, tmp_path, monkeypatch):
     make_dataset(tmp_path / "source", lengths=(12, 9, 5), cameras=())
     monkeypatch.setattr(pseudo, "fit", lambda inputs, actions, seed: lambda x: torch.full((len(x), 4), 0.25))
     before = {file: file.read_bytes() for file in (tmp_path / "source").rglob("*.parquet")}
-    pseudo.write_copy(tmp_path / "source", tmp_path / "copy", [1], seed=0)
+    pseudo.write_copy(tmp_path / "source", tmp_path / "copy", [1], [0, 2], seed=0)
     assert before == {file: file.read_bytes() for file in (tmp_path / "source").rglob("*.parquet")}
     old, new = (pq.read_table(tmp_path / name / "data").to_pandas() for name in ("source", "copy"))
     for name in set(old) - {"action"}:
