@@ -17,8 +17,7 @@ from lerobot_policy_world_modality.envs.mujoco_gl import RendererError
 from lerobot_policy_world_modality.evaluation.arms import ARMS
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.evaluation.evaluate import evaluate
-from world_modality_core.errors import ConfigError
-from world_modality_core.evidence.episodes import EpisodesError
+from world_modality_core.commands import told_in_one_line
 from world_modality_core.statistics import wilson_interval
 
 
@@ -67,12 +66,8 @@ def main() -> None:
     sys.argv[1:] = ["--trust_remote_code=true" if arg == "--trust_remote_code" else arg for arg in sys.argv[1:]]
     init_logging()
     register_third_party_plugins()
-    try:
+    with told_in_one_line("wm-eval", RendererError, BlankFrameError, FrozenFrameError):
         parser.wrap()(run)()
-    except (ConfigError, EpisodesError, RendererError, BlankFrameError, FrozenFrameError) as error:
-        sys.exit(f"wm-eval: {error}")
-    except KeyboardInterrupt:
-        sys.exit("wm-eval: stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

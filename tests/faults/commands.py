@@ -1,12 +1,16 @@
 """Console scripts in processes of their own, killed or interrupted at a chosen moment, on disks of a chosen size.
 
-A command runs in a fork of the test's process: the imports, which cost seconds, are there already. An audit hook of the
-interpreter sends the signal, so that it hits at the very operation that a test names and nothing has to be patched.
+A command runs in a fork of the test's process: the imports, which cost seconds, are there already. One that renders
+runs in an interpreter of its own (`fresh.py`), since a fork of a process that has rendered waits for the renderer's
+threads for ever. An audit hook of the interpreter sends the signal, so that it hits at the very operation that a test
+names and nothing has to be patched.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
+import json
 import logging
 import os
 import shutil
@@ -16,9 +20,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -71,11 +75,28 @@ class Done:
         return lines[-1] if lines else ""
 
 
-def start(main: Callable[[], object], *arguments: str, log: Path, at: At | None = None) -> int:
-    """Start a console script's `main`; gives its process id."""
+def start(main: Callable[[], object] | str, *arguments: str, log: Path, at: At | None = None) -> int:
+    """Start a console script's `main`; gives its process id.
+
+    Args:
+        main: The function, which runs in a fork; or "module:function", which runs in an interpreter of its own.
+        arguments: Of the command line.
+        log: What it prints goes to this name with the suffixes .out and .err.
+        at: When to send it a signal.
+    """
+    if isinstance(main, str):
+        job = json.dumps([main, arguments, str(log), at and asdict(at)])
+        # One order of sets for all of them, as in forks: LeRobot writes the keys of its statistics in such an order.
+        environment = os.environ | {"PYTHONHASHSEED": "0"}
+        return subprocess.Popen([sys.executable, Path(__file__).with_name("fresh.py"), job], env=environment).pid
     pid = os.fork()
-    if pid:
-        return pid
+    if not pid:
+        become(main, arguments, log, at)
+    return pid
+
+
+def become(main: Callable[[], object] | str, arguments: Sequence[str], log: Path, at: At | None) -> None:
+    """Let this process be the command, to its end."""
     status = 1
     try:
         os.setsid()
@@ -88,6 +109,9 @@ def start(main: Callable[[], object], *arguments: str, log: Path, at: At | None 
         sys.argv = ["command", *arguments]
         if at is not None:
             sys.addaudithook(at.hook)
+        if isinstance(main, str):
+            module, name = main.split(":")
+            main = getattr(importlib.import_module(module), name)
         status = main() or 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -118,7 +142,7 @@ def wait(pid: int, log: Path, timeout_s: float = 480.0) -> Done:
     return Done(code if code >= 0 else 128 - code, *texts)
 
 
-def run(main: Callable[[], object], *arguments: str, log: Path, at: At | None = None) -> Done:
+def run(main: Callable[[], object] | str, *arguments: str, log: Path, at: At | None = None) -> Done:
     """Run a console script's `main` to its end."""
     return wait(start(main, *arguments, log=log, at=at), log)
 
