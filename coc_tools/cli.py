@@ -27,6 +27,7 @@ from coc_tools.shares import Shares
 from coc_tools.store import LabelFile, StoreError, failed_path, iter_labels
 from world_modality_core.commands import told_in_one_line
 from world_modality_core.companion import CompanionError, default_root, open_companion
+from world_modality_core.differences import option_differences
 
 # What a user can mend; everything else is a fault of ours and keeps its traceback.
 USER_ERRORS = (ConfigError, EpisodeError, StoreError, WriteError, BackendUnusable, CompanionError)
@@ -139,11 +140,10 @@ def _check_labels(cfg: LabelConfig, labels: LabelFile, reader: EpisodeReader, bu
         if cfg.backend == BackendName.none or cfg.allow_mixed or theirs.backend == "import":
             continue
         found = {key: getattr(theirs, key) for key in mine}
-        differing = [f"{key}: {found[key]!r} != {value!r}" for key, value in mine.items() if found[key] != value]
-        if differing:
+        if differing := option_differences(found, mine):
             raise StoreError(
-                f"{labels.path}: episode {episode} was labelled otherwise than this run would (there != here): "
-                f"{'; '.join(differing)}. Name another label file, or give --allow_mixed to keep those and go on"
+                f"{labels.path}: episode {episode} was labelled otherwise than this run would "
+                f"({'; '.join(differing)}). Name another label file, or give --allow_mixed to keep those and go on"
             )
 
 

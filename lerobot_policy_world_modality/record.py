@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from world_modality_core.commands import told_in_one_line
 from world_modality_core.companion import default_root
+from world_modality_core.differences import option_differences
 from world_modality_core.files import checked, naming_full_disk, read_json, write_text
 
 from .envs.configuration_metaworld_light import MetaworldLightEnvConfig
@@ -378,16 +379,10 @@ def _check_staging(staging: Path, request: dict) -> None:
         )
 
 
-def _differences(found: dict, wanted: dict, prefix: str = "") -> str:
-    told = []
-    if not prefix:  # an option that is younger than the recording had its default
-        found = {**found, "env": asdict(RecordEnv()) | found.get("env", {})}
-    for key, value in json.loads(json.dumps(wanted)).items():
-        if isinstance(value, dict) and isinstance(found.get(key), dict):
-            told.append(_differences(found[key], value, f"{prefix}{key}."))
-        elif found.get(key) != value:
-            told.append(f"{prefix}{key}: {found.get(key)} there, {value} asked")
-    return "; ".join(filter(None, told))
+def _differences(found: dict, request: dict) -> str:
+    # A record says more than was asked for; an option that is younger than the recording had its default.
+    found = {name: found.get(name) for name in request} | {"env": asdict(RecordEnv()) | found.get("env", {})}
+    return "; ".join(option_differences(found, request))
 
 
 def _check_disk(cfg: RecordConfig, n_tasks: int, staging: Path) -> None:

@@ -23,6 +23,7 @@ from lerobot.envs.configs import EnvConfig
 from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.evaluation.tasks import LIBERO, METAWORLD
+from world_modality_core.differences import option_differences
 from world_modality_core.errors import ConfigError
 from world_modality_core.evidence.checkpoint import checkpoint_hash
 from world_modality_core.evidence.episodes import INFO_FILE, read_eval_info, write_eval_info
@@ -88,9 +89,9 @@ def begin(output_dir: Path, info: dict[str, Any]) -> None:
         write_eval_info(output_dir, info)
         return
     found = read_eval_info(path)
-    differing = _differences(
+    differing = option_differences(
         {key: value for key, value in found.items() if key not in (*_MAY_DIFFER, "schema")},
-        {key: value for key, value in json.loads(json.dumps(info)).items() if key not in _MAY_DIFFER},
+        {key: value for key, value in info.items() if key not in _MAY_DIFFER},
     )
     if differing:
         raise ConfigError(
@@ -137,17 +138,6 @@ def _opengl_name(backend: str) -> str:
     except Exception:  # whatever PyOpenGL, MuJoCo or the driver raise
         return ""
     return name
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    told = []
-    for key in dict.fromkeys([*found, *wanted]):
-        there, asked = found.get(key), wanted.get(key)
-        if isinstance(there, dict) and isinstance(asked, dict):
-            told += _differences(there, asked, f"{prefix}{key}.")
-        elif there != asked:
-            told.append(f"{prefix}{key}: {there} there, {asked} asked")
-    return told
 
 
 def _version(name: str) -> str | None:

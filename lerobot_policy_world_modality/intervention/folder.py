@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
+from world_modality_core.differences import option_differences
 from world_modality_core.errors import ConfigError
 from world_modality_core.files import read_json, read_parquet, read_tensors, writing
 
@@ -33,11 +34,11 @@ class Folder:
         path = self.parts / "request.json"
         if path.exists():
             there = read_json(path, dict)
-            found = [f"{key}: {there.get(key)} != {value}" for key, value in request.items() if there.get(key) != value]
+            found = option_differences({key: there.get(key) for key in request}, request)
             if found:
                 raise ConfigError(
-                    f"output_dir={str(root)!r} holds the numbers of another run (there != here): {'; '.join(found)}. "
-                    "Name another folder, or remove this one"
+                    f"output_dir={str(root)!r} holds the numbers of another run ({'; '.join(found)}). Name another "
+                    "folder, or remove this one"
                 )
         elif root.exists() and any(root.iterdir()):
             raise ConfigError(f"output_dir={str(root)!r} is not empty and no folder of wm-intervene; name another")

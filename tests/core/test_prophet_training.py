@@ -221,7 +221,7 @@ def test_a_finished_run_is_not_run_again(finished, tiny_companion, capsys):
     train_prophet(options(tiny_companion, finished, prophet=prophet, state_loss_weight=0.5, steps=40))
     assert "frames ahead" in capsys.readouterr().out
     assert before == ((finished / WEIGHTS_FILE).read_bytes(), (finished / CURVE_FILE).read_bytes())
-    with pytest.raises(ConfigError, match=r"training.lr: 0.003 != 0.1"):
+    with pytest.raises(ConfigError, match=r"training.lr: 0.003 there, 0.1 asked"):
         train_prophet(options(tiny_companion, finished, prophet=prophet, state_loss_weight=0.5, steps=40, lr=0.1))
 
 

@@ -152,7 +152,7 @@ def test_another_checkpoint_or_other_options_are_refused(opened, checkpoints, tm
     folder, _ = opened
     with pytest.raises(ConfigError, match="holds the numbers of another run.*checkpoint_hash"):
         run(checkpoints["shut"], folder)
-    with pytest.raises(ConfigError, match="n_frames: 0 != 5"):
+    with pytest.raises(ConfigError, match="n_frames: 0 there, 5 asked"):
         run(checkpoints["open"], folder, n_frames=5)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty and no folder of wm-intervene"):

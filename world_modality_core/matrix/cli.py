@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from world_modality_core.errors import UserError
+from world_modality_core.commands import told_in_one_line
 from world_modality_core.matrix.errors import MatrixError
 from world_modality_core.matrix.estimate import Guess, duration, guess_all, time_left
 from world_modality_core.matrix.expand import Job, expand
@@ -103,17 +103,11 @@ def main(
         check: Refuses jobs that can't work.
 
     Returns:
-        Exit status: 0 if all is done, 1 if not, 130 if interrupted.
+        Exit status: 0 if all is done, 1 if not.
     """
     given = make_parser().parse_args(argv)
-    try:
+    with told_in_one_line("wm-matrix"):
         return _run(given, find_program, check)
-    except UserError as error:
-        print(f"wm-matrix: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        return 130
 
 
 def _run(given: argparse.Namespace, find_program: Callable[[str], str], check: Callable[[list[Job]], None]) -> int:

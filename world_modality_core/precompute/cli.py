@@ -26,6 +26,7 @@ from world_modality_core.companion import (
     open_companion,
     partial_root,
 )
+from world_modality_core.differences import option_differences
 from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import WorldEncoder, make_world_encoder
 from world_modality_core.errors import ConfigError
@@ -36,7 +37,7 @@ from world_modality_core.pca import LatentPCA
 from world_modality_core.precompute.encode import fit_pca, stage_latents
 from world_modality_core.precompute.finish import finish, push, write_merged, write_stripped
 from world_modality_core.precompute.source import PrecomputeError, Source
-from world_modality_core.precompute.staging import Staging, request_differences
+from world_modality_core.precompute.staging import Staging
 
 # Its weights ship inside a package and it runs on a CPU.
 DEFAULT_FAMILY = "efficientnet_lite0"
@@ -231,11 +232,11 @@ def _check_output(root: Path, source: Source, request: dict, cfg: PrecomputeConf
         raise PrecomputeError(f"output.root={str(root)!r} exists and is not a companion; name another folder")
     if cfg.overwrite:
         return False
-    found = request_differences(request, CompanionInfo.read(root).request)
+    found = option_differences(CompanionInfo.read(root).request, request)
     if found:
         raise PrecomputeError(
-            f"output.root={str(root)!r} exists and is the companion of another request (there != here): "
-            f"{'; '.join(found)}. Give --overwrite to replace it, or another --output.root"
+            f"output.root={str(root)!r} exists and is the companion of another request ("
+            f"{'; '.join(found)}). Give --overwrite to replace it, or another --output.root"
         )
     return True
 

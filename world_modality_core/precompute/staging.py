@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
+from world_modality_core.differences import option_differences
 from world_modality_core.errors import DamagedFileError
 from world_modality_core.files import naming_damage, read_json, write_text, writing
 from world_modality_core.precompute.source import PrecomputeError
@@ -19,18 +20,6 @@ from world_modality_core.precompute.source import PrecomputeError
 REQUEST_FILE = "request.json"
 # A killed run's decoding processes hold its lock until they notice, which torch lets them do every 5 s.
 LOCK_TIMEOUT_S = 15.0
-
-
-def request_differences(mine: dict, theirs: dict, prefix: str = "") -> list[str]:
-    """Name the entries in which two requests differ, as "source.revision: theirs != mine"."""
-    found = []
-    for key in sorted(mine.keys() | theirs.keys()):
-        a, b = mine.get(key), theirs.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += request_differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {b!r} != {a!r}")
-    return found
 
 
 class Staging:
@@ -69,14 +58,14 @@ class Staging:
             raise PrecomputeError(f"{self.root}: another wm-precompute is at work here; wait for it") from error
         path = self.root / REQUEST_FILE
         try:
-            found = request_differences(request, read_json(path, dict)) if path.exists() else []
+            found = option_differences(read_json(path, dict), request) if path.exists() else []
         except DamagedFileError as error:
             lock.release()
             raise PrecomputeError(f"{error}, or delete {self.root} to begin anew") from error
         if found and not overwrite:
             lock.release()
             raise PrecomputeError(
-                f"{self.root} holds the unfinished latents of another request (there != here): {'; '.join(found)}. "
+                f"{self.root} holds the unfinished latents of another request ({'; '.join(found)}). "
                 "Give that command again to finish them, or --overwrite to throw them away, or another --output.root"
             )
         if found or not path.exists():

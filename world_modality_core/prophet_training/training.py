@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from world_modality_core.differences import option_differences
 from world_modality_core.errors import ConfigError
 from world_modality_core.files import naming_damage, naming_full_disk, read_json, read_json_lines, write_text, writing
 from world_modality_core.losses import frame_cosine, future_latent_loss, masked_mean, skill_metrics
@@ -311,8 +312,9 @@ class ProphetTraining:
             there = read_json(config_file, dict)
             if there != described:
                 raise ConfigError(
-                    f"output_dir={str(self.root)!r} holds a Prophet of other options (there != here): "
-                    f"{'; '.join(_differences(there, described))}. Give another --output_dir, or delete that folder"
+                    f"output_dir={str(self.root)!r} holds a Prophet of other options "
+                    f"({'; '.join(option_differences(there, described))}). Give another --output_dir, or delete that "
+                    "folder"
                 )
         elif self.root.exists() and any(self.root.iterdir()):
             raise ConfigError(
@@ -383,20 +385,3 @@ def _write_aside(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _differences(there: dict, here: dict, path: str = "") -> list[str]:
-    """ "name: there != here" of every value in which two configs differ."""
-    found = []
-    for name in sorted(there.keys() | here.keys()):
-        a, b = there.get(name), here.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{path}{name}.")
-        elif a != b:
-            found.append(f"{path}{name}: {_short(a)} != {_short(b)}")
-    return found
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else text[:77] + "..."
