@@ -60,6 +60,7 @@ class RecordEnv:
     observation_width: int = 128
     camera_name: str = "corner2"
     hide_goal_after: int = 0
+    hold_still_for: int = 0
 
 
 @dataclass

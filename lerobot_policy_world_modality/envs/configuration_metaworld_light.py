@@ -30,7 +30,13 @@ class MetaworldLightEnvConfig(EnvConfig):
         camera_period: steps between two pictures; in between the last one is repeated, as by a camera slower than the
             control. A policy that looks at multiples of it only acts as with 1, at a fraction of the cost.
         hide_goal_after: steps after which the goal marker is invisible, so that it has to be remembered; 0: never.
+        hold_still_for: steps at the start in which the robot stays where it is, whatever the action: with a goal that
+            is hidden meanwhile, no movement tells where it was.
     """
+
+    # Not a field. Options that earlier records lack: there they had their default, and so they are left out of a record
+    # while they have it (evaluation/eval_info.py).
+    younger_than_records = ("hold_still_for",)
 
     task: str = "push-v3"
     fps: int = 80
@@ -41,6 +47,7 @@ class MetaworldLightEnvConfig(EnvConfig):
     camera_name: str = "corner2"
     camera_period: int = 1
     hide_goal_after: int = 0
+    hold_still_for: int = 0
     features: dict[str, PolicyFeature] = field(
         default_factory=lambda: {ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(ACTION_DIM,))}
     )
@@ -53,7 +60,7 @@ class MetaworldLightEnvConfig(EnvConfig):
             raise ConfigError(f"env.obs_type={self.obs_type!r}: expected 'pixels_agent_pos' or 'pixels'")
         if self.fps != 80:
             raise ConfigError(f"env.fps={self.fps}: Meta-World is simulated at 80 steps a second; leave it at 80")
-        leasts = {"episode_length": 1, "camera_period": 1, "hide_goal_after": 0}
+        leasts = {"episode_length": 1, "camera_period": 1, "hide_goal_after": 0, "hold_still_for": 0}
         for name in (*leasts, "observation_height", "observation_width"):
             least = leasts.get(name, 16)
             if getattr(self, name) < least:
@@ -73,6 +80,7 @@ class MetaworldLightEnvConfig(EnvConfig):
             "episode_length": self.episode_length,
             "camera_period": self.camera_period,
             "hide_goal_after": self.hide_goal_after,
+            "hold_still_for": self.hold_still_for,
         }
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict:

@@ -28,8 +28,8 @@ class MetaworldLightEnv(MetaworldEnv):
     Args:
         task: for instance `push-v3`.
         episode_length: steps until `truncated`; also `_max_episode_steps`, which `lerobot-eval` reads.
-        observation_height, observation_width, camera_name, obs_type, camera_period, hide_goal_after: as in
-            `MetaworldLightEnvConfig`.
+        observation_height, observation_width, camera_name, obs_type, camera_period, hide_goal_after,
+            hold_still_for: as in `MetaworldLightEnvConfig`.
 
     Raises:
         ValueError: the goal is to be hidden, and the task's model has no goal marker.
@@ -45,6 +45,7 @@ class MetaworldLightEnv(MetaworldEnv):
         observation_width: int = 128,
         camera_period: int = 1,
         hide_goal_after: int = 0,
+        hold_still_for: int = 0,
     ):
         super().__init__(
             task=task,
@@ -58,6 +59,7 @@ class MetaworldLightEnv(MetaworldEnv):
         self._raw_obs: np.ndarray | None = None
         self._is_stepping = False
         self._camera_period, self._hide_goal_after = camera_period, hide_goal_after
+        self._hold_still_for = hold_still_for
         self._goal_markers: list[int] = []
 
     def _ensure_env(self) -> None:
@@ -112,6 +114,8 @@ class MetaworldLightEnv(MetaworldEnv):
             BlankFrameError, FrozenFrameError: the renderer stopped working.
         """
         self._ensure_env()
+        if self._env.curr_path_length < self._hold_still_for:
+            action = np.zeros_like(action)
         self._is_stepping = True
         try:
             return super().step(action)

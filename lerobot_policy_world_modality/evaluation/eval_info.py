@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -105,8 +106,13 @@ def begin(output_dir: Path, info: dict[str, Any]) -> None:
 
 
 def env_fields(env: EnvConfig) -> dict[str, Any]:
-    """All fields of an environment's config, and its type."""
-    return {"type": env.type, **draccus.encode(env)}
+    """All fields of an environment's config, and its type; without options younger than the first records, at default.
+
+    So evaluations from before such an option can be gone on with, and compared with later ones.
+    """
+    defaults = {each.name: each.default for each in dataclasses.fields(env)}
+    younger = {name for name in getattr(env, "younger_than_records", ()) if getattr(env, name) == defaults[name]}
+    return {"type": env.type} | {name: value for name, value in draccus.encode(env).items() if name not in younger}
 
 
 def env_hash(env: EnvConfig) -> str:

@@ -115,11 +115,26 @@ def test_a_hidden_goal_is_seen_first_and_gone_later(task):
     hidden.close()
 
 
+def test_a_robot_that_is_held_still_stays_and_then_moves():
+    held, free = light("reach-v3", size=64, hold_still_for=4), light("reach-v3", size=64)
+    for _ in range(2):  # in the second episode too
+        first = held.reset(seed=5)[0]["agent_pos"]
+        free.reset(seed=5)
+        there = [held.step(np.ones(4, np.float32))[0]["agent_pos"] for _ in range(8)]
+        still = [free.step(np.zeros(4, np.float32))[0]["agent_pos"] for _ in range(4)]
+        np.testing.assert_array_equal(there[:4], still)
+        assert np.abs(there[3] - first)[:3].max() < 0.01 < np.abs(there[7] - there[3])[:3].max()
+    held.close()
+    free.close()
+
+
 def test_a_bad_camera_period_and_a_goal_that_cannot_be_hidden_are_refused():
     with pytest.raises(ValueError, match="hide_goal_after=3: the model of button-press-v3 has no goal marker"):
         light("button-press-v3", hide_goal_after=3).reset(seed=0)
     with pytest.raises(ConfigError, match="camera_period=0"):
         MetaworldLightEnvConfig(camera_period=0)
+    with pytest.raises(ConfigError, match="hold_still_for=-1"):
+        MetaworldLightEnvConfig(hold_still_for=-1)
     assert MetaworldLightEnvConfig(hide_goal_after=9).gym_kwargs["hide_goal_after"] == 9
 
 
