@@ -38,8 +38,8 @@ else
     )
 fi
 
-main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MAIN_ADDRESS=$main N_PROCESSES=$((SLURM_NNODES * SLURM_GPUS_ON_NODE))
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # not into `head`, which may end it by SIGPIPE, and this script with it
+export MAIN_ADDRESS=${nodes%%$'\n'*} N_PROCESSES=$((SLURM_NNODES * SLURM_GPUS_ON_NODE))
 export MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000)) # so that two jobs on one node don't meet
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SLURM_CPUS_PER_TASK / SLURM_GPUS_ON_NODE))}
 launch() {

@@ -47,7 +47,8 @@ def run(tmp_path):
     for name in ("accelerate", "hf", "lerobot-train", "wm-matrix"):
         (programs / name).write_text(stand_in)
     (programs / "srun").write_text('#!/bin/bash\nexec "$@"\n')
-    (programs / "scontrol").write_text("#!/bin/bash\nprintf 'node1\\nnode2\\n'\n")
+    # More than a pipe holds: a script that reads only the first line must not die of it.
+    (programs / "scontrol").write_text("#!/bin/bash\nprintf 'node%d\\n' {1..20000}\n")
     for program in programs.iterdir():
         program.chmod(0o755)
 
