@@ -9,21 +9,20 @@ from typing import Any
 MAX_SHOWN = 80
 
 
-def option_differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+def option_differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """Compare two nested descriptions, as JSON has them (a tuple equals a list).
 
     Args:
         there: What a file says.
         asked: What this command asks for.
-        prefix: Put before each name.
 
     Returns:
         "name.of.option: 0.1 there, 0.3 asked" for each value that differs; a value that is missing shows as None.
     """
-    return _compare(json.loads(json.dumps(there)), json.loads(json.dumps(asked)), prefix)
+    return _compare(json.loads(json.dumps(there)), json.loads(json.dumps(asked)))
 
 
-def _compare(there: dict[str, Any], asked: dict[str, Any], prefix: str) -> list[str]:
+def _compare(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
     told = []
     for name in dict.fromkeys([*there, *asked]):
         a, b = there.get(name), asked.get(name)

@@ -14,9 +14,7 @@ def test_what_differs_is_named_with_both_values():
 
 
 def test_nested_options_have_their_whole_name():
-    assert option_differences({"env": {"task": "a"}}, {"env": {"task": "b"}}, "cfg.") == [
-        "cfg.env.task: a there, b asked"
-    ]
+    assert option_differences({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}) == ["a.b.c: 1 there, 2 asked"]
 
 
 def test_long_values_are_cut():

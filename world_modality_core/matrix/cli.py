@@ -104,6 +104,9 @@ def main(
 
     Returns:
         Exit status: 0 if all is done, 1 if not.
+
+    Raises:
+        SystemExit: 1 with one line where there is something to mend, 130 if interrupted.
     """
     given = make_parser().parse_args(argv)
     with told_in_one_line("wm-matrix"):
