@@ -105,7 +105,7 @@ def main() -> None:
     study = load_study(args.study, dict(item.split("=", 1) for item in args.set))
     draw = study.episodes.draw
     tasks, source = read_tasks(draw), Path(draw.root)
-    for seed in study.seeds:
+    for seed in sorted({seed for model in study.models.values() for seed in model.seeds or study.seeds}):
         output = source.parent / f"pseudo_s{seed}"
         if output.exists():
             print(f"{output}: there already")

@@ -59,7 +59,7 @@ def test_what_is_done_is_exported(tmp_path):
     write_record(jobs[0].folder, new_record(jobs[0], 1, "now") | {"state": "done"})
     jobs[0].metrics.write_text('{"step": 5, "loss_action": 0.5, "world_gate": 0.1}\n')
     told = export(study, jobs, path, folder, {})
-    assert "1 jobs" in told and "Not done, and left out: train-B-s7" in told
+    assert "1 jobs" in told and told.endswith("Not done, and left out: 1 jobs\n  train-B s7")
     exported = json.loads((folder / "jobs.json").read_text())
     assert exported["schema"] == 1 and [job["name"] for job in exported["jobs"]] == ["train-A-s7"]
     curves = pd.read_parquet(folder / "training.parquet")

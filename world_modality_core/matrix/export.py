@@ -77,9 +77,16 @@ def export(study: Study, jobs: list[Job], source: Path, folder: Path, overrides:
         written.append(f"{len(interventions)} interventions")
     if not (folder / "README.md").exists():
         write_text(folder / "README.md", clean(_readme(study, source, folder, records)))
-    missing = [job.name for job in jobs if job not in done]
-    left_out = f"\nNot done, and left out: {', '.join(missing)}" if missing else ""
-    return f"{folder}: {', '.join(written)}{left_out}"
+    return "\n".join([f"{folder}: {', '.join(written)}", *_left_out([job for job in jobs if job not in done])])
+
+
+def _left_out(missing: list[Job]) -> list[str]:
+    """Lines that name jobs: one for each kind and model, with its training seeds."""
+    seeds: dict[str, list[str]] = {}
+    for job in missing:
+        seeds.setdefault(f"{job.kind}-{job.model}", []).append("" if job.seed is None else f"s{job.seed}")
+    lines = [f"  {name} {', '.join(of)}".rstrip() for name, of in seeds.items()]
+    return [f"Not done, and left out: {len(missing)} jobs", *lines] if missing else []
 
 
 def path_cleaner(study: Study, overrides: Mapping[str, str]) -> Callable[[str], str]:
