@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 # Characters of a value that are shown.
@@ -29,10 +30,23 @@ def _compare(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> 
         if isinstance(a, dict) and isinstance(b, dict):
             told += _compare(a, b, f"{prefix}{name}.")
         elif a != b:
-            told.append(f"{prefix}{name}: {_short(a)} there, {_short(b)} asked")
+            first, second = _shown(a, b)
+            told.append(f"{prefix}{name}: {first} there, {second} asked")
     return told
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+def _shown(a: Any, b: Any) -> tuple[str, str]:
+    """Two unequal values as texts that differ: `1` and `'1'`; of long ones, from shortly before they part."""
+    first, second = str(a), str(b)
+    if first == second:
+        first, second = repr(a), repr(b)
+    n_common = len(os.path.commonprefix([first, second]))
+    start = 0 if n_common < MAX_SHOWN // 2 else n_common - MAX_SHOWN // 4
+    return _cut(first, start), _cut(second, start)
+
+
+def _cut(text: str, start: int) -> str:
+    if len(text) <= MAX_SHOWN:
+        return text
+    end = start + MAX_SHOWN
+    return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")

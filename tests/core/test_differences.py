@@ -22,5 +22,21 @@ def test_long_values_are_cut():
     assert len(line) < MAX_SHOWN + 40 and "..." in line
 
 
+def test_long_values_are_shown_where_they_part():
+    (line,) = option_differences({"tasks": "a" * 200 + "b" + "c" * 200}, {"tasks": "a" * 200 + "d" + "c" * 200})
+    there, asked = line.removeprefix("tasks: ").removesuffix(" asked").split(" there, ")
+    assert "ab" in there and "ad" in asked and len(line) < 2 * MAX_SHOWN + 40
+
+
+def test_an_end_that_one_value_lacks_is_shown():
+    (line,) = option_differences({"tasks": "a" * 200}, {"tasks": "a" * 200 + "z"})
+    assert "z asked" in line
+
+
+def test_values_of_other_types_read_differently():
+    assert option_differences({"a": 1}, {"a": "1"}) == ["a: 1 there, '1' asked"]
+    assert option_differences({"a": None}, {"a": "None"}) == ["a: None there, 'None' asked"]
+
+
 def test_equal_descriptions_have_no_differences():
     assert option_differences({"a": {"b": (1, 2)}}, {"a": {"b": [1, 2]}}) == []
