@@ -171,6 +171,9 @@ def test_only_runs_what_fits_and_what_it_builds_on(fakes):
     fakes.write()
     assert fakes.run("--only=eval-F-*")[0] == 0
     assert {line["job"] for line in fakes.noted("start")} == {j for j in JOBS if "-F-" in j}
+    # What was run tells how long the others take.
+    code, printed = fakes.run("--plan", "--only=eval-A-*")
+    assert code == 0 and "Time left: about" in printed and "unknown" not in printed
 
 
 def test_arms_and_scenes_may_be_added_to_a_finished_evaluation(fakes):

@@ -9,7 +9,7 @@ from world_modality_core.matrix import expand as expanding
 from world_modality_core.matrix.draw import draw_episodes
 from world_modality_core.matrix.errors import MatrixError
 from world_modality_core.matrix.estimate import Guess, duration, guess_all, time_left
-from world_modality_core.matrix.expand import Job, expand
+from world_modality_core.matrix.expand import Job, expand, select
 from world_modality_core.matrix.record import write_record
 from world_modality_core.matrix.study import Draw, load_study
 
@@ -34,7 +34,7 @@ TASKS = ["push"] * 4 + ["reach"] * 6
 def make(tmp_path: Path, text: str | None = None, only=None, **changes):
     path = tmp_path / "study.yaml"
     path.write_text(text or yaml.safe_dump({**BASE, **changes}))
-    jobs = expand(load_study(path), lambda policy_type: policy_type.startswith("world"), only)
+    jobs = select(expand(load_study(path), lambda policy_type: policy_type.startswith("world")), only or [])
     return {job.name: job for job in jobs}
 
 
@@ -244,6 +244,9 @@ def test_the_estimate_comes_from_the_closest_finished_job(tmp_path):
     assert guesses["a2"] == Guess(40.0, "measured") and guesses["a3"] == Guess(40.0, "measured")
     assert guesses["e"] == Guess(20.0, "given") and guesses["i"] == Guess(None, "unknown")
     assert guess_all(jobs[3:], {})["e"] == Guess(None, "unknown")
+    # Jobs that are not asked for tell too.
+    assert guess_all(jobs[1:3], {})["a2"] == Guess(None, "unknown")
+    assert guess_all(jobs[1:3], {}, jobs)["a2"] == Guess(40.0, "measured")
     other = job_of(tmp_path, "b", "train", "B", 10, policy_type="world_B")
     assert guess_all([*jobs, other], {})["b"] == Guess(4.0, "measured")  # between 0.2 and 0.6 seconds a step
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from world_modality_core.commands import told_in_one_line
 from world_modality_core.matrix.errors import MatrixError
 from world_modality_core.matrix.estimate import Guess, duration, guess_all, time_left
-from world_modality_core.matrix.expand import Job, expand
+from world_modality_core.matrix.expand import Job, expand, select
 from world_modality_core.matrix.flags import check_flags, has_metrics_file
 from world_modality_core.matrix.queue import Options, find_program, run_queue
 from world_modality_core.matrix.record import check_unchanged, read_record, state
@@ -43,9 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def format_plan(study: Study, jobs: list[Job], n_workers: int, verbose: bool) -> str:
+def format_plan(study: Study, jobs: list[Job], n_workers: int, verbose: bool, study_jobs: list[Job]) -> str:
     """The jobs by kind and model, what they take, and when all of them are done."""
-    guesses = guess_all(jobs, study.seconds)
+    guesses = guess_all(jobs, study.seconds, study_jobs)
     lines = [f"{study.study}: {len(jobs)} jobs in {study.root}, {n_workers} at a time", ""]
     lines.append(f"  {'kind':<10} {'model':<28} {'jobs':>4} {'done':>5}  {'each':<12} by")
     groups: dict[tuple[str, str], list[Job]] = {}
@@ -121,7 +121,8 @@ def _run(given: argparse.Namespace, find_program: Callable[[str], str], check: C
             raise MatrixError(f"--{name}={value}: expected at least 1")
     overrides = _overrides(given.set)
     study = load_study(given.study, overrides, given.root)
-    jobs = expand(study, has_metrics_file, [word for word in given.only.split(",") if word])
+    study_jobs = expand(study, has_metrics_file)
+    jobs = select(study_jobs, [word for word in given.only.split(",") if word])
     if given.status:
         print(format_status(jobs))
         return 0
@@ -132,7 +133,7 @@ def _run(given: argparse.Namespace, find_program: Callable[[str], str], check: C
         return 0
     check(jobs)
     check_unchanged(jobs)
-    print(format_plan(study, jobs, n_workers, given.verbose), flush=True)
+    print(format_plan(study, jobs, n_workers, given.verbose, study_jobs), flush=True)
     if given.plan:
         return 0
     print()
@@ -143,6 +144,7 @@ def _run(given: argparse.Namespace, find_program: Callable[[str], str], check: C
         retry_failed=given.retry_failed,
         keep_all_checkpoints=study.keep_checkpoints == "all",
         seconds=study.seconds,
+        study_jobs=study_jobs,
         find_program=find_program,
     )
     outcome = run_queue(jobs, options)

@@ -28,18 +28,19 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def guess_all(jobs: list[Job], given: dict[str, float]) -> dict[str, Guess]:
+def guess_all(jobs: list[Job], given: dict[str, float], study_jobs: list[Job] | None = None) -> dict[str, Guess]:
     """Estimate each job from finished ones: of the same model, else of the same policy type, else of the same kind.
 
     Args:
-        jobs: Jobs of a study.
+        jobs: Jobs to estimate.
         given: Seconds a unit by kind, for what was never measured.
+        study_jobs: Jobs to learn from: all of the study's, also those that are not asked for; `jobs` if not given.
 
     Returns:
         Job name -> guess.
     """
     rates: dict[tuple[str, ...], list[float]] = {}
-    for job in jobs:
+    for job in study_jobs or jobs:
         record = read_record(job.folder)
         if record.get("state") == "done":
             for key in _keys(job):

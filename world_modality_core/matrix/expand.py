@@ -65,20 +65,18 @@ def checkpoint(train: Job) -> Path:
     return train.output / "checkpoints" / "last" / "pretrained_model"
 
 
-def expand(study: Study, has_metrics: Callable[[str], bool], only: list[str] | None = None) -> list[Job]:
+def expand(study: Study, has_metrics: Callable[[str], bool]) -> list[Job]:
     """Write out the jobs of a study, seed by seed, so that a first seed is complete early.
 
     Args:
         study: The study.
         has_metrics: Whether a policy type has the flag `policy.metrics_file`.
-        only: Patterns of job or model names; these jobs and what they build on.
 
     Returns:
         The jobs, each after those that it builds on.
 
     Raises:
-        MatrixError: if a placeholder is unknown, a flag belongs to the study, a draw is impossible, or a pattern fits
-            nothing.
+        MatrixError: if a placeholder is unknown, a flag belongs to the study, or a draw is impossible.
     """
     jobs: dict[str, Job] = {}
     tasks = read_tasks(study.episodes.draw) if study.episodes else None
@@ -102,7 +100,7 @@ def expand(study: Study, has_metrics: Callable[[str], bool], only: list[str] | N
             jobs[train.name] = train
             for job in [*_evals(study, label, values, train), *_interventions(study, label, values, train)]:
                 jobs[job.name] = job
-    return _select(jobs, only)
+    return list(jobs.values())
 
 
 def _prophet(study: Study, name: str, values: dict[str, Any], jobs: dict[str, Job]) -> Job:
@@ -248,17 +246,23 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _select(jobs: dict[str, Job], only: list[str] | None) -> list[Job]:
+def select(jobs: list[Job], only: list[str]) -> list[Job]:
+    """The jobs whose names or models fit one of the patterns, and what they build on; all if there is no pattern.
+
+    Raises:
+        MatrixError: if a pattern fits no job.
+    """
     if not only:
-        return list(jobs.values())
+        return jobs
+    by_name = {job.name: job for job in jobs}
     chosen: set[str] = set()
     for pattern in only:
-        hits = [job for job in jobs.values() if fnmatchcase(job.name, pattern) or fnmatchcase(job.model, pattern)]
+        hits = [job for job in jobs if fnmatchcase(job.name, pattern) or fnmatchcase(job.model, pattern)]
         if not hits:
-            names = ", ".join(dict.fromkeys(job.model for job in jobs.values()))
+            names = ", ".join(dict.fromkeys(job.model for job in jobs))
             raise MatrixError(f"--only={pattern} fits no job; models and Prophets are {names}")
         while hits:
             job = hits.pop()
             chosen.add(job.name)
-            hits += [jobs[name] for name in job.after]
-    return [job for name, job in jobs.items() if name in chosen]
+            hits += [by_name[name] for name in job.after]
+    return [job for job in jobs if job.name in chosen]

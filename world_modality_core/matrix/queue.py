@@ -70,6 +70,7 @@ class Options:
         retry_failed: Run failed jobs again.
         keep_all_checkpoints: Keep the checkpoints before a training's last one.
         seconds: Seconds a unit by kind, for the estimate.
+        study_jobs: All jobs of the study, for the estimate; those that are run if not given.
         find_program: Name of a command -> what to execute.
     """
 
@@ -79,6 +80,7 @@ class Options:
     retry_failed: bool = False
     keep_all_checkpoints: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    study_jobs: list[Job] | None = None
     find_program: Callable[[str], str] = find_program
 
 
@@ -248,7 +250,8 @@ class _Queue:
     def _show(self) -> None:
         if self.bar.disable:
             return
-        left = time_left(self.jobs, guess_all(self.jobs, self.options.seconds), self.options.n_workers)
+        guesses = guess_all(self.jobs, self.options.seconds, self.options.study_jobs)
+        left = time_left(self.jobs, guesses, self.options.n_workers)
         names = ", ".join(each.job.name for each in self.running)
         self.bar.set_postfix_str(f"{duration(left)} left; {names}" if left is not None else names)
 
