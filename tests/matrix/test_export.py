@@ -68,6 +68,9 @@ def test_what_is_done_is_exported(tmp_path):
     assert "What for?" in (folder / "README.md").read_text()
     for file in folder.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
+    export(study, jobs, path, tmp_path / "other", {"hold": "24", "data": str(tmp_path)})
+    other = (tmp_path / "other" / "README.md").read_text()
+    assert "study.yaml --set hold=24 --plan" in other and "data=" not in other
     (folder / "README.md").write_text("mine")
     export(study, jobs, path, folder, {})
     assert (folder / "README.md").read_text() == "mine"

@@ -76,7 +76,7 @@ def export(study: Study, jobs: list[Job], source: Path, folder: Path, overrides:
         write_text(folder / "interventions.json", clean(json.dumps(interventions, indent=1)) + "\n")
         written.append(f"{len(interventions)} interventions")
     if not (folder / "README.md").exists():
-        write_text(folder / "README.md", clean(_readme(study, source, folder, records)))
+        write_text(folder / "README.md", clean(_readme(study, source, folder, records, overrides)))
     return "\n".join([f"{folder}: {', '.join(written)}", *_left_out([job for job in jobs if job not in done])])
 
 
@@ -138,7 +138,9 @@ def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [lines[i] for i in np.linspace(0, len(lines) - 1, MAX_LINES).round().astype(int)]
 
 
-def _readme(study: Study, source: Path, folder: Path, records: list[dict[str, Any]]) -> str:
+def _readme(
+    study: Study, source: Path, folder: Path, records: list[dict[str, Any]], overrides: Mapping[str, str]
+) -> str:
     """What to type to run, compare and show the study."""
     comments = []
     for line in source.read_text().splitlines():
@@ -148,6 +150,8 @@ def _readme(study: Study, source: Path, folder: Path, records: list[dict[str, An
     commits = sorted({str(record["commit"]) for record in records})
     machines = sorted({record["eval"]["machine"] for record in records if "eval" in record})
     models = ", ".join(study.models)
+    # Where the data are is each machine's own.
+    given = "".join(f" --set {name}={value}" for name, value in overrides.items() if not os.path.isabs(value))
     return f"""# {study.study}
 
 {" ".join(comments)}
@@ -159,9 +163,9 @@ def _readme(study: Study, source: Path, folder: Path, records: list[dict[str, An
 - Time of all jobs: {sum(record["seconds"] for record in records) / 3600:.1f} h
 
 ```bash
-wm-matrix {folder}/study.yaml --plan
-wm-matrix {folder}/study.yaml
-wm-matrix {folder}/study.yaml --export={folder}
+wm-matrix {folder}/study.yaml{given} --plan
+wm-matrix {folder}/study.yaml{given}
+wm-matrix {folder}/study.yaml{given} --export={folder}
 wm-compare {folder} --baseline={next(iter(study.models))}
 wm-report {folder} --baseline={next(iter(study.models))} --output={study.study}.html
 ```
