@@ -23,6 +23,7 @@ from lerobot_policy_world_modality.intervention.checkpoint import Checkpoint, ch
 from lerobot_policy_world_modality.intervention.folder import Folder
 from lerobot_policy_world_modality.intervention.frames import Frames, targets
 from lerobot_policy_world_modality.intervention.memories import Source, plans, scored_frames, why_not
+from lerobot_policy_world_modality.intervention.pretraining import seen_beforehand
 from lerobot_policy_world_modality.intervention.record import (
     Bootstrap,
     action_errors,
@@ -152,6 +153,7 @@ def intervene(cfg: InterveneConfig) -> dict:
         subject = Subject(cfg.policy, checkpoint, meta)
     except ValueError as error:  # a companion that is missing or of another dataset or encoder
         raise ConfigError(str(error)) from error
+    held_out += seen_beforehand(cfg.policy, subject.eyes.companion if subject.has_latents else None, episodes)
     frames = Frames(cfg.policy, dataset, meta, episodes, cfg.n_frames, cfg.batch_size, cfg.num_workers, cfg.seed)
     own = None if subject.memory is None else Source(subject.memory.rollout_source.value)
     stale = cfg.stale_plans * cfg.policy.n_action_steps

@@ -1,0 +1,56 @@
+"""What the Prophet that a checkpoint was started from has seen of the episodes that are tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from world_modality_core.companion import Companion
+from world_modality_core.errors import DamagedFileError
+from world_modality_core.files import checked, read_json
+from world_modality_core.prophet_training.checkpoint import CONFIG_FILE
+
+
+class _LearnedFrom(TypedDict):
+    """What a Prophet's config says of one of its companions."""
+
+    content_sha256: str
+    episodes: list[int]
+
+
+def seen_beforehand(policy: Any, companion: Companion | None, episodes: Sequence[int]) -> str:
+    """Say which episodes a pretrained Prophet learned from: its skill on these is not that on new ones.
+
+    Args:
+        policy: The checkpoint's config.
+        companion: Latents of the episodes, by whose hash they are recognised.
+        episodes: What is tested on.
+
+    Returns:
+        A clause for the Prophet and one for the trunk; "" for a checkpoint that was started from none.
+    """
+    told = ""
+    if start := getattr(getattr(policy, "prophet", None), "initialised_from", None):
+        n_seen, how = _learned(start, companion, episodes)
+        told += f"; its Prophet ({start}) {how}" + (", so that its skill is not that on new ones" if n_seen else "")
+    if start := getattr(policy, "trunk_initialised_from", None):
+        told += f"; the Prophet that its trunk started from ({start}) {_learned(start, companion, episodes)[1]}"
+    return told
+
+
+def _learned(start: str, companion: Companion | None, episodes: Sequence[int]) -> tuple[int, str]:
+    """How many of the episodes a Prophet is known to have learned from, and what can be said."""
+    path = Path(start) / CONFIG_FILE
+    try:
+        sources = checked(list[_LearnedFrom], read_json(path, dict)["training"]["companions"], path)
+    except (OSError, DamagedFileError, KeyError, TypeError):
+        return 0, "was trained beforehand, and nothing there tells on which episodes"
+    if companion is None:
+        return 0, "was trained beforehand; without a companion nobody can tell whether on these"
+    sha256 = companion.info.content_sha256
+    learned = {episode for source in sources if source["content_sha256"] == sha256 for episode in source["episodes"]}
+    if not learned:
+        return 0, "was trained beforehand on other companions than this one, which may be of the same episodes"
+    n_seen = len(learned & set(episodes))
+    return n_seen, f"was trained beforehand on {n_seen or 'none'} of them"
