@@ -88,9 +88,8 @@ class Evaluation:
         if cfg.bank_arms:
             kept = self.seeds[: cfg.bank_scenes]
             self.bank = MemoryBank(output_dir, [(task.name, seed) for task in self.tasks for seed in kept])
-            if not any(True for task in self.tasks for _ in self._missing("intact", task)):
-                self.bank.check_complete()
-            elif "intact" not in cfg.arm_names:
+            self.bank.check_holds({(task, seed) for arm, task, seed in self.done if arm == "intact"})
+            if "intact" not in cfg.arm_names and any(self._missing("intact", task) for task in self.tasks):
                 raise ConfigError(
                     f"arms={cfg.arms!r}: {cfg.bank_arms[0]} needs the memories that intact predicts, and intact has "
                     f"not run to its end in {output_dir}; put it among the arms"

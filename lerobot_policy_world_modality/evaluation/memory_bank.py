@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -44,9 +45,17 @@ class MemoryBank:
         """(n_plans, m, d) fp16 memories of an episode."""
         return load_file(self._path(task, seed))["memories"]
 
-    def check_complete(self) -> None:
-        """Raises ConfigError where a scene is missing, as when `intact` ran without the arms that exchange memories."""
-        missing = [f"{task} {seed}" for task, seed in self.scenes if not self._path(task, seed).exists()]
+    def check_holds(self, done: Collection[tuple[str, int]]) -> None:
+        """Refuse scenes whose memories were not kept, as when `intact` ran without the arms that exchange memories.
+
+        Args:
+            done: (task, seed) that `intact` has run.
+
+        Raises:
+            ConfigError: if the bank lacks one of them.
+        """
+        ran = [scene for scene in self.scenes if scene in done]
+        missing = [f"{task} {seed}" for task, seed in ran if not self._path(task, seed).exists()]
         if missing:
             raise ConfigError(
                 f"{self._folder} lacks the memories of {len(missing)} scenes ({missing[0]}, ...): the arms shuffle, "

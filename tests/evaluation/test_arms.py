@@ -32,7 +32,7 @@ def bank(tmp_path_factory):
     bank = MemoryBank(tmp_path_factory.mktemp("run"), SCENES)
     for i, scene in enumerate(SCENES):
         bank.save(*scene, torch.stack([torch.full((2, 1280), 10.0 * i + j) for j in range(2)]))
-    bank.check_complete()
+    bank.check_holds(SCENES)
     return bank
 
 

@@ -194,6 +194,9 @@ def test_an_evaluation_without_a_bank_cannot_be_joined_by_a_shuffle(copy, checkp
     shutil.rmtree(copy / "memory_bank")
     with pytest.raises(ConfigError, match="lacks the memories of 3 scenes"):
         evaluate(options(checkpoint, copy, arms="shuffle"))
+    # Nor one of which a part has run: before the rest of it runs.
+    with pytest.raises(ConfigError, match="lacks the memories of 3 scenes"):
+        evaluate(options(checkpoint, copy, arms="intact,shuffle", n_episodes=4))
 
 
 def test_scenes_that_begin_alike_are_reported(finished):

@@ -7,7 +7,9 @@ from collections import Counter
 
 import pytest
 
+from lerobot_policy_world_modality.evaluation.arms import BANK_ARMS
 from tests.matrix.helpers import BASE, Fakes, is_alive
+from world_modality_core.matrix.record import EXCHANGING_ARMS
 
 JOBS = [f"{kind}-{model}-s{seed}" for seed in (1, 2) for model in "AF" for kind in ("train", "eval")]
 
@@ -187,3 +189,13 @@ def test_arms_and_scenes_may_be_added_to_a_finished_evaluation(fakes):
     assert len(parts_run(fakes)) == 2 * (4 + 3 * 4) and set(parts_run(fakes).values()) == {1}
     fakes.write(models=more, eval=BASE["eval"] | {"env.task": "a"})
     assert "had --env.task=a,b" in fakes.run()[1]
+
+
+def test_arms_that_exchange_memories_are_refused_where_none_were_kept(fakes):
+    assert set(BANK_ARMS) == EXCHANGING_ARMS
+    fakes.write()
+    assert fakes.run()[0] == 0
+    fakes.write(models={"A": {}, "F": {"arms": ["intact", "zero", "shuffle"]}})
+    code, printed = fakes.run()
+    assert code == 1 and "eval-F-s1 is done with another command" in printed and "delete the job's folder" in printed
+    assert "done" in fakes.run("--status")[1] and "failed" not in fakes.run("--status")[1]  # what was run counts still

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -24,6 +25,9 @@ LOCKS = ".locks"
 
 # Flags by which a finished evaluation may be added to.
 _MAY_GROW = ("--arms", "--eval.n_episodes", "--eval.batch_size", "--videos")
+
+# Arms that need what `intact` keeps for them only if it is run together with one of them.
+EXCHANGING_ARMS = frozenset({"shuffle", "shuffle_within_task", "wrong_task"})
 
 _PACKAGES = (
     "lerobot_policy_world_modality", "lerobot", "torch", "numpy", "transformers", "metaworld", "mujoco", "gymnasium",
@@ -91,11 +95,18 @@ def state(job: Job) -> str:
 def adds_episodes(job: Job, record: dict[str, Any]) -> bool:
     """Whether an evaluation differs from the recorded one in nothing but which arms and how many scenes it has.
 
-    wm-eval then goes on with what it has, and runs what is missing.
+    wm-eval then goes on with what it has, and runs what is missing; it can't where `intact` ran without keeping its
+    memories for arms that exchange them.
     """
     if job.kind != "eval" or not record or record["command"] == list(job.command):
         return False
+    if _arms(job.command) & EXCHANGING_ARMS and not _arms(record["command"]) & EXCHANGING_ARMS:
+        return False
     return _pinned(record["command"]) == _pinned(job.command)
+
+
+def _arms(command: list[str] | tuple[str, ...]) -> set[str]:
+    return {arm for word in command if word.startswith("--arms=") for arm in re.findall(r"\w+", word[len("--arms=") :])}
 
 
 def _pinned(command: list[str] | tuple[str, ...]) -> list[str]:
