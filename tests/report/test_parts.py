@@ -261,3 +261,14 @@ def test_a_row_for_the_table_of_results(tmp_path, capsys):
     assert row.count("\n") == 0 and len(cells) == 6
     assert cells[:3] == ["study1", "Does it / help?", "360 episodes"]
     assert "F_k4: memory used: shown" in cells[4] and "F_k4 against A_k4" in cells[3]
+
+
+def test_comparisons_that_were_refused_are_told_where_nobody_looks_at_the_page(tmp_path, capsys):
+    write_eval(tmp_path / "F0", "F", 0, {"intact": 0.8, "zero": 0.3})
+    write_eval(tmp_path / "F1", "F", 1, {"intact": 0.8})
+    folders = [str(tmp_path / "F0"), str(tmp_path / "F1")]
+    report(make_parser().parse_args([*folders, "--row"]))
+    row = capsys.readouterr().out
+    assert "1 comparison refused: F/intact and F/zero" in row and "no other arm was run" not in row
+    report(make_parser().parse_args([*folders, f"--output={tmp_path / 'page.html'}"]))
+    assert "1 comparison refused, the page says why: F/intact and F/zero" in capsys.readouterr().out

@@ -71,6 +71,8 @@ def report(given: argparse.Namespace) -> Path | None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     with writing(given.output) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(render(page))
+    if page.refusals:
+        print(f"{page.n_refused}, the page says why: {page.refusals[0]}")
     print(f"wrote {given.output} ({given.output.stat().st_size / 1e6:.1f} MB, {len(records.episodes)} episodes)")
     return given.output
 

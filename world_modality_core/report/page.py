@@ -105,6 +105,11 @@ class Page:
         return strip_axis(RATE_SCALE, 100)
 
     @property
+    def n_refused(self) -> str:
+        """How many comparisons were refused."""
+        return f"{len(self.refusals)} comparison{'s' if len(self.refusals) != 1 else ''} refused"
+
+    @property
     def counts(self) -> list[str]:
         """How many models had which answer."""
         return count_answers(self.findings)
@@ -191,7 +196,10 @@ def markdown_row(page: Page, study: str, question: str, link: str) -> str:
     result = "; ".join(f"{rate.name} {rate.successes}/{rate.n}" for rate in best)
     if page.findings_of_models:
         result += ". " + " ".join(f"{finding.title}: {finding.text}" for finding in page.findings_of_models)
-    verdict = "; ".join(finding.title for finding in page.verdicts) or "no other arm was run"
+    verdicts = [finding.title for finding in page.verdicts]
+    if page.refusals:
+        verdicts.append(f"{page.n_refused}: {page.refusals[0]}")
+    verdict = "; ".join(verdicts) or "no other arm was run"
     n = sum(rate.n for model in page.success for rate in model.arms)
     return _row([study, question, f"{n} episodes", result, verdict, f"[records]({link})"])
 
