@@ -181,13 +181,20 @@ def _passes(
     for source in cfg.wanted:
         if source is own:
             continue
-        is_scored = scored_frames(frames, source, stale, getattr(cfg.policy, "future_stride", 1))
+        is_scored = scored_frames(frames, source, stale, _needed_future(cfg.policy))
         reason = why_not(subject, frames, source, is_scored)
         if reason:
             skipped[source.value] = reason
         elif not folder.has(source):
             _corrupt(folder, subject, frames, source, is_scored, cfg, stale)
     return skipped
+
+
+def _needed_future(policy: PreTrainedConfig) -> int:
+    """Frames that must have been recorded after one for the oracle to tell its future: a step, or of states all."""
+    memory = getattr(policy, "memory", None)
+    n_steps = policy.n_future_steps if memory is not None and memory.content == "states" else 1
+    return n_steps * getattr(policy, "future_stride", 1)
 
 
 def _open_dataset(named: SourceConfig, checkpoint: Checkpoint) -> tuple[SourceConfig, LeRobotDatasetMetadata]:

@@ -106,6 +106,18 @@ class Frames:
         lenders = {task: np.flatnonzero(self._all_tasks != task) for task in np.unique(self.task)}
         return self._load(np.array([draws.choice(lenders[task]) for task in self.task]))
 
+    def moves(self, name: str, ahead: list[int]) -> Iterator[Tensor]:
+        """For each batch, how far a column's values (s,) will have moved some frames later: (b, k, s).
+
+        Args:
+            name: The column.
+            ahead: (k,) frames; beyond the end of an episode its last frame counts.
+        """
+        values = torch.stack(list(self._dataset.hf_dataset[name]))
+        for part in self.parts:
+            later = self._rows[part, None] + np.minimum(ahead, self.left[part, None])
+            yield values[later] - values[self._rows[part]][:, None]
+
     def _load(self, rows: np.ndarray) -> Iterator[dict]:
         sampler = [rows[part].tolist() for part in self.parts]
         context = "spawn" if self._num_workers else None

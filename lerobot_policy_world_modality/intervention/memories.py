@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lerobot_policy_world_modality.intervention.frames import Frames
 from lerobot_policy_world_modality.intervention.subject import Subject
+from lerobot_policy_world_modality.intervention.true_states import displacements, state_scale
 from lerobot_policy_world_modality.world_memory import close_gates, foresee
 from world_modality_core.configs import MemoryConfig, MemorySource
 from world_modality_core.errors import ConfigError
@@ -37,12 +39,19 @@ class Source(StrEnum):
 _BLIND = (Source.zero, Source.random)
 
 
-def scored_frames(frames: Frames, source: Source, stale_frames: int, future_stride: int) -> np.ndarray:
-    """Frames (f,) for which a source has a memory to give: only these count, in the clean error too."""
+def scored_frames(frames: Frames, source: Source, stale_frames: int, future_frames: int) -> np.ndarray:
+    """Frames (f,) for which a source has a memory to give: only these count, in the clean error too.
+
+    Args:
+        frames: The frames.
+        source: The source.
+        stale_frames: Age of a stale memory.
+        future_frames: Frames of the recorded future that the oracle needs.
+    """
     is_scored = np.ones(len(frames), bool)
     match source:
         case Source.oracle:
-            return frames.left >= future_stride
+            return frames.left >= future_frames
         case Source.stale:
             return frames.step >= stale_frames
         case Source.shuffle | Source.shuffle_within_task:
@@ -69,6 +78,9 @@ def why_not(subject: Subject, frames: Frames, source: Source, is_scored: np.ndar
         subject.memory.check_content(asked_for(source, subject.memory))
     except ConfigError:
         return f"the memory holds the Prophet's states (memory.content={subject.memory.content})"
+    if tells_truth(source, subject.memory) and state_scale(subject) is None:
+        start = subject.config.prophet.initialised_from
+        return f"what its Prophet measures states in can't be told: {start} is gone, or not what it started from"
     if not is_scored.any():
         return {
             Source.shuffle: "all frames are of one episode",
@@ -101,10 +113,13 @@ def plans(
         lenders = frames.earlier(stale_frames)
     elif source is Source.wrong_task:
         lenders = frames.of_other_tasks(seed)
+    moved = displacements(subject, frames, state_scale(subject)) if tells_truth(source, subject.memory) else None
     for number, (part, loaded) in enumerate(zip(frames.parts, frames.batches(), strict=True)):
         batch = subject.preprocess(dict(loaded))
         noise = subject.noise(len(part), seed + number)
         lent = None if lenders is None else predict(subject, subject.preprocess(next(lenders)))
+        if moved is not None:
+            lent = replace(predict(subject, batch), displacement=next(moved))
         with _memory(subject, source, seed + number, lent) as given:
             plan = subject.policy.plan_recorded(batch, given, noise=noise)
         yield part, loaded, batch, plan
@@ -138,11 +153,18 @@ def _memory(subject: Subject, source: Source | None, draw: int, lent: Futures | 
             handle.remove()
 
 
+def tells_truth(source: Source | None, config: MemoryConfig | None) -> bool:
+    """Whether a memory of the robot's states is to hold what they really were."""
+    return source is Source.oracle and config is not None and config.content == "states"
+
+
 def asked_for(source: Source, config: MemoryConfig) -> MemorySource:
     """What the policy is asked for, where the rest of a source is done here."""
     match source:
         case Source.gate_closed:
             return config.rollout_source
         case Source.stale | Source.wrong_task:
+            return MemorySource.pred
+        case Source.oracle if tells_truth(source, config):
             return MemorySource.pred
     return MemorySource(source.value)
