@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections import Counter
 
@@ -183,6 +184,9 @@ def test_arms_and_scenes_may_be_added_to_a_finished_evaluation(fakes):
     assert fakes.run()[0] == 0
     more = {"A": {}, "F": {"arms": ["intact", "zero", "stale"]}}
     fakes.write(models=more, eval=BASE["eval"] | {"eval.n_episodes": 4})
+    assert "4 done, 4 done in part" in fakes.run("--status")[1]
+    code, printed = fakes.run("--plan")
+    assert re.search(r"train +F +2 +2 ", printed) and re.search(r"eval +F +2 +0 ", printed)
     code, printed = fakes.run()
     assert code == 0, printed
     assert printed.count("done before") == 4 and "eval-F-s1: goes on" in printed  # the trainings are done

@@ -17,7 +17,7 @@ from world_modality_core.matrix.estimate import Guess, duration, guess_all, time
 from world_modality_core.matrix.expand import Job, expand, select
 from world_modality_core.matrix.flags import check_flags, has_metrics_file
 from world_modality_core.matrix.queue import Options, find_program, run_queue
-from world_modality_core.matrix.record import check_unchanged, read_record, state
+from world_modality_core.matrix.record import check_unchanged, is_done, read_record, state
 from world_modality_core.matrix.study import KINDS, Study, load_study
 
 
@@ -52,7 +52,7 @@ def format_plan(study: Study, jobs: list[Job], n_workers: int, verbose: bool, st
     for job in jobs:
         groups.setdefault((job.kind, job.model), []).append(job)
     for (kind, model), group in sorted(groups.items(), key=lambda item: KINDS.index(item[0][0])):
-        n_done = sum(read_record(job.folder).get("state") == "done" for job in group)
+        n_done = sum(is_done(job, read_record(job.folder)) for job in group)
         guess = guesses[group[0].name]
         lines.append(
             f"  {kind:<10} {model:<28} {len(group):>4} {n_done:>5}  {duration(guess.seconds):<12} {guess.source}"
@@ -84,6 +84,8 @@ def format_status(jobs: list[Job]) -> str:
     lines, counts = [], {}
     for job in jobs:
         record, now = read_record(job.folder), state(job)
+        if now == "done" and not is_done(job, record):
+            now = "done in part"  # it is asked for more arms or scenes than it has
         counts[now] = counts.get(now, 0) + 1
         seconds = duration(record["seconds"]) if record else ""
         lines.append(f"  {now:<12} {job.name:<44} {seconds}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from world_modality_core.matrix.expand import Job
-from world_modality_core.matrix.record import adds_episodes, read_record, state
+from world_modality_core.matrix.record import is_done, read_record, state
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def time_left(jobs: list[Job], guesses: dict[str, Guess], n_workers: int, skip_f
     workers = [0.0] * max(n_workers, 1)
     for job in jobs:
         now, record = state(job), read_record(job.folder)
-        if (now == "done" and not adds_episodes(job, record)) or (now == "failed" and skip_failed):
+        if is_done(job, record) or (now == "failed" and skip_failed):
             ends[job.name] = 0.0
             continue
         guess = guesses[job.name].seconds

@@ -31,6 +31,7 @@ from world_modality_core.matrix.record import (
     adds_episodes,
     drop_old_checkpoints,
     end_of_log,
+    is_done,
     lock_of,
     new_record,
     prepare,
@@ -145,7 +146,7 @@ class _Queue:
     def _consider(self, job: Job) -> None:
         """Settle a job, or start it if it is its turn."""
         record = read_record(job.folder)
-        if record.get("state") == "done" and not adds_episodes(job, record):
+        if is_done(job, record):
             return self._settle(job, "done", "done before" if job.name not in self.elsewhere else "done")
         if record.get("state") == "failed" and not self._retries(job):
             return self._settle(job, "failed", "failed before; --retry_failed runs it again")

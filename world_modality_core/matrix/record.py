@@ -105,6 +105,11 @@ def adds_episodes(job: Job, record: dict[str, Any]) -> bool:
     return _pinned(record["command"]) == _pinned(job.command)
 
 
+def is_done(job: Job, record: dict[str, Any]) -> bool:
+    """Whether nothing of a job is left to run; episodes that were asked for since are."""
+    return record.get("state") == "done" and not adds_episodes(job, record)
+
+
 def _arms(command: list[str] | tuple[str, ...]) -> set[str]:
     return {arm for word in command if word.startswith("--arms=") for arm in re.findall(r"\w+", word[len("--arms=") :])}
 
