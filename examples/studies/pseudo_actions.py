@@ -1,11 +1,16 @@
 """Give the action-free episodes of a study actions, told from their states: a control for memories of future states.
 
     python examples/studies/pseudo_actions.py examples/studies/study2.yaml --set data=data/metaworld6
+    python examples/studies/pseudo_actions.py examples/studies/study2.yaml --set data=data/metaworld6 --images_only
 
 For each training seed an inverse dynamics model (a small MLP from states around a moment to its action) is fitted on
 the seed's labelled episodes, and `${data}/pseudo_s<seed>` becomes a copy of the dataset whose other episodes
 hold what it tells. Where states are recorded, this is the cheapest use of episodes without actions (as in VPT,
 arXiv:2206.11795): whoever claims that a memory of future states helps must show how far this goes.
+
+With --images_only the other episodes have no states either. They are told first, by a ridge regression from latents to
+states on the labelled episodes, then the actions from told states; both go into `${data}/video_s<seed>`.
+Statistics for normalisation stay those of the recorded dataset, as in every model of the study.
 """
 
 from __future__ import annotations
@@ -21,25 +26,50 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from world_modality_core.companion import open_companion
 from world_modality_core.matrix.draw import draw_episodes, read_tasks
 from world_modality_core.matrix.study import load_study
 
-# Frames whose states tell the action of frame 0.
+# Frames whose states tell the action of frame 0; further apart where the states are told themselves, and noisy.
 OFFSETS = (-2, -1, 1, 2, 3, 4)
+FAR_OFFSETS = (-4, -2, 2, 4, 6, 8)
+# Frames whose latents tell the state of frame 0.
+LATENT_OFFSETS = (-2, 2)
+RIDGE = 0.3
+"""Penalty of the regression from latents to states, per frame."""
 
 
-def windows(states: np.ndarray, episodes: np.ndarray) -> np.ndarray:
-    """(n, s * 7) states, and how far those around them are away; outside the episode, its nearest frame's.
+def windows(states: np.ndarray, episodes: np.ndarray, offsets: tuple[int, ...] = OFFSETS) -> np.ndarray:
+    """(n, s * (1 + o)) states, and how far those around them are away; outside the episode, its nearest frame's.
 
     Args:
         states: (n, s), in order.
         episodes: (n,) episode of each.
+        offsets: o frames around each.
     """
     index = np.arange(len(states))
     first = np.searchsorted(episodes, episodes, side="left")
     last = np.searchsorted(episodes, episodes, side="right") - 1
-    around = [states[np.clip(index + offset, first, last)] - states for offset in OFFSETS]
+    around = [states[np.clip(index + offset, first, last)] - states for offset in offsets]
     return np.concatenate([states, *around], axis=1)
+
+
+def tell_states(latents: np.ndarray, states: np.ndarray, episodes: np.ndarray, is_labelled: np.ndarray) -> np.ndarray:
+    """(n, s) states as the latents tell them, by a ridge regression on the labelled frames.
+
+    Args:
+        latents: (n, w) standardised.
+        states: (n, s), read on labelled frames only.
+        episodes: (n,) episode of each.
+        is_labelled: (n,) bool.
+    """
+    inputs = windows(latents, episodes, LATENT_OFFSETS)
+    known, wanted = inputs[is_labelled].astype(np.float64), states[is_labelled].astype(np.float64)
+    centre, mean = known.mean(0), wanted.mean(0)
+    known = known - centre
+    penalty = RIDGE * len(known) * np.eye(known.shape[1])
+    weights = np.linalg.solve(known.T @ known + penalty, known.T @ (wanted - mean))
+    return ((inputs - centre) @ weights + mean).astype(states.dtype)
 
 
 def fit(inputs: Tensor, actions: Tensor, seed: int, steps: int = 2000) -> nn.Module:
@@ -58,7 +88,14 @@ def fit(inputs: Tensor, actions: Tensor, seed: int, steps: int = 2000) -> nn.Mod
     return lambda x: model((x - mean) / std).detach()
 
 
-def write_copy(source: Path, output: Path, labelled: list[int], unlabelled: list[int], seed: int) -> float:
+def write_copy(
+    source: Path,
+    output: Path,
+    labelled: list[int],
+    unlabelled: list[int],
+    seed: int,
+    latents: np.ndarray | None = None,
+) -> dict[str, float]:
     """Copy a dataset without images; actions of episodes that are not labelled are told by the model.
 
     Args:
@@ -67,51 +104,72 @@ def write_copy(source: Path, output: Path, labelled: list[int], unlabelled: list
         labelled: Episodes that keep their actions.
         unlabelled: Episodes to measure on.
         seed: Seed of the model.
+        latents: (n, w) standardised latents, to tell the states from as well; None if the states are known.
 
     Returns:
-        R^2 of the told actions against those that were recorded (and are not used), over all action dimensions.
+        R^2 of what is told against what was recorded (and is not used), over all dimensions: column -> R^2.
     """
     files = sorted((source / "data").glob("*/*.parquet"))
     tables = [pq.read_table(file) for file in files]
     whole = pa.concat_tables(tables).to_pandas()
     states, actions = (np.stack(whole[name].to_numpy()) for name in ("observation.state", "action"))
     episodes = whole["episode_index"].to_numpy()
-    inputs = torch.from_numpy(windows(states.astype(np.float32), episodes))
     is_labelled = np.isin(episodes, labelled)
+    told = {}
+    seen, offsets = states.astype(np.float32), OFFSETS
+    if latents is not None:
+        seen, offsets = tell_states(latents, seen, episodes, is_labelled), FAR_OFFSETS
+        told["observation.state"] = np.where(is_labelled[:, None], states, seen).astype(states.dtype)
+    inputs = torch.from_numpy(windows(seen, episodes, offsets))
     model = fit(inputs[is_labelled], torch.from_numpy(actions[is_labelled]), seed)
-    told = np.where(is_labelled[:, None], actions, model(inputs).numpy()).astype(actions.dtype)
+    told["action"] = np.where(is_labelled[:, None], actions, model(inputs).numpy()).astype(actions.dtype)
     aside = output.with_name(f".{output.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside, ignore=shutil.ignore_patterns("*.parquet.lock", "*.lock"))
     start = 0
     for file, table in zip(files, tables, strict=True):
-        column = table.schema.get_field_index("action")
-        part = pa.array(list(told[start : start + len(table)]), type=table.schema.field(column).type)
-        pq.write_table(table.set_column(column, table.schema.field(column), part), aside / file.relative_to(source))
+        for name, values in told.items():
+            column = table.schema.get_field_index(name)
+            part = pa.array(list(values[start : start + len(table)]), type=table.schema.field(column).type)
+            table = table.set_column(column, table.schema.field(column), part)
+        pq.write_table(table, aside / file.relative_to(source))
         start += len(table)
-    record = {"labelled": labelled, "seed": seed, "offsets": OFFSETS}
+    record = {"labelled": labelled, "seed": seed, "offsets": offsets, "told": sorted(told)}
     (aside / "meta" / "pseudo_actions.json").write_text(json.dumps(record))
     aside.rename(output)
     rest = np.isin(episodes, unlabelled)
-    error = ((told[rest] - actions[rest]) ** 2).sum()
-    return float(1 - error / ((actions[rest] - actions[rest].mean(0)) ** 2).sum())
+    recorded = {"observation.state": states, "action": actions}
+    return {name: r_squared(values[rest], recorded[name][rest]) for name, values in told.items()}
+
+
+def r_squared(told: np.ndarray, recorded: np.ndarray) -> float:
+    """One minus the squared error over the spread, over all dimensions of (n, a)."""
+    return float(1 - ((told - recorded) ** 2).sum() / ((recorded - recorded.mean(0)) ** 2).sum())
+
+
+def read_latents(root: str) -> np.ndarray:
+    """(n, w) latents of a companion, standardised by its own figures."""
+    companion = open_companion(root=root)
+    return (np.asarray(companion.table.latents, dtype=np.float32) - companion.mean.numpy()) / companion.std.numpy()
 
 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("study", type=Path, help="a study with `episodes.draw`")
     cli.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a value of the study's `vars`")
+    cli.add_argument("--images_only", action="store_true", help="tell the states too, from the latents")
     args = cli.parse_args()
     study = load_study(args.study, dict(item.split("=", 1) for item in args.set))
     draw = study.episodes.draw
     tasks, source = read_tasks(draw), Path(draw.root)
+    latents = read_latents(study.train["policy.companion.root"]) if args.images_only else None
     for seed in sorted({seed for model in study.models.values() for seed in model.seeds or study.seeds}):
-        output = source.parent / f"pseudo_s{seed}"
+        output = source.parent / f"{'video' if args.images_only else 'pseudo'}_s{seed}"
         if output.exists():
             print(f"{output}: there already")
             continue
-        fitness = write_copy(source, output, *draw_episodes(draw, tasks, seed), seed)
-        print(f"{output}: R^2 of the told actions {fitness:.3f}")
+        fitness = write_copy(source, output, *draw_episodes(draw, tasks, seed), seed, latents)
+        print(f"{output}: R^2 of what is told: " + ", ".join(f"{name} {value:.3f}" for name, value in fitness.items()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pseudo-actions come from states of the same episode, and leave labelled episodes and the source alone."""
+"""Pseudo-actions come from states or latents of the same episode; labelled episodes and the source stay as they are."""
 
 import importlib.util
 from pathlib import Path
@@ -50,3 +50,40 @@ def test_only_unlabelled_actions_are_told(pseudo, tmp_path, monkeypatch):
     for was, told, episode in zip(old["action"], new["action"], old["episode_index"], strict=True):
         assert np.array_equal(told, was if episode == 1 else np.full(4, 0.25, np.float32))
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_states_are_told_from_latents_of_labelled_frames(pseudo):
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(400, 6)).astype(np.float32)
+    states = (latents @ rng.normal(size=(6, 2)) + 3).astype(np.float32)
+    episodes, is_labelled = np.repeat(np.arange(4), 100), np.arange(400) < 200
+    hidden = np.where(is_labelled[:, None], states, np.nan)  # states of the others are never read
+    told = pseudo.tell_states(latents, hidden, episodes, is_labelled)
+    assert told.dtype == np.float32 and pseudo.r_squared(told[200:], states[200:]) > 0.9
+    assert pseudo.r_squared(np.broadcast_to(states.mean(0), states.shape), states) == pytest.approx(0, abs=1e-5)
+
+
+def test_with_images_only_states_are_told_too(pseudo, tmp_path, monkeypatch):
+    make_dataset(tmp_path / "source", lengths=(12, 9, 5), cameras=())
+    old = pq.read_table(tmp_path / "source" / "data").to_pandas()
+    seen = []
+
+    def fit(inputs, actions, seed):
+        seen.append(inputs)
+        return lambda x: torch.full((len(x), 4), 0.25)
+
+    monkeypatch.setattr(pseudo, "fit", fit)
+    latents = np.stack(old["observation.state"])[:, :3].astype(np.float32)
+    fitness = pseudo.write_copy(tmp_path / "source", tmp_path / "copy", [1], [0, 2], seed=0, latents=latents)
+    assert set(fitness) == {"observation.state", "action"}
+    new = pq.read_table(tmp_path / "copy" / "data").to_pandas()
+    told = pseudo.tell_states(
+        latents, np.stack(old["observation.state"]), old["episode_index"].to_numpy(), old["episode_index"] == 1
+    )
+    for i, episode in enumerate(old["episode_index"]):
+        is_told = episode != 1
+        assert np.array_equal(new["action"][i], np.full(4, 0.25, np.float32) if is_told else old["action"][i])
+        assert np.array_equal(new["observation.state"][i], told[i] if is_told else old["observation.state"][i])
+    # Actions are told from told states in labelled episodes too, so that one model serves all.
+    wide = pseudo.windows(told, old["episode_index"].to_numpy(), pseudo.FAR_OFFSETS)
+    assert np.array_equal(seen[0].numpy(), wide[old["episode_index"] == 1])
