@@ -22,7 +22,7 @@ from sklearn.cluster import MiniBatchKMeans
 sys.path.insert(0, str(Path(__file__).parent))
 from report import report
 
-from world_modality_core.codebook import Codebook
+from world_modality_core.latents.codebook import Codebook
 
 
 def latents(n: int, dim: int, rng: np.random.Generator) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from report import report
 
-from world_modality_core.latent_table import LatentTable
+from world_modality_core.latents.latent_table import LatentTable
 
 
 def main() -> None:

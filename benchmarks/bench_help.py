@@ -45,9 +45,9 @@ from fixtures_smolvlm import TINY_SMOLVLA, make_smolvlm
 from provenance import provenance
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
-from world_modality_core.companion import open_companion
 from world_modality_core.configs import MemorySource
-from world_modality_core.encoder_spec import EncoderSpec
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.latents.companion import open_companion
 from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
 
 IMAGE_PX, LENGTH, CHUNK = 64, 40, 4

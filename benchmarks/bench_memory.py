@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from report import report
 
-from world_modality_core.latent_table import LatentTable
+from world_modality_core.latents.latent_table import LatentTable
 
 
 def resident_mb() -> dict[str, float]:

@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from fixtures_datasets import make_dataset
 from report import report
 
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import make_world_encoder
+from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.precompute.encode import encode_episodes, stage_latents
 from world_modality_core.precompute.source import Source
 from world_modality_core.precompute.staging import Staging

@@ -23,11 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 
 import lerobot_policy_world_modality  # noqa: F401  registers the type
-from lerobot_policy_world_modality.qwen_world import QwenWorld
-from lerobot_policy_world_modality.sight import Sight
-from lerobot_policy_world_modality.world_memory import foresee
-from world_modality_core.encoder_spec import EncoderSpec
-from world_modality_core.latent_table import LatentTable
+from lerobot_policy_world_modality.policies.qwen_world_fplus.world_parts import QwenWorld
+from lerobot_policy_world_modality.policies.shared.latent_reader import WorldBatch
+from lerobot_policy_world_modality.policies.shared.memory_filling import predict_futures
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.latents.latent_table import LatentTable
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fixtures_qwen import make_qwen  # noqa: E402
@@ -84,10 +84,10 @@ def count_flops(b: int, n_text: int) -> dict[str, float]:
         out = model.model.language_model(inputs_embeds=embedded, position_ids=places)
         out.last_hidden_state.sum().backward()
     counts["language model"] = counter.get_total_flops()
-    sight = Sight(b, history=latents[0], history_is_pad=pads[0], future=latents[1], future_is_pad=pads[1])
+    world_batch = WorldBatch(b, history=latents[0], history_is_pad=pads[0], future=latents[1], future_is_pad=pads[1])
     with FlopCounterMode(display=False) as counter:
-        informed = world.reader(states, foresee(world.prophet, sight).as_memory())
-        loss, _ = world.objectives(informed, sight)
+        informed = world.reader(states, predict_futures(world.prophet, world_batch).as_memory())
+        loss, _ = world.objectives(informed, world_batch)
         (informed.sum() + loss.sum()).backward()
     counts["memory and alignment"] = counter.get_total_flops()
     return counts
@@ -101,7 +101,7 @@ def build(args: argparse.Namespace, vlm: Path, table: LatentTable, has_world: bo
     policy = get_policy_class("qwen_world_fplus")(config).to(args.device).train()
     policy._awaits_weights = False  # random ones are wanted
     if has_world:
-        policy.eyes.companion = SimpleNamespace(table=table, root=vlm)
+        policy.latent_reader.companion = SimpleNamespace(table=table, root=vlm)
     return policy, torch.optim.AdamW(policy.get_optim_params())
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         study, page = Path(name) / "study", Path(name) / "report.html"
         write(study, args)
-        command = [sys.executable, "-m", "world_modality_core.report.cli", str(study), "--baseline=model_00"]
+        command = [sys.executable, "-m", "world_modality_core.studies.report.cli", str(study), "--baseline=model_00"]
         seconds = []
         for _ in range(args.repeats):
             start = time.perf_counter()

@@ -16,8 +16,8 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import get_policy_class, make_policy_config
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import make_world_encoder
+from world_modality_core.encoders.spec import EncoderSpec
 
 CAMERA, STEPS = "observation.image", 200
 
@@ -52,7 +52,7 @@ def main() -> None:
             start = time.perf_counter()
             policy.select_action(batch).cpu()
             milliseconds.append(1e3 * (time.perf_counter() - start))
-        frames.append(policy.eyes.frames.n_encoded / STEPS)
+        frames.append(policy.latent_reader.frames.n_encoded / STEPS)
     figures = {"frames_per_step": frames, "ms_per_step": milliseconds}
     print(f"device {args.device}, {args.n_envs} environment(s), {args.repeats} episodes of {STEPS} steps")
     print(f"frames encoded per environment step: {statistics.median(frames):.3f} (figure to reach: <= 0.4)")

@@ -44,9 +44,9 @@ from provenance import provenance
 from report import report
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import make_world_encoder
-from world_modality_core.latent_table import LatentTable
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.latents.latent_table import LatentTable
 
 TYPES = ("smolvla", "smolvla_world")
 CAMERA, ACTION, STATE, CHUNK = "observation.images.top", 7, 8, 50
@@ -74,7 +74,7 @@ class Pair:
         starts = np.arange(N_EPISODES) * EPISODE_LENGTH
         self.table = LatentTable(path, None, np.stack([starts, starts + EPISODE_LENGTH], axis=1))
         self.policies = {name: self.build(name) for name in TYPES}
-        self.policies["smolvla_world"].eyes.companion = SimpleNamespace(table=self.table, root=folder)
+        self.policies["smolvla_world"].latent_reader.companion = SimpleNamespace(table=self.table, root=folder)
 
     def build(self, policy_type: str, encoder: EncoderSpec | None = None, **options):
         """A policy in training mode."""
@@ -204,8 +204,8 @@ def sampling(pair: Pair) -> list[dict]:
         policy.model.sample_actions(images, masks, *prompt, policy.prepare_state(batch), noise=noise)
 
     with torch.no_grad():
-        sight = world._recorded_sight(batch)
-        with world._reading(sight, world.config.memory.source):
+        world_batch = world._recorded_batch(batch)
+        with world._reading(world_batch, world.config.memory.source):
             works = {"smolvla": lambda: sample(plain), "smolvla_world": lambda: sample(world)}
             ready = compare(f"{pair.size}: sampling a chunk, memory ready", works, "<= 1.05", pair.args)
         works = {
@@ -238,11 +238,11 @@ def waits(pair: Pair) -> dict:
 
     counted = {"smolvla": count(policies["smolvla"])}
     for place, on_device in (("device", True), ("host", False)):
-        world.config.companion.on_device, world.eyes._device_table = on_device, None
+        world.config.companion.on_device, world.latent_reader._device_table = on_device, None
         count(world)  # the first step opens the table
         counted[f"smolvla_world, latents on the {place}"] = count(world)
     counted["smolvla, log read"] = count(policies["smolvla"], True)
-    world.config.companion.on_device, world.eyes._device_table = True, None
+    world.config.companion.on_device, world.latent_reader._device_table = True, None
     count(world)
     counted["smolvla_world, latents on the device, log read"] = count(world, True)
     print(f"\n{pair.size}: waits for the device in a training step  (target: as many as smolvla)")
@@ -261,7 +261,7 @@ def frames(pair: Pair) -> list[dict]:
     for n_action_steps, target in ((50, 0.08), (10, 0.4)):
         policy = pair.build("smolvla_world", encoder.spec, n_action_steps=n_action_steps, n_history_steps=4).eval()
         counting = CountingEncoder(encoder)
-        policy.eyes._encoder = counting
+        policy.latent_reader._encoder = counting
         policy.reset()
         one = {key: value[:1] for key, value in pair.batch().items() if key.startswith("observation.")}
         for _ in range(ENV_STEPS):

@@ -20,8 +20,8 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import get_policy_class, make_policy_config
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
-from world_modality_core.encoder_spec import EncoderSpec
-from world_modality_core.latent_table import LatentTable
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.latents.latent_table import LatentTable
 
 N_EPISODES, EPISODE_LENGTH, ACTION, STATE, LANGUAGE = 100, 100, 7, 8, 384
 
@@ -38,7 +38,7 @@ def build(policy_type: str, args: argparse.Namespace, table: LatentTable):
     config.encoder = EncoderSpec(family="dinov2", cameras=["observation.image"], n_tokens=1, dim=768, raw_dims=[768])
     config.language.dim = LANGUAGE
     policy = get_policy_class(policy_type)(config).to(args.device).train()
-    policy.eyes.companion = SimpleNamespace(table=table)
+    policy.latent_reader.companion = SimpleNamespace(table=table)
     return policy, torch.optim.AdamW(policy.get_optim_params(), lr=1e-4)
 
 
@@ -75,7 +75,7 @@ def main() -> None:
         for policy, _ in policies.values():
             # One lookup in a table of embedded tasks is all that language costs in training.
             embedding = torch.randn(args.batch_size, LANGUAGE, device=args.device)
-            policy.eyes._sentences = SimpleNamespace(encode=lambda tasks, e=embedding: e)
+            policy.latent_reader._sentences = SimpleNamespace(encode=lambda tasks, e=embedding: e)
         seconds: dict[str, list[float]] = {name: [] for name in policies}
         for repeat in range(args.repeats + 2):
             batch = {

@@ -1,7 +1,7 @@
 """Levels, power and coverage of `wm-compare`, over simulated studies whose true effects are known.
 
 Every share below is over simulated studies, with its Wilson interval. Chances of success: tasks, scenes, training runs,
-and what models have with tasks and scenes, all random (world_modality_core/evidence/simulate.py has the model).
+and what models have with tasks and scenes, all random (world_modality_core/studies/evidence/simulate.py has the model).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance
 
-from world_modality_core.evidence.bootstrap import bootstrap_intervals
-from world_modality_core.evidence.comparable import Side, pair
-from world_modality_core.evidence.compare import INTACT, compare
-from world_modality_core.evidence.paired import PairCounts, compare_counts, compare_runs
-from world_modality_core.evidence.sequential import log_e_values
-from world_modality_core.evidence.simulate import StudyShape, simulate_study
-from world_modality_core.evidence.verdicts import NEEDED, SHOWN, USED
-from world_modality_core.statistics import wilson_interval
+from world_modality_core.studies.evidence.bootstrap import bootstrap_intervals
+from world_modality_core.studies.evidence.comparable import Side, pair
+from world_modality_core.studies.evidence.compare import INTACT, compare
+from world_modality_core.studies.evidence.paired import PairCounts, compare_counts, compare_runs
+from world_modality_core.studies.evidence.sequential import log_e_values
+from world_modality_core.studies.evidence.simulate import StudyShape, simulate_study
+from world_modality_core.studies.evidence.verdicts import NEEDED, SHOWN, USED
+from world_modality_core.studies.evidence.wilson import wilson_interval
 
 ALPHA = 0.05
 # 400 pairs: 4 tasks x 50 scenes x 2 training runs.

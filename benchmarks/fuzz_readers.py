@@ -64,7 +64,7 @@ def main() -> None:
 
 def precompute_tiny(source: Path, companion: Path) -> None:
     """The companion of a tiny dataset, with PCA and tokens."""
-    from world_modality_core.encoder_spec import EncoderSpec
+    from world_modality_core.encoders.spec import EncoderSpec
     from world_modality_core.precompute.cli import (
         OutputConfig,
         PrecomputeConfig,

@@ -10,7 +10,7 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from coc_tools.import_export import iter_lines
 from coc_tools.schema import EpisodeLabel
 from coc_tools.store import StoreError
-from world_modality_core.cards import PACKAGE, PARQUET, code, dataset_card, license_words, table
+from world_modality_core.precompute.cards import PACKAGE, PARQUET, code, dataset_card, license_words, table
 
 _WHAT = "Such a label says in short sentences, step by step, what a robot does in an episode and why. "
 

@@ -25,9 +25,9 @@ from coc_tools.prompts import load_prompt
 from coc_tools.request import RequestBuilder, choose_cameras, load_objects, open_latents
 from coc_tools.shares import Shares
 from coc_tools.store import LabelFile, StoreError, failed_path, iter_labels
-from world_modality_core.commands import told_in_one_line
-from world_modality_core.companion import CompanionError, default_root, open_companion
-from world_modality_core.differences import option_differences
+from world_modality_core.io.commands import command_errors
+from world_modality_core.io.option_differences import option_differences
+from world_modality_core.latents.companion import CompanionError, default_root, open_companion
 
 # What a user can mend; everything else is a fault of ours and keeps its traceback.
 USER_ERRORS = (ConfigError, EpisodeError, StoreError, WriteError, BackendUnusable, CompanionError)
@@ -244,7 +244,7 @@ def main() -> None:
         f"{arg}=true" if arg in flags and after.startswith("--") else arg
         for arg, after in zip(given, [*given[1:], "--"], strict=False)
     ]
-    with told_in_one_line("coc-label", *USER_ERRORS):
+    with command_errors("coc-label", *USER_ERRORS):
         try:
             summary = parser.wrap()(label)()
         except ParsingError as error:

@@ -33,14 +33,14 @@ from tqdm import tqdm
 
 from coc_tools.language_rows import COC_STYLE, rows_of_label
 from coc_tools.schema import EpisodeLabel
-from world_modality_core.errors import UserError
-from world_modality_core.files import (
+from world_modality_core.io.errors import UserError
+from world_modality_core.io.files import (
     checked,
-    naming_damage,
     naming_full_disk,
     open_parquet,
     read_json,
     read_parquet,
+    reading,
     write_text,
 )
 from world_modality_core.precompute.assemble import check_own, link_or_copy
@@ -264,7 +264,7 @@ def _rewrite(path: Path, target: Path, labels: Mapping[int, EpisodeLabel], schem
     file, writer, carry = open_parquet(path), None, _Carry(path)
     try:
         for group in range(file.num_row_groups):
-            with naming_damage(path, "parquet"):
+            with reading(path, "parquet"):
                 table = file.read_row_group(group)
             column = _new_column(table, labels, carry)
             position = table.schema.get_field_index(LANGUAGE_PERSISTENT)

@@ -18,9 +18,9 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from PIL import Image
 
 from coc_tools.language_rows import COC_STYLE
-from world_modality_core.errors import UserError
-from world_modality_core.files import naming_damage, open_parquet
-from world_modality_core.hub import hub_errors
+from world_modality_core.io.errors import UserError
+from world_modality_core.io.files import open_parquet, reading
+from world_modality_core.io.hub import hub_errors
 from world_modality_core.precompute.source import video_frames
 
 
@@ -191,7 +191,7 @@ class EpisodeReader:
         episode = self[index]
         path = self.root / self.meta.get_data_file_path(index)
         # An open parquet file is not for two threads at once.
-        with self._lock, naming_damage(path, "parquet", "copy or download this file of the dataset again"):
+        with self._lock, reading(path, "parquet", "copy or download this file of the dataset again"):
             file, starts = self._open(path)
             first = int(np.searchsorted(starts, episode.start, side="right")) - 1
             last = int(np.searchsorted(starts, episode.stop))
@@ -224,5 +224,5 @@ class EpisodeReader:
             return [Image.fromarray(frame) for frame in video_frames(path, times, episode.index)]
         column = self.rows(episode.index, [camera])[camera]
         path = self.root / self.meta.get_data_file_path(episode.index)
-        with naming_damage(path, f"images of {camera}", "copy or download this file of the dataset again"):
+        with reading(path, f"images of {camera}", "copy or download this file of the dataset again"):
             return [Image.open(io.BytesIO(column[p]["bytes"].as_py())).convert("RGB") for p in positions]

@@ -16,8 +16,8 @@ from coc_tools.episodes import EpisodeReader
 from coc_tools.language_rows import label_starts
 from coc_tools.schema import EpisodeLabel, Provenance
 from coc_tools.store import LabelFile, StoreError, utc_now
-from world_modality_core.files import parse_json, write_text
-from world_modality_core.hub import local_file
+from world_modality_core.io.files import parse_json, write_text
+from world_modality_core.io.hub import local_file
 
 
 def iter_lines(path: str | Path) -> Iterator[tuple[int, int, EpisodeLabel | str]]:

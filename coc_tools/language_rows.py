@@ -24,7 +24,7 @@ from lerobot.datasets.language import (
 from torch import Tensor
 
 from coc_tools.schema import EpisodeLabel, step_text
-from world_modality_core.files import open_parquet
+from world_modality_core.io.files import open_parquet
 
 COC_STYLE = "coc"
 COC_ROLE = "assistant"

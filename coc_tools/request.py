@@ -12,8 +12,8 @@ from coc_tools.config import ConfigError, KeyframesConfig
 from coc_tools.episodes import Episode, EpisodeReader
 from coc_tools.keyframes import keyframes
 from coc_tools.prompts import Prompt
-from world_modality_core.companion import Companion, open_companion
-from world_modality_core.files import read_json
+from world_modality_core.io.files import read_json
+from world_modality_core.latents.companion import Companion, open_companion
 
 
 @dataclass

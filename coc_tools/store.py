@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from coc_tools.schema import EpisodeLabel
-from world_modality_core.errors import UserError
-from world_modality_core.files import naming_full_disk, write_text
+from world_modality_core.io.errors import UserError
+from world_modality_core.io.files import naming_full_disk, write_text
 
 
 class StoreError(UserError, ValueError):

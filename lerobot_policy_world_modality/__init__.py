@@ -4,16 +4,16 @@ LeRobot imports this package to discover it (its name starts with `lerobot_polic
 logged, and heavy imports would slow every LeRobot command down: register configurations, and nothing else.
 """
 
-from lerobot_policy_world_modality.configuration_qwen_world_fplus import QwenWorldFPlusConfig
-from lerobot_policy_world_modality.configuration_smolvla_world import SmolVLAWorldConfig
-from lerobot_policy_world_modality.configuration_world_modality import (
+from lerobot_policy_world_modality.envs.configuration_metaworld_light import MetaworldLightEnvConfig
+from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import QwenWorldFPlusConfig
+from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import SmolVLAWorldConfig
+from lerobot_policy_world_modality.policies.world.configuration_world_modality import (
     WorldAConfig,
     WorldBConfig,
     WorldBContConfig,
     WorldCConfig,
     WorldFConfig,
 )
-from lerobot_policy_world_modality.envs.configuration_metaworld_light import MetaworldLightEnvConfig
 
 __all__ = [
     "MetaworldLightEnvConfig",

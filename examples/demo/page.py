@@ -10,10 +10,10 @@ from pathlib import Path
 from page_data import PageData, Video
 from results import Result, read_results
 from stages import duration, read_stamp
-from world_modality_core.report.charts import Chart, Line, line_chart
-from world_modality_core.report.film import Imagined, held_out_chart
-from world_modality_core.report.records import read_metrics
-from world_modality_core.report.templates import template_environment
+from world_modality_core.studies.report.charts import Chart, Line, line_chart
+from world_modality_core.studies.report.film import Imagined, held_out_chart
+from world_modality_core.studies.report.records import read_metrics
+from world_modality_core.studies.report.templates import template_environment
 
 STAGES = ["record", "precompute", "train", "eval", "train_blind", "eval_blind"]
 
@@ -62,7 +62,7 @@ def build_page(data: PageData) -> str:
 
 def collect(folder: Path) -> PageData:
     """Read a finished demo run, and let its policy foresee the episodes that training held out."""
-    from imagined import imagine  # brings torch and LeRobot, which the page itself does not need
+    from imagined import predict_latents  # brings torch and LeRobot, which the page itself does not need
 
     results = read_results(folder / "eval")
     blind = read_results(folder / "eval_blind") if read_stamp(folder, "eval_blind").get("done") else []
@@ -72,7 +72,7 @@ def collect(folder: Path) -> PageData:
     ]
     checkpoint = folder / "train" / "checkpoints" / "last" / "pretrained_model"
     device = json.loads((checkpoint / "config.json").read_text())["device"]
-    imagined = imagine(checkpoint, folder / "dataset", "demo/metaworld", folder / "companion", device)
+    imagined = predict_latents(checkpoint, folder / "dataset", "demo/metaworld", folder / "companion", device)
     metrics = read_metrics(folder / "train_metrics.jsonl")
     return PageData(results, blind, metrics, choose_videos(results), imagined, stages)
 

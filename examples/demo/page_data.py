@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results import Result
-from world_modality_core.report.film import Imagined
+from world_modality_core.studies.report.film import Imagined
 
 
 @dataclass

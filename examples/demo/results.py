@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from world_modality_core.statistics import wilson_interval
+from world_modality_core.studies.evidence.wilson import wilson_interval
 
 
 @dataclass

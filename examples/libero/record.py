@@ -30,11 +30,11 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from tqdm import tqdm
 
 from lerobot_policy_world_modality.envs.frame_guard import BlankFrameError, FrameGuard, FrozenFrameError
+from lerobot_policy_world_modality.envs.libero_setup import check_libero_is_set_up
 from lerobot_policy_world_modality.envs.mujoco_gl import RendererError, choose_mujoco_gl
-from lerobot_policy_world_modality.libero_setup import check_libero_is_set_up
-from lerobot_policy_world_modality.record import Attempts, RecordConfig, RecordError, merge_episodes
-from world_modality_core.errors import ConfigError
-from world_modality_core.files import read_json, write_text
+from lerobot_policy_world_modality.record.cli import Attempts, RecordConfig, RecordError, merge_episodes
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import read_json, write_text
 
 CAMERAS = ("observation.images.image", "observation.images.image2")
 INIT_STATE = "init_state"

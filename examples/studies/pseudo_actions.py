@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from world_modality_core.companion import open_companion
-from world_modality_core.matrix.draw import draw_episodes, read_tasks
-from world_modality_core.matrix.study import load_study
+from world_modality_core.latents.companion import open_companion
+from world_modality_core.studies.matrix.draw import draw_episodes, read_tasks
+from world_modality_core.studies.matrix.study import load_study
 
 # Frames whose states tell the action of frame 0; further apart where the states are told themselves, and noisy.
 OFFSETS = (-2, -1, 1, 2, 3, 4)

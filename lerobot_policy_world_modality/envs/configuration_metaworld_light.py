@@ -9,7 +9,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 
-from world_modality_core.errors import ConfigError
+from world_modality_core.io.errors import ConfigError
 
 ACTION_DIM = 4
 STATE_DIM = 4

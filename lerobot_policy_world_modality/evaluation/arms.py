@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank, pinned_generator
-from lerobot_policy_world_modality.sight import Sight
-from lerobot_policy_world_modality.world_memory import current_content
+from lerobot_policy_world_modality.policies.shared.latent_reader import WorldBatch
+from lerobot_policy_world_modality.policies.shared.memory_filling import current_content
 from world_modality_core.configs import MemoryConfig
-from world_modality_core.memory import Memory
+from world_modality_core.memory.sources import Memory
 
 # Arms that show a scene the memories of another one.
 BANK_ARMS = ("shuffle", "shuffle_within_task", "wrong_task")
@@ -63,7 +63,7 @@ class MemoryArm:
     def _keeps_all(self) -> bool:
         return self.name == "intact" and self.bank is not None
 
-    def __call__(self, memory: Memory, sight: Sight, shape: tuple[int, int, int, int]) -> Memory:
+    def __call__(self, memory: Memory, world_batch: WorldBatch, shape: tuple[int, int, int, int]) -> Memory:
         """The memory that is read in place of `memory`; see `Intervention`."""
         tokens, plan = memory.tokens, self._n_plans
         self.shape, self._n_plans = shape, plan + 1
@@ -82,7 +82,7 @@ class MemoryArm:
                 return Memory(self._noise(tokens, plan))
             case "copy_current":
                 n, k, p, d = shape
-                current = current_content(sight, self.config.content, shape)
+                current = current_content(world_batch, self.config.content, shape)
                 copies = current[:, None, None].expand(-1, n, k, p, d)
                 return Memory(copies.reshape(tokens.shape).to(tokens.dtype))
             case "stale":

@@ -17,8 +17,8 @@ from lerobot_policy_world_modality.envs.mujoco_gl import RendererError
 from lerobot_policy_world_modality.evaluation.arms import ARMS
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.evaluation.evaluate import evaluate
-from world_modality_core.commands import told_in_one_line
-from world_modality_core.statistics import wilson_interval
+from world_modality_core.io.commands import command_errors
+from world_modality_core.studies.evidence.wilson import wilson_interval
 
 
 def format_table(rows: pd.DataFrame) -> str:
@@ -66,7 +66,7 @@ def main() -> None:
     sys.argv[1:] = ["--trust_remote_code=true" if arg == "--trust_remote_code" else arg for arg in sys.argv[1:]]
     init_logging()
     register_third_party_plugins()
-    with told_in_one_line("wm-eval", RendererError, BlankFrameError, FrozenFrameError):
+    with command_errors("wm-eval", RendererError, BlankFrameError, FrozenFrameError):
         parser.wrap()(run)()
 
 

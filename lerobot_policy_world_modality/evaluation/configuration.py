@@ -7,10 +7,10 @@ from pathlib import Path
 from lerobot.configs.eval import EvalPipelineConfig
 
 from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS
-from lerobot_policy_world_modality.policy_option import read_policy_option
+from lerobot_policy_world_modality.hub.policy_option import read_policy_option
 from world_modality_core.configs import MemorySource
-from world_modality_core.errors import ConfigError
-from world_modality_core.evidence.checkpoint import checkpoint_folder, label_of, training_seed
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.studies.evidence.checkpoint import checkpoint_folder, label_of, training_seed
 
 
 @dataclass

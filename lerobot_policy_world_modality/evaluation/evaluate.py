@@ -21,6 +21,7 @@ from lerobot.utils.random_utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 
+from lerobot_policy_world_modality.envs.libero_setup import check_libero_is_set_up
 from lerobot_policy_world_modality.evaluation.arms import BANK_ARMS, MemoryArm
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.evaluation.eval_info import begin, describe
@@ -28,17 +29,16 @@ from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank, pin
 from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
 from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
 from lerobot_policy_world_modality.evaluation.tasks import LIBERO, Task, tasks_of
-from lerobot_policy_world_modality.libero_setup import check_libero_is_set_up
-from lerobot_policy_world_modality.world_memory import close_gates
-from world_modality_core.errors import ConfigError
-from world_modality_core.evidence.episodes import EpisodeWriter
+from lerobot_policy_world_modality.policies.shared.memory_filling import close_gates
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.studies.evidence.episodes import EpisodeWriter
 
 
 def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
     """Run what the options ask for and isn't there yet.
 
     Returns:
-        All rows of the evaluation (`world_modality_core.evidence.episodes`).
+        All rows of the evaluation (`world_modality_core.studies.evidence.episodes`).
 
     Raises:
         ConfigError: an option can't work, or the folder holds another evaluation or is being written; before any work.
@@ -173,9 +173,9 @@ class Evaluation:
     def _run_arm(self, env: PinnedEnv, task: Task, arm_name: str) -> None:
         memory = getattr(self.policy.config, "memory", None)
         arm = MemoryArm(arm_name, self.bank, self.cfg.draw_seed, self.cfg.stale_plans, memory)
-        eyes = getattr(self.policy, "eyes", None)
-        if eyes is not None:
-            eyes.intervention = arm
+        latent_reader = getattr(self.policy, "latent_reader", None)
+        if latent_reader is not None:
+            latent_reader.intervention = arm
         close_gates(self.policy, arm_name == "gate_closed")
         for seeds in batches(self._missing(arm_name, task), env.num_envs):
             self._run_batch(env, task, arm, seeds)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from world_modality_core.errors import ConfigError
+from world_modality_core.io.errors import ConfigError
 
 FOLDER = "memory_bank"
 

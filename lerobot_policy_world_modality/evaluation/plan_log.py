@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.evaluation.arms import MemoryArm
-from lerobot_policy_world_modality.world_memory import memory_readers
+from lerobot_policy_world_modality.policies.shared.memory_filling import memory_readers
 
 
 class PlanLog:

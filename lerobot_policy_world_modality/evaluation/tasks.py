@@ -7,7 +7,7 @@ from typing import Any
 
 from lerobot.envs.configs import EnvConfig
 
-from world_modality_core.errors import ConfigError
+from world_modality_core.io.errors import ConfigError
 
 METAWORLD = ("metaworld", "metaworld_light")
 LIBERO = ("libero", "libero_plus")

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-from world_modality_core.files import writing  # noqa: E402
+from world_modality_core.io.files import writing  # noqa: E402
 
 
 def draw(record: dict, path: Path) -> Path:

@@ -19,12 +19,13 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from tqdm import tqdm
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
-from lerobot_policy_world_modality.intervention.checkpoint import Checkpoint, choose_episodes
+from lerobot_policy_world_modality.hub.policy_option import read_policy_option
 from lerobot_policy_world_modality.intervention.folder import Folder
+from lerobot_policy_world_modality.intervention.forecasts import Foresight, Readers
 from lerobot_policy_world_modality.intervention.frames import Frames, targets
 from lerobot_policy_world_modality.intervention.memories import Source, plans, scored_frames, why_not
 from lerobot_policy_world_modality.intervention.pretraining import seen_beforehand
-from lerobot_policy_world_modality.intervention.record import (
+from lerobot_policy_world_modality.intervention.results import (
     Bootstrap,
     action_errors,
     action_spread,
@@ -38,14 +39,13 @@ from lerobot_policy_world_modality.intervention.record import (
 )
 from lerobot_policy_world_modality.intervention.rollout import needs_interpolation
 from lerobot_policy_world_modality.intervention.subject import Subject
-from lerobot_policy_world_modality.intervention.world import Foresight, Readers
-from lerobot_policy_world_modality.policy_option import read_policy_option
-from world_modality_core.commands import told_in_one_line
+from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint, choose_episodes
 from world_modality_core.configs import CompanionConfig
-from world_modality_core.errors import ConfigError
-from world_modality_core.evidence.checkpoint import label_of
-from world_modality_core.files import read_json
+from world_modality_core.io.commands import command_errors
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import read_json
 from world_modality_core.precompute.cli import SourceConfig
+from world_modality_core.studies.evidence.checkpoint import label_of
 
 SCHEMA = 1
 RECORD_FILE = "interventions.json"
@@ -153,7 +153,7 @@ def intervene(cfg: InterveneConfig) -> dict:
         subject = Subject(cfg.policy, checkpoint, meta)
     except ValueError as error:  # a companion that is missing or of another dataset or encoder
         raise ConfigError(str(error)) from error
-    held_out += seen_beforehand(cfg.policy, subject.eyes.companion if subject.has_latents else None, episodes)
+    held_out += seen_beforehand(cfg.policy, subject.latent_reader.companion if subject.has_latents else None, episodes)
     frames = Frames(cfg.policy, dataset, meta, episodes, cfg.n_frames, cfg.batch_size, cfg.num_workers, cfg.seed)
     own = None if subject.memory is None else Source(subject.memory.rollout_source.value)
     stale = cfg.stale_plans * cfg.policy.n_action_steps
@@ -354,7 +354,7 @@ def main() -> None:
         f"{arg}=true" if arg in flags and after.startswith("--") else arg
         for arg, after in zip(sys.argv[1:], following, strict=False)
     ]
-    with told_in_one_line("wm-intervene"):
+    with command_errors("wm-intervene"):
         parser.wrap()(intervene)()
 
 

@@ -12,9 +12,9 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
-from world_modality_core.differences import option_differences
-from world_modality_core.errors import ConfigError
-from world_modality_core.files import read_json, read_parquet, read_tensors, writing
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import read_json, read_parquet, read_tensors, writing
+from world_modality_core.io.option_differences import option_differences
 
 
 class Folder:

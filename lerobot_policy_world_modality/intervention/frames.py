@@ -13,7 +13,7 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from world_modality_core.errors import ConfigError
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.precompute.cli import SourceConfig
 
 # Loaded frames that are kept in memory from one source to the next.

@@ -14,10 +14,10 @@ from torch import Tensor
 from lerobot_policy_world_modality.intervention.frames import Frames
 from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.true_states import displacements, state_scale
-from lerobot_policy_world_modality.world_memory import close_gates, foresee
+from lerobot_policy_world_modality.policies.shared.memory_filling import close_gates, predict_futures
 from world_modality_core.configs import MemoryConfig, MemorySource
-from world_modality_core.errors import ConfigError
-from world_modality_core.prophet import Futures
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.prophet.network import Futures
 
 
 class Source(StrEnum):
@@ -128,8 +128,8 @@ def plans(
 @torch.no_grad()
 def predict(subject: Subject, batch: dict) -> Futures:
     """What the Prophet foresees at the recorded frames of a preprocessed batch."""
-    sight = subject.eyes.recorded(batch, subject.device, history=True, future=False, tokens=False)
-    return foresee(subject.prophet, sight)
+    world_batch = subject.latent_reader.recorded(batch, subject.device, history=True, future=False, tokens=False)
+    return predict_futures(subject.prophet, world_batch)
 
 
 @contextmanager

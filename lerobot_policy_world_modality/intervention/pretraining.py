@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from world_modality_core.companion import Companion
-from world_modality_core.errors import DamagedFileError
-from world_modality_core.files import checked, read_json
-from world_modality_core.prophet_training.checkpoint import CONFIG_FILE
+from world_modality_core.io.errors import DamagedFileError
+from world_modality_core.io.files import checked, read_json
+from world_modality_core.latents.companion import Companion
+from world_modality_core.prophet.saved_prophet import CONFIG_FILE
 
 
 class _LearnedFrom(TypedDict):

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lerobot_policy_world_modality.sight import Sight
-from lerobot_policy_world_modality.world_memory import foresee
-from world_modality_core.prophet import Prophet
+from lerobot_policy_world_modality.policies.shared.latent_reader import WorldBatch
+from lerobot_policy_world_modality.policies.shared.memory_filling import predict_futures
+from world_modality_core.prophet.network import Prophet
 
 # (offsets in frames) -> latents (b, w, p, d), standardised, and is_pad (b, w).
 Recorded = Callable[[list[int]], tuple[Tensor, Tensor]]
@@ -22,7 +22,12 @@ def needs_interpolation(n_history: int, history_stride: int, future_stride: int)
 
 @torch.no_grad()
 def open_loop(
-    prophet: Prophet, sight: Sight, recorded: Recorded, history_stride: int, future_stride: int, n_rounds: int
+    prophet: Prophet,
+    world_batch: WorldBatch,
+    recorded: Recorded,
+    history_stride: int,
+    future_stride: int,
+    n_rounds: int,
 ) -> Tensor:
     """Predict K steps, take them for what happened, predict the next K, and so on.
 
@@ -33,7 +38,7 @@ def open_loop(
 
     Args:
         prophet: The predictor.
-        sight: The current frames, with their history.
+        world_batch: The current frames, with their history.
         recorded: Looks up recorded latents; asked for offsets <= 0 only.
         history_stride: Frames between two latents of a history.
         future_stride: Frames between two predicted ones.
@@ -42,7 +47,10 @@ def open_loop(
     Returns:
         (b, n_rounds * k, p, d) predicted latents; the first k are the one-shot prediction.
     """
-    known = [sight.current[:, None], foresee(prophet, sight).best()]  # at 0, then each future_stride
+    known = [
+        world_batch.current[:, None],
+        predict_futures(prophet, world_batch).best(),
+    ]  # at 0, then each future_stride
     for round_ in range(1, n_rounds):
         nodes = torch.cat(known, dim=1)
         origin = round_ * prophet.n_future * future_stride
@@ -59,5 +67,5 @@ def open_loop(
                 latent = torch.lerp(latent, nodes[:, before + 1], part / future_stride)
             parts.append(latent[:, None])
         history = torch.cat(parts, dim=1)
-        known.append(prophet(history, is_pad, sight.state, sight.language).best())
+        known.append(prophet(history, is_pad, world_batch.state, world_batch.language).best())
     return torch.cat(known[1:], dim=1)

@@ -10,12 +10,12 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.policies import PreTrainedPolicy, make_policy, make_pre_post_processors
 from torch import Tensor, nn
 
-from lerobot_policy_world_modality.intervention.checkpoint import Checkpoint
-from lerobot_policy_world_modality.sight import Eyes
-from lerobot_policy_world_modality.world_memory import memory_readers
+from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint
+from lerobot_policy_world_modality.policies.shared.latent_reader import LatentReader
+from lerobot_policy_world_modality.policies.shared.memory_filling import memory_readers
 from world_modality_core.configs import MemoryConfig
-from world_modality_core.prophet import Prophet
-from world_modality_core.world_space import WorldSpace
+from world_modality_core.latents.latent_normaliser import LatentNormaliser
+from world_modality_core.prophet.network import Prophet
 
 
 class Subject:
@@ -47,14 +47,14 @@ class Subject:
         return self.config.memory if getattr(self.config, "reads_memory", False) else None
 
     @property
-    def eyes(self) -> Eyes | None:
+    def latent_reader(self) -> LatentReader | None:
         """What the policy looks through; None for a policy without a world."""
-        return getattr(self.policy, "eyes", None)
+        return getattr(self.policy, "latent_reader", None)
 
     @property
     def has_latents(self) -> bool:
         """Whether the policy was given a companion, so that recorded latents can be looked up."""
-        return self.eyes is not None and self.eyes.companion is not None
+        return self.latent_reader is not None and self.latent_reader.companion is not None
 
     @cached_property
     def prophet(self) -> Prophet | None:
@@ -62,9 +62,9 @@ class Subject:
         return next(iter(self.modules(Prophet).values()), None)
 
     @cached_property
-    def space(self) -> WorldSpace | None:
+    def space(self) -> LatentNormaliser | None:
         """The latents' space, whatever holds it."""
-        return next(iter(self.modules(WorldSpace).values()), None)
+        return next(iter(self.modules(LatentNormaliser).values()), None)
 
     @cached_property
     def readers(self) -> dict[str, nn.Module]:

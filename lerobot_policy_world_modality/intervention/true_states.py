@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lerobot_policy_world_modality.intervention.frames import Frames
 from lerobot_policy_world_modality.intervention.subject import Subject
-from world_modality_core.errors import ConfigError, DamagedFileError
-from world_modality_core.prophet_training.checkpoint import ProphetCheckpoint
+from world_modality_core.io.errors import ConfigError, DamagedFileError
+from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
 
 
 def state_scale(subject: Subject) -> Tensor | None:

@@ -185,7 +185,7 @@ def test_the_companion_can_hold_them(tiny_companion, tmp_path):
     lookup = labels_by_index(companion)
     assert lookup.n_rows == 4 and "Step 0.4 of episode 2" in lookup([12 + 17 + 5])[0]
     assert lookup([11, 12]) == [lookup.texts[1], None]
-    from world_modality_core.companion import open_companion
+    from world_modality_core.latents.companion import open_companion
 
     opened = open_companion(root=companion)  # still a companion of that source, with its latents
     opened.check_source(LeRobotDatasetMetadata("x", root=tiny_companion.source_root))

@@ -37,17 +37,14 @@ import lerobot_policy_world_modality  # noqa: F401  registers the types
 from coc_tools.episodes import EpisodeReader
 from coc_tools.language_rows import labels_from_jsonl
 from coc_tools.store import LabelFile
-from lerobot_policy_world_modality.hub import forget_disk
+from lerobot_policy_world_modality.hub.on_hub import forget_disk
 from tests.coc.helpers import label_of
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import make_config, open_gates
 from tests.report.synthetic import VERSIONS, episode
-from world_modality_core.companion import open_companion
 from world_modality_core.configs import ProphetConfig
-from world_modality_core.encoder_spec import EncoderSpec
-from world_modality_core.evidence.checkpoint import checkpoint_hash
-from world_modality_core.evidence.compare import compare
-from world_modality_core.evidence.episodes import EpisodeWriter, read_episodes, write_eval_info
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.latents.companion import open_companion
 from world_modality_core.precompute.cli import (
     OutputConfig,
     PrecomputeConfig,
@@ -55,8 +52,11 @@ from world_modality_core.precompute.cli import (
     TokensConfig,
     precompute,
 )
-from world_modality_core.prophet_training.cli import train_prophet
-from world_modality_core.prophet_training.options import ProphetTrainingConfig
+from world_modality_core.prophet.cli import train_prophet
+from world_modality_core.prophet.options import ProphetTrainingConfig
+from world_modality_core.studies.evidence.checkpoint import checkpoint_hash
+from world_modality_core.studies.evidence.compare import compare
+from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes, write_eval_info
 
 HERE = Path(__file__).parent
 SOURCE = "compatibility/source"
@@ -203,7 +203,7 @@ def _imagined(root: Path, meta: LeRobotDatasetMetadata) -> torch.Tensor:
     config = make_config("world_F", root / "companion", use_language=False, prophet=prophet)
     policy = make_policy(config, ds_meta=meta).eval()
     preprocess, _ = make_pre_post_processors(config, dataset_stats=meta.stats)
-    return policy.imagine(_batch(root, preprocess))
+    return policy.predict_latents(_batch(root, preprocess))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from world_modality_core.codebook import N_COMPONENTS, Codebook
+from world_modality_core.latents.codebook import N_COMPONENTS, Codebook
 
 
 def clusters(n_clusters=6, per_cluster=40, p=2, d=5, seed=0):
@@ -41,7 +41,7 @@ def test_a_code_per_token_quantises_each_token_alone():
 
 
 def test_assign_gives_the_nearest_centroid_across_chunks(monkeypatch):
-    import world_modality_core.codebook as module
+    import world_modality_core.latents.codebook as module
 
     monkeypatch.setattr(module, "_CHUNK", 7)
     torch.manual_seed(0)

@@ -11,8 +11,8 @@ OTHER_PIPE = "import os; r, w = os.pipe(); os.close(r); os.write(w, b'x')"
 
 def start(body: str) -> subprocess.Popen:
     text = f"""
-from world_modality_core.commands import told_in_one_line
-with told_in_one_line('wm-x'):
+from world_modality_core.io.commands import command_errors
+with command_errors('wm-x'):
     {body}
 """
     return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -12,14 +12,14 @@ import torch
 from lerobot.datasets import LeRobotDatasetMetadata
 
 from tests.fixtures_datasets import make_dataset
-from world_modality_core import companion as module
-from world_modality_core.companion import (
+from world_modality_core.latents import companion as module
+from world_modality_core.latents.companion import (
     CompanionError,
     CompanionMismatchError,
     IncompleteCompanionError,
     open_companion,
 )
-from world_modality_core.fingerprint import SourceFingerprint
+from world_modality_core.latents.fingerprint import SourceFingerprint
 from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
 from world_modality_core.precompute.finish import write_merged, write_stripped
 from world_modality_core.precompute.source import Source

@@ -1,6 +1,6 @@
 """Options that differ between a file and a command are named."""
 
-from world_modality_core.differences import MAX_SHOWN, option_differences
+from world_modality_core.io.option_differences import MAX_SHOWN, option_differences
 
 
 def test_what_differs_is_named_with_both_values():

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import make_world_encoder, register_encoder
 from world_modality_core.encoders.base import WorldEncoder
+from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.windows import causal_windows
-from world_modality_core.pca import LatentPCA
+from world_modality_core.latents.pca import LatentPCA
 
 # Of the largest entry; documented in docs/encoders.md.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from world_modality_core.encoders.windows import causal_windows
-from world_modality_core.frame_history import FrameHistory
-from world_modality_core.latent_table import LatentTable
+from world_modality_core.latents.frame_history import FrameHistory
+from world_modality_core.latents.latent_table import LatentTable
 
 CAMERAS = ["observation.image", "observation.image2"]
 N_ENVS = 2

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from world_modality_core.gated_attention import Gate, GatedCrossAttention
+from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention
 
 B, H, D, M, D_WORLD = 3, 5, 16, 6, 7
 GATES = ["scalar", "per_head", "per_token"]

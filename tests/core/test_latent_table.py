@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from world_modality_core.latent_table import LATENTS, TOKENS, ContentHash, LatentTable, build_table
+from world_modality_core.latents.latent_table import LATENTS, TOKENS, ContentHash, LatentTable, build_table
 
 WIDTH = 3
 

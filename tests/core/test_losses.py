@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from world_modality_core.losses import (
+from world_modality_core.prophet.losses import (
     future_latent_loss,
     future_latent_metrics,
     future_token_loss,
     future_token_metrics,
     masked_mean,
 )
-from world_modality_core.prophet import Futures
+from world_modality_core.prophet.network import Futures
 
 
 def futures(latents):

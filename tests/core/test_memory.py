@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from world_modality_core.configs import MemoryConfig, MemorySource
-from world_modality_core.errors import ConfigError
-from world_modality_core.memory import make_memory, needs_prediction, oracle_share, random_partners
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.memory.sources import make_memory, needs_prediction, oracle_share, random_partners
 
 B, N, K, P, D = 6, 2, 3, 2, 4
 SHAPE = (B, N, K, P, D)

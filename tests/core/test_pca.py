@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from world_modality_core.pca import LatentPCA
+from world_modality_core.latents.pca import LatentPCA
 
 
 def sample(n: int, d: int, rank: int, seed: int = 0) -> torch.Tensor:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from world_modality_core.encoder_spec import parse_pooling
 from world_modality_core.encoders.pooling import LayerFeatures, pool
+from world_modality_core.encoders.spec import parse_pooling
 from world_modality_core.encoders.windows import causal_windows
 
 

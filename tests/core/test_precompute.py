@@ -18,12 +18,12 @@ import torch
 from lerobot.datasets import LeRobotDataset
 
 from tests.fixtures_datasets import CAMERAS, TASKS, make_dataset, solid_frame
-from world_modality_core.companion import IncompleteCompanionError, open_companion, partial_root
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import make_world_encoder, register_encoder
 from world_modality_core.encoders.base import WorldEncoder
 from world_modality_core.encoders.pooling import LayerFeatures
+from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.windows import causal_windows
+from world_modality_core.latents.companion import IncompleteCompanionError, open_companion, partial_root
 from world_modality_core.precompute import cli
 from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig, precompute
 from world_modality_core.precompute.source import PrecomputeError

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from world_modality_core.configs import ProphetConfig
-from world_modality_core.losses import future_latent_loss
-from world_modality_core.prophet import Prophet
+from world_modality_core.prophet.losses import future_latent_loss
+from world_modality_core.prophet.network import Prophet
 
 B, T, K, P, D = 4, 3, 2, 5, 6
 

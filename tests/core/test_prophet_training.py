@@ -14,20 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from world_modality_core.companion import open_companion
 from world_modality_core.configs import ProphetConfig
-from world_modality_core.device_table import DeviceTable
-from world_modality_core.errors import ConfigError
-from world_modality_core.prophet_training.checkpoint import CONFIG_FILE, CURVE_FILE, WEIGHTS_FILE, ProphetCheckpoint
-from world_modality_core.prophet_training.cli import train_prophet
-from world_modality_core.prophet_training.data import Frames, open_companions
-from world_modality_core.prophet_training.options import (
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.latents.companion import open_companion
+from world_modality_core.latents.gpu_latent_table import GpuLatentTable
+from world_modality_core.prophet.cli import train_prophet
+from world_modality_core.prophet.data import Frames, open_companions
+from world_modality_core.prophet.options import (
     OtherEpisodes,
     ProphetTrainingConfig,
     parse_episodes,
     split_frames,
 )
-from world_modality_core.prophet_training.training import RESUME_FILE, ProphetTraining
+from world_modality_core.prophet.saved_prophet import CONFIG_FILE, CURVE_FILE, WEIGHTS_FILE, ProphetCheckpoint
+from world_modality_core.prophet.training import RESUME_FILE, ProphetTraining
 
 LENGTHS = (12, 17, 14, 20)
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_windows_over_two_companions_are_their_rows_and_stay_inside_episodes(tin
 def test_latents_on_the_device_give_the_same_windows(tiny_companion, twice):
     root = str(tiny_companion.companion_root)
     there = Frames(open_companions([root, root]))
-    there._device_tables = [DeviceTable(companion.table, CPU) for companion in there.companions]
+    there._device_tables = [GpuLatentTable(companion.table, CPU) for companion in there.companions]
     index = torch.tensor([100, 3, 64, 62])
     for mine, its in zip(twice.latents(index, [-4, 0, 5], CPU), there.latents(index, [-4, 0, 5], CPU), strict=True):
         assert torch.equal(mine, its)
@@ -235,7 +235,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tiny_companion, tmp_pa
     more = {name: arguments[name] for name in ("eval_freq", "save_freq", "steps")}
     out = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-m", "world_modality_core.prophet_training.cli", f"--output_dir={out}"]
+        [sys.executable, "-m", "world_modality_core.prophet.cli", f"--output_dir={out}"]
         + [f"--{name}={value}" for name, value in arguments.items()],
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         stdout=subprocess.DEVNULL,

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from world_modality_core.sentence_encoder import SentenceEncoder
+from world_modality_core.encoders.sentence_encoder import SentenceEncoder
 
 PUSH, OPEN, CLOSE = "push the puck to the goal", "open the window", "close the window"
 
@@ -58,7 +58,7 @@ def test_a_task_longer_than_the_model_reads_is_refused(encoder):
 def test_a_local_folder_is_read(encoder, tmp_path):
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    from world_modality_core.sentence_encoder import _embedded_folder
+    from world_modality_core.encoders.sentence_encoder import _embedded_folder
 
     AutoTokenizer.from_pretrained(_embedded_folder()).save_pretrained(tmp_path)
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)

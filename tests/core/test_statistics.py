@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from world_modality_core.statistics import wilson_interval
+from world_modality_core.studies.evidence.wilson import wilson_interval
 
 
 # Newcombe (1998), Statistics in Medicine 17:857-872, table I, method 3 (score without continuity correction).

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from world_modality_core.configs import TokenizerConfig
-from world_modality_core.encoder_spec import EncoderSpec
-from world_modality_core.world_space import WorldSpace, shrunk_std
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.latents.latent_normaliser import LatentNormaliser, shrunk_std
 
 # two cameras; per camera one "mean" token and four cells
 SPEC = EncoderSpec(
@@ -25,7 +25,7 @@ def latents(n=5000):
 
 
 def build():
-    values, space = latents(), WorldSpace(SPEC)
+    values, space = latents(), LatentNormaliser(SPEC)
     space.fill(values.mean(0).flatten(), values.std(0).flatten(), space.pca, None)
     return space, values
 
@@ -62,11 +62,11 @@ def test_restore_is_the_inverse_and_rows_are_split():
 
 def test_rows_of_one_token_keep_their_axes():
     """A window of one frame of one token, (b, 1, d), looks like split latents and isn't."""
-    space = WorldSpace(replace(SPEC, pooling="mean", pca_dim=0, raw_dims=[3], dim=3, n_tokens=1))
+    space = LatentNormaliser(replace(SPEC, pooling="mean", pca_dim=0, raw_dims=[3], dim=3, n_tokens=1))
     assert space.standardise_rows(torch.randn(5, 1, 3)).shape == (5, 1, 1, 3)
 
 
 def test_statistics_pca_and_codebook_travel_in_the_state_dict():
     tokens = TokenizerConfig(n_codes=4, per="frame", n_per_frame=1, dim=30)
-    keys = set(WorldSpace(SPEC, tokens).state_dict())
+    keys = set(LatentNormaliser(SPEC, tokens).state_dict())
     assert {"mean", "std", "codebook.centroids", "pca.mean_0", "pca.components_1"} <= keys

@@ -12,8 +12,8 @@ from lerobot.policies import get_policy_class, make_pre_post_processors
 from lerobot_policy_world_modality.envs.configuration_metaworld_light import MetaworldLightEnvConfig
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from tests.plugin.helpers import make_config, open_gates
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import make_world_encoder
+from world_modality_core.encoders.spec import EncoderSpec
 
 CAMERA, SIZE = "observation.image", 32
 # Forward and down: this closes the drawer of drawer-close-v3 in 20 to 30 steps, whatever the scene.

@@ -8,14 +8,14 @@ import torch
 from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS, MemoryArm
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank
 from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
-from lerobot_policy_world_modality.world_memory import close_gates, memory_readers
+from lerobot_policy_world_modality.policies.shared.memory_filling import close_gates, memory_readers
 from tests.evaluation.helpers import CAMERA, SIZE, make_policy_of
 from tests.fixtures_qwen import make_qwen
 from tests.fixtures_smolvlm import make_smolvlm
 from tests.plugin import qwen_helpers, smolvla_helpers
 from tests.plugin.helpers import live_batch, open_gates
 from world_modality_core.configs import MemoryConfig, ProphetConfig
-from world_modality_core.gated_attention import GatedCrossAttention
+from world_modality_core.memory.gated_attention import GatedCrossAttention
 
 SCENES = [(task, seed) for task in ("push", "reach") for seed in (1, 2, 3)]
 N_PLANS = 4
@@ -49,7 +49,7 @@ def act(policy, arm, seeds=(1, 2)):
 
 def plan(policy, arm, seeds=(1, 2)):
     """(n_plans, b, h, a) actions planned from the same frames."""
-    policy.eyes.intervention = arm
+    policy.latent_reader.intervention = arm
     arm.start("push", list(seeds))
     close_gates(policy, arm.name == "gate_closed")
     policy.reset()
@@ -66,7 +66,7 @@ def runs(policy, bank):
 
 
 def test_without_an_arm_a_policy_acts_as_intact(policy, runs):
-    policy.eyes.intervention = None
+    policy.latent_reader.intervention = None
     close_gates(policy, False)
     policy.reset()
     generator = torch.Generator().manual_seed(0)
@@ -138,7 +138,7 @@ def test_the_log_holds_each_sample_of_each_plan(policy, bank):
         torch.testing.assert_close(reader.last_sample_mass.mean(0), reader.last_attention_mass)
         return out
 
-    policy.eyes.intervention = arm
+    policy.latent_reader.intervention = arm
     arm.start("push", [1, 2])
     close_gates(policy, False)
     policy.reset()
@@ -182,7 +182,7 @@ def test_arms_reach_every_reader_of_a_vla(family, tiny_companion, tmp_path):
     actions, gates = {}, {}
     for name in (None, "intact", "zero", "gate_closed"):
         arm = MemoryArm(name or "intact")
-        policy.eyes.intervention = arm if name else None
+        policy.latent_reader.intervention = arm if name else None
         close_gates(policy, name == "gate_closed")
         policy.eval()
         policy.reset()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from world_modality_core.errors import ConfigError
-from world_modality_core.evidence.checkpoint import checkpoint_folder, checkpoint_hash, label_of, training_seed
-from world_modality_core.evidence.episodes import (
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.studies.evidence.checkpoint import checkpoint_folder, checkpoint_hash, label_of, training_seed
+from world_modality_core.studies.evidence.episodes import (
     EPISODE_SCHEMA,
     EpisodesError,
     EpisodeWriter,

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from world_modality_core.evidence.comparable import NotComparableError, Side, pair
-from world_modality_core.evidence.simulate import StudyShape, simulate_study
+from world_modality_core.studies.evidence.comparable import NotComparableError, Side, pair
+from world_modality_core.studies.evidence.simulate import StudyShape, simulate_study
 
 F, A, ZERO = Side("F", "intact"), Side("A", "intact"), Side("F", "zero")
 SHAPE = StudyShape(n_tasks=2, n_scenes=3, n_runs=2)

@@ -9,13 +9,13 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from world_modality_core.errors import ConfigError
-from world_modality_core.evidence import compare_cli
-from world_modality_core.evidence.comparable import NotComparableError, Side
-from world_modality_core.evidence.compare import _holm, compare
-from world_modality_core.evidence.compare_cli import CompareConfig, folders_as_option
-from world_modality_core.evidence.episodes import write_episodes
-from world_modality_core.evidence.simulate import StudyShape, simulate_study
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.studies.evidence import compare_cli
+from world_modality_core.studies.evidence.comparable import NotComparableError, Side
+from world_modality_core.studies.evidence.compare import _holm, compare
+from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
+from world_modality_core.studies.evidence.episodes import write_episodes
+from world_modality_core.studies.evidence.simulate import StudyShape, simulate_study
 
 SHAPE = StudyShape(n_tasks=3, n_scenes=20, n_runs=3)
 GAINS = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from world_modality_core.evidence.bootstrap import bootstrap_intervals, overall_means
-from world_modality_core.evidence.paired import PairCounts, compare_counts, compare_runs, newcombe_interval
-from world_modality_core.evidence.plan import (
+from world_modality_core.studies.evidence.bootstrap import bootstrap_intervals, overall_means
+from world_modality_core.studies.evidence.paired import PairCounts, compare_counts, compare_runs, newcombe_interval
+from world_modality_core.studies.evidence.plan import (
     episodes_needed,
     independent_discordance,
     mcnemar_power,
@@ -16,7 +16,7 @@ from world_modality_core.evidence.plan import (
     smallest_effect,
     smallest_effect_over_runs,
 )
-from world_modality_core.evidence.sequential import log_e_values, sequential_test, share_interval
+from world_modality_core.studies.evidence.sequential import log_e_values, sequential_test, share_interval
 
 
 # (both, wins, losses, neither) -> interval of method 10. First: Altman et al. (2000), "Statistics with confidence",

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from world_modality_core.evidence.compare import compare
-from world_modality_core.evidence.paired import PairCounts, RunsResult, compare_counts
-from world_modality_core.evidence.plan import smallest_effect
-from world_modality_core.evidence.sequential import sequential_test
-from world_modality_core.evidence.simulate import StudyShape, simulate_study
-from world_modality_core.evidence.verdicts import NOT_SHOWN, SHOWN, SHUT, UNDECIDED, Evidence, judge
+from world_modality_core.studies.evidence.compare import compare
+from world_modality_core.studies.evidence.paired import PairCounts, RunsResult, compare_counts
+from world_modality_core.studies.evidence.plan import smallest_effect
+from world_modality_core.studies.evidence.sequential import sequential_test
+from world_modality_core.studies.evidence.simulate import StudyShape, simulate_study
+from world_modality_core.studies.evidence.verdicts import NOT_SHOWN, SHOWN, SHUT, UNDECIDED, Evidence, judge
 
 OPEN = {0: 0.2, 1: 0.05}
 CLEAR, WORSE, TIE = (40, 10), (10, 40), (25, 22)

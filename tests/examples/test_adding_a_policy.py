@@ -10,7 +10,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy
 
-from world_modality_core.memory import Memory
+from world_modality_core.memory.sources import Memory
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_policy.md"
 

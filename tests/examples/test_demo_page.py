@@ -11,7 +11,7 @@ from lerobot.utils.io_utils import write_video
 import page
 from page_data import PageData
 from results import Result, read_results
-from world_modality_core.report.film import Imagined, Moment, Step
+from world_modality_core.studies.report.film import Imagined, Moment, Step
 
 EVIL = "</script><script>alert('$x$')</script>&<b>"
 

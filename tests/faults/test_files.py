@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.faults.commands import At, fill, run, small_disk
-from world_modality_core.commands import told_in_one_line
-from world_modality_core.errors import ConfigError, DamagedFileError, DiskFullError
-from world_modality_core.files import (
+from world_modality_core.io.commands import command_errors
+from world_modality_core.io.errors import ConfigError, DamagedFileError, DiskFullError
+from world_modality_core.io.files import (
     as_dataclass,
     inside,
     is_disk_full,
@@ -103,7 +103,7 @@ def test_a_disk_quota_is_told_too(tmp_path):
 
     def main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-        with told_in_one_line("wm-x"):
+        with command_errors("wm-x"):
             write_text(tmp_path / "a", "x" * 100_000)
 
     done = run(main, log=tmp_path / "log")
@@ -175,7 +175,7 @@ def test_names_that_lead_out_of_a_folder_are_refused(tmp_path, name):
 @pytest.mark.parametrize("again_s", [None, 0.05])
 def test_ctrl_c_once_and_twice_is_one_line_and_130(tmp_path, again_s):
     def main():
-        with told_in_one_line("wm-x"):
+        with command_errors("wm-x"):
             try:
                 with writing(tmp_path / "a") as aside:
                     aside.write_text("half")
@@ -196,7 +196,7 @@ def test_ctrl_c_once_and_twice_is_one_line_and_130(tmp_path, again_s):
 
 def test_a_fault_of_ours_keeps_its_traceback(tmp_path):
     def main():
-        with told_in_one_line("wm-x"):
+        with command_errors("wm-x"):
             raise RuntimeError("a fault")
 
     done = run(main, log=tmp_path / "log")
@@ -204,9 +204,9 @@ def test_a_fault_of_ours_keeps_its_traceback(tmp_path):
 
 
 def test_several_lines_become_one(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop, told_in_one_line("wm-x", RuntimeError):
+    with pytest.raises(SystemExit) as stop, command_errors("wm-x", RuntimeError):
         raise RuntimeError("first\nsecond")
     assert stop.value.code == "wm-x: first second"
-    with pytest.raises(SystemExit) as stop, told_in_one_line("wm-x", status=2):
+    with pytest.raises(SystemExit) as stop, command_errors("wm-x", status=2):
         raise ConfigError("no")
     assert stop.value.code == 2 and capsys.readouterr().err == "wm-x: no\n"

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.faults.commands import run
-from world_modality_core.commands import told_in_one_line
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import base, make_world_encoder
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.commands import command_errors
 
 CAMERA, SIZE, N = "observation.image", 384, 8
 FRAMES = {CAMERA: torch.randint(0, 256, (N, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0)).byte()}
@@ -35,7 +35,7 @@ def encode_with(encoder, megabytes: int, path):
         used = int(re.search(r"VmSize:\s+(\d+)", open("/proc/self/status").read())[1]) << 10
         limit = used + (megabytes << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        with told_in_one_line("wm-x"):
+        with command_errors("wm-x"):
             first, second = encoder.encode(FRAMES), encoder.encode(FRAMES)
         assert torch.equal(first, second)
         np.save(path, first.half().numpy())

@@ -11,8 +11,8 @@ from lerobot.datasets import LeRobotDataset
 
 from tests.faults.commands import At, fill, run, small_disk, tree
 from tests.fixtures_datasets import make_dataset
-from world_modality_core.commands import told_in_one_line
-from world_modality_core.companion import open_companion
+from world_modality_core.io.commands import command_errors
+from world_modality_core.latents.companion import open_companion
 from world_modality_core.precompute import cli
 
 LENGTHS = (6, 5, 7)
@@ -68,7 +68,7 @@ def test_a_full_disk_while_the_latent_cache_is_made(source, whole, tmp_path):
         assert run(main, *options(source, disk / "world"), log=tmp_path / "log").status == 0
 
         def read():
-            with told_in_one_line("reader"):
+            with command_errors("reader"):
                 print(open_companion(root=disk / "world").table.latents.sum())
 
         shutil.rmtree(disk / "world/cache", ignore_errors=True)

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coc_tools.language_rows import LabelLookup
-from lerobot_policy_world_modality.configuration_world_modality import WorldFConfig
+from lerobot_policy_world_modality.policies.world.configuration_world_modality import WorldFConfig
 from world_modality_core.configs import MemoryConfig, ProphetConfig
-from world_modality_core.device_table import DeviceTable
-from world_modality_core.encoder_spec import EncoderSpec, parse_pooling
+from world_modality_core.encoders.spec import EncoderSpec, parse_pooling
 from world_modality_core.encoders.windows import causal_windows
-from world_modality_core.files import as_dataclass, parse_json
-from world_modality_core.losses import masked_mean
-from world_modality_core.prophet_training.data import Frames
-from world_modality_core.prophet_training.options import parse_episodes
-from world_modality_core.report.records import read_metrics
+from world_modality_core.io.files import as_dataclass, parse_json
+from world_modality_core.latents.gpu_latent_table import GpuLatentTable
+from world_modality_core.prophet.data import Frames
+from world_modality_core.prophet.losses import masked_mean
+from world_modality_core.prophet.options import parse_episodes
+from world_modality_core.studies.report.records import read_metrics
 
 few = settings(deadline=None, max_examples=40)
 lengths_of = st.lists(st.integers(1, 7), min_size=1, max_size=5)
@@ -48,7 +48,7 @@ class Table:
 def test_windows_on_the_device_stay_in_their_episode(lengths, picks, offsets):
     table = Table(lengths)
     index = [int(x * sum(lengths)) for x in picks]
-    latents, is_pad = DeviceTable(table, torch.device("cpu")).gather(torch.tensor(index), offsets)
+    latents, is_pad = GpuLatentTable(table, torch.device("cpu")).gather(torch.tensor(index), offsets)
     expected = [table.window(i, offsets) for i in index]
     assert latents[..., 0].int().tolist() == [rows for rows, _ in expected]
     assert is_pad.tolist() == [pad for _, pad in expected]
@@ -61,7 +61,7 @@ def test_windows_over_several_companions_stay_in_theirs(lengths, picks, offsets)
     frames = Frames.__new__(Frames)  # without files: only what the windows are made of
     frames.companions = [SimpleNamespace(bounds=table.bounds) for table in tables]
     frames._starts = np.cumsum([0, *(len(table.latents) for table in tables)])
-    frames._device_tables = [DeviceTable(table, torch.device("cpu")) for table in tables]
+    frames._device_tables = [GpuLatentTable(table, torch.device("cpu")) for table in tables]
     index = [int(x * frames.n_frames) for x in picks]
     latents, is_pad = frames.latents(torch.tensor(index), offsets, torch.device("cpu"))
     for row, i in enumerate(index):

@@ -11,9 +11,9 @@ import pytest
 from tests.faults.commands import At, fill, run, small_disk, start, wait
 from tests.matrix.helpers import Fakes
 from tests.report.synthetic import write_study
-from world_modality_core.evidence import compare_cli
-from world_modality_core.matrix.cli import main as matrix_main
-from world_modality_core.report import cli as report_cli
+from world_modality_core.studies.evidence import compare_cli
+from world_modality_core.studies.matrix.cli import main as matrix_main
+from world_modality_core.studies.report import cli as report_cli
 
 JOBS = {"train-A-s1", "train-A-s2", "train-F-s1", "train-F-s2", "eval-A-s1", "eval-A-s2", "eval-F-s1", "eval-F-s2"}
 

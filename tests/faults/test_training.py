@@ -14,8 +14,8 @@ from lerobot_policy_world_modality.intervention import cli as intervene_cli
 from tests.faults.commands import At, fill, run, small_disk, tree
 from tests.intervention.helpers import make_checkpoint
 from tests.plugin.helpers import SMALL
-from world_modality_core.prophet_training import cli as prophet_cli
-from world_modality_core.prophet_training.checkpoint import ProphetCheckpoint
+from world_modality_core.prophet import cli as prophet_cli
+from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
 
 # lerobot-train.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from coc_tools.config import ConfigError as LabelConfigError
 from coc_tools.validate import ReplyError
-from world_modality_core.errors import UserError
+from world_modality_core.io.errors import UserError
 
 TOLD = (UserError, LabelConfigError, ReplyError)
 """What the console scripts print as one line."""
@@ -121,7 +121,7 @@ def make_targets(base: Path, source: Path, companion: Path, write_study: Callabl
         companion: Its companion, with PCA and tokens.
         write_study: `tests.report.synthetic.write_study`.
     """
-    from world_modality_core.companion import open_companion
+    from world_modality_core.latents.companion import open_companion
 
     opened = open_companion(root=companion)
     _ = opened.table  # writes the cache
@@ -141,11 +141,11 @@ def make_targets(base: Path, source: Path, companion: Path, write_study: Callabl
 def _companions(base: Path, companion: Path, opened) -> list[Target]:
     from lerobot.datasets import LeRobotDatasetMetadata
 
-    from world_modality_core import companion as module
-    from world_modality_core.encoder_spec import EncoderSpec
-    from world_modality_core.files import as_dataclass, read_json
-    from world_modality_core.fingerprint import SOURCE_FILE, SourceFingerprint
-    from world_modality_core.latent_table import LatentTable, build_table
+    from world_modality_core.encoders.spec import EncoderSpec
+    from world_modality_core.io.files import as_dataclass, read_json
+    from world_modality_core.latents import companion as module
+    from world_modality_core.latents.fingerprint import SOURCE_FILE, SourceFingerprint
+    from world_modality_core.latents.latent_table import LatentTable, build_table
     from world_modality_core.precompute.staging import Staging
 
     meta = LeRobotDatasetMetadata("tests/world", root=companion)
@@ -210,7 +210,7 @@ def _sources(base: Path, source: Path) -> list[Target]:
     import numpy as np
 
     from world_modality_core.precompute.source import video_frames
-    from world_modality_core.report.media import picture_uri, playable
+    from world_modality_core.studies.report.media import picture_uri, playable
 
     folder = base / "video"
     folder.mkdir()
@@ -237,10 +237,10 @@ def _records(base: Path, write_study: Callable) -> list[Target]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from world_modality_core.evidence.episodes import read_episodes, read_eval_infos
-    from world_modality_core.report.film import read_imagined
-    from world_modality_core.report.page import make_page, render
-    from world_modality_core.report.records import CURVE_COLUMNS, read_records
+    from world_modality_core.studies.evidence.episodes import read_episodes, read_eval_infos
+    from world_modality_core.studies.report.film import read_imagined
+    from world_modality_core.studies.report.page import make_page, render
+    from world_modality_core.studies.report.records import CURVE_COLUMNS, read_records
 
     evaluation = write_study(base / "records/all", n_seeds=1, n_scenes=2) / "eval-F_k4-0"
     parts = {str(p.relative_to(evaluation)): "binary" for p in evaluation.rglob("episodes/*.parquet")}
@@ -264,7 +264,7 @@ def _records(base: Path, write_study: Callable) -> list[Target]:
 
     def page(root: Path) -> None:
         records = read_records([str(root)])
-        from world_modality_core.report.differences import compare_all
+        from world_modality_core.studies.report.paired_differences import compare_all
 
         compared = compare_all(records.episodes, "", "", False, 100)
         for _ in render(make_page(records, compared, "x", 0)):
@@ -282,7 +282,7 @@ def _records(base: Path, write_study: Callable) -> list[Target]:
 def _imagined(folder: Path) -> Path:
     import numpy as np
 
-    from world_modality_core.report.film import Imagined, Moment, Step, write_imagined
+    from world_modality_core.studies.report.film import Imagined, Moment, Step, write_imagined
 
     pixels = np.zeros((8, 8, 3), np.uint8)
     steps = [Step(4, pixels, "episode 1, frame 2", pixels, 0.9, 0.8)]
@@ -300,10 +300,10 @@ def _read_imagined(read: Callable) -> Callable[[Path], object]:
 def _queues(base: Path) -> list[Target]:
     import yaml
 
-    from world_modality_core.matrix.estimate import guess_all
-    from world_modality_core.matrix.expand import expand
-    from world_modality_core.matrix.record import check_unchanged, new_record, prepare, state, write_record
-    from world_modality_core.matrix.study import load_study
+    from world_modality_core.studies.matrix.estimate import guess_all
+    from world_modality_core.studies.matrix.expand import expand
+    from world_modality_core.studies.matrix.job_record import check_unchanged, new_record, prepare, state, write_record
+    from world_modality_core.studies.matrix.study import load_study
 
     folder = base / "matrix"
     folder.mkdir()
@@ -338,7 +338,7 @@ def _queues(base: Path) -> list[Target]:
         expand(load_study(root / "study.yaml", {"data": "x"}), lambda _: True)
 
     def read_job(root: Path) -> None:
-        from world_modality_core.matrix.record import read_record
+        from world_modality_core.studies.matrix.job_record import read_record
 
         here = expand(load_study(folder / "study.yaml", root=str(root)), lambda _: True)
         job = next(job for job in here if job.name == train.name)
@@ -363,7 +363,7 @@ def _prophets(base: Path, opened) -> list[Target]:
     from safetensors.torch import save_file
 
     from world_modality_core.configs import LanguageConfig, ProphetConfig
-    from world_modality_core.prophet_training.checkpoint import ProphetCheckpoint
+    from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
 
     folder = base / "prophet"
     folder.mkdir()

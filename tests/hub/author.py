@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from coc_tools.dataset_writer import write_copy
 from coc_tools.episodes import EpisodeReader
 from coc_tools.store import LabelFile
-from lerobot_policy_world_modality import hub_push
+from lerobot_policy_world_modality.hub.on_hub import push as hub_push
 from tests.coc.helpers import label_of
 from tests.conftest import TinyCompanion
 from tests.evaluation.helpers import make_checkpoint
@@ -24,9 +24,9 @@ from tests.fixtures_smolvlm import make_smolvlm
 from tests.hub.machine import OTHER_TOKEN, command, control
 from tests.plugin import helpers, qwen_helpers, smolvla_helpers
 from tests.report.synthetic import VERSIONS, episode
-from world_modality_core.evidence.checkpoint import checkpoint_hash
-from world_modality_core.evidence.episodes import EpisodeWriter, write_eval_info
 from world_modality_core.precompute import cli as precompute
+from world_modality_core.studies.evidence.checkpoint import checkpoint_hash
+from world_modality_core.studies.evidence.episodes import EpisodeWriter, write_eval_info
 
 FRAMES = [3, 20]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from coc_tools.import_export import iter_lines
-from lerobot_policy_world_modality import hub_push
+from lerobot_policy_world_modality.hub.on_hub import push as hub_push
 from tests.conftest import TinyCompanion
 from tests.hub.machine import command, refusal
 from tests.hub.reader import LABELS, companion, policies
-from world_modality_core.companion import open_companion
-from world_modality_core.evidence.checkpoint import checkpoint_folder
+from world_modality_core.latents.companion import open_companion
+from world_modality_core.studies.evidence.checkpoint import checkpoint_folder
 
 
 def main(tiny: list[str], shared: str) -> dict:

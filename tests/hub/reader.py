@@ -19,8 +19,8 @@ from lerobot_policy_world_modality.intervention import cli as wm_intervene
 from tests.conftest import TinyCompanion
 from tests.hub.author import FRAMES, plan
 from tests.hub.machine import OTHER_TOKEN, command, control, refusal
-from world_modality_core.companion import open_companion
-from world_modality_core.evidence.checkpoint import checkpoint_folder
+from world_modality_core.latents.companion import open_companion
+from world_modality_core.studies.evidence.checkpoint import checkpoint_folder
 
 LABELS = "hf://datasets/me/labels/labels.jsonl"
 

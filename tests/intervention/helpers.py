@@ -11,7 +11,7 @@ from lerobot.configs.train import TrainPipelineConfig
 
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig, intervene
 from tests.plugin.helpers import build, open_gates
-from world_modality_core.prophet import Prophet
+from world_modality_core.prophet.network import Prophet
 
 # Episodes of the tiny dataset, which alternate between its two tasks: 12, 17, 14 and 20 frames.
 TRAINED, HELD_OUT = [0], [1, 2, 3]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lerobot_policy_world_modality.intervention.bootstrap import bootstrap_ratio
+from lerobot_policy_world_modality.intervention.ratio_bootstrap import bootstrap_ratio
 
 
 def test_it_is_the_loop_that_it_stands_for():

@@ -10,15 +10,15 @@ import pytest
 from lerobot.datasets import LeRobotDatasetMetadata
 
 from lerobot_policy_world_modality.intervention import cli
-from lerobot_policy_world_modality.intervention.checkpoint import Checkpoint, choose_episodes
 from lerobot_policy_world_modality.intervention.memories import Source
+from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint, choose_episodes
 from tests.fixtures_qwen import make_qwen
 from tests.fixtures_smolvlm import make_smolvlm
 from tests.intervention.helpers import HELD_OUT, make_checkpoint, options_for, run, save_checkpoint, stir
 from tests.plugin import qwen_helpers, smolvla_helpers
 from world_modality_core.configs import MemoryConfig
-from world_modality_core.errors import ConfigError
-from world_modality_core.fingerprint import SourceFingerprint
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.latents.fingerprint import SourceFingerprint
 from world_modality_core.precompute.cli import SourceConfig
 
 N_FRAMES = 17 + 14 + 20  # of the held-out episodes

@@ -7,10 +7,10 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDatasetMetadata
 
-from lerobot_policy_world_modality.intervention.checkpoint import Checkpoint
+from lerobot_policy_world_modality.intervention.forecasts import Foresight
 from lerobot_policy_world_modality.intervention.frames import Frames, targets
 from lerobot_policy_world_modality.intervention.memories import Source, plans, scored_frames
-from lerobot_policy_world_modality.intervention.record import (
+from lerobot_policy_world_modality.intervention.results import (
     SHUT,
     Bootstrap,
     action_errors,
@@ -21,19 +21,19 @@ from lerobot_policy_world_modality.intervention.record import (
     summarise_foresight,
 )
 from lerobot_policy_world_modality.intervention.subject import Subject
-from lerobot_policy_world_modality.intervention.world import Foresight
+from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint
 from tests.intervention.helpers import HELD_OUT, make_checkpoint
-from world_modality_core.companion import open_companion
+from world_modality_core.latents.companion import open_companion
+from world_modality_core.latents.latent_normaliser import LatentNormaliser
 from world_modality_core.precompute.cli import SourceConfig
-from world_modality_core.prophet import Futures
-from world_modality_core.world_space import WorldSpace
+from world_modality_core.prophet.network import Futures
 
 
 @pytest.fixture(scope="module")
 def table(tiny_companion):
     """Standardised latents (f, p, d) of all frames, their tokens (f, n), and each frame's first and last frame."""
     companion = open_companion(root=tiny_companion.companion_root)
-    space = WorldSpace(companion.spec)
+    space = LatentNormaliser(companion.spec)
     space.fill(companion.mean, companion.std, companion.pca, None)
     latents = space.standardise_rows(torch.from_numpy(np.array(companion.table.latents)))
     bounds = np.repeat(companion.bounds, companion.bounds[:, 1] - companion.bounds[:, 0], axis=0)
@@ -99,7 +99,7 @@ def test_skill_per_step_against_a_plain_loop(foreteller, table):
     for part, batch in zip(frames.parts, frames.batches(), strict=True):
         batch = subject.preprocess(dict(batch))
         foresight.look(part, batch)
-        imagined = subject.space.standardise(subject.policy.imagine(batch))
+        imagined = subject.space.standardise(subject.policy.predict_latents(batch))
         predicted |= dict(zip(frames.index[part].tolist(), imagined, strict=True))
 
     def distance(a, b):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lerobot_policy_world_modality.intervention.rollout import needs_interpolation, open_loop
-from lerobot_policy_world_modality.sight import Sight
+from lerobot_policy_world_modality.policies.shared.latent_reader import WorldBatch
 from world_modality_core.configs import ProphetConfig
-from world_modality_core.prophet import Futures, Prophet
+from world_modality_core.prophet.network import Futures, Prophet
 
 
 class LineProphet(torch.nn.Module):
@@ -43,7 +43,9 @@ def test_a_straight_line_goes_on_straight_whatever_the_strides(strides):
 
     prophet = LineProphet(3, 2, history_stride, future_stride)
     history, is_pad = line([-2 * history_stride, -history_stride, 0])
-    predicted = open_loop(prophet, Sight(3, history=history, history_is_pad=is_pad), recorded, *strides, n_rounds=4)
+    predicted = open_loop(
+        prophet, WorldBatch(3, history=history, history_is_pad=is_pad), recorded, *strides, n_rounds=4
+    )
     truth, _ = line([future_stride * i for i in range(1, 9)])
     torch.testing.assert_close(predicted, truth, rtol=1e-4, atol=1e-4)
     assert all(at <= 0 for at in asked)  # the future is not looked up
@@ -59,7 +61,7 @@ def test_padding_of_the_recorded_part_of_a_history_is_kept():
         assert offsets == [-2, -1, 0] or offsets == [-1, 0]
         return torch.zeros(2, len(offsets), 1, 3), torch.tensor([[at < 0 for at in offsets], [False] * len(offsets)])
 
-    open_loop(prophet, Sight(2, history=history, history_is_pad=is_pad), recorded, 1, 1, n_rounds=3)
+    open_loop(prophet, WorldBatch(2, history=history, history_is_pad=is_pad), recorded, 1, 1, n_rounds=3)
     assert prophet.seen[1].tolist() == [[True, True, False, False], [False] * 4]
     assert prophet.seen[2].tolist() == [[True, False, False, False], [False] * 4]
 
@@ -68,18 +70,20 @@ def test_its_first_steps_are_the_one_shot_prediction():
     torch.manual_seed(0)
     config = ProphetConfig(d_model=16, n_layers=1, n_heads=2, residual=False, n_hypotheses=3, use_state=True)
     prophet = Prophet(2, 6, 3, 4, config, state_dim=3).eval()
-    sight = Sight(5, state=torch.randn(5, 3), history=torch.randn(5, 3, 2, 6), history_is_pad=torch.zeros(5, 3).bool())
+    world_batch = WorldBatch(
+        5, state=torch.randn(5, 3), history=torch.randn(5, 3, 2, 6), history_is_pad=torch.zeros(5, 3).bool()
+    )
     with torch.no_grad():
-        once = prophet(sight.history, sight.history_is_pad, sight.state).best()
-    recorded = lambda offsets: (sight.history[:, -len(offsets) :], sight.history_is_pad[:, -len(offsets) :])  # noqa: E731
-    predicted = open_loop(prophet, sight, recorded, 1, 1, n_rounds=3)
+        once = prophet(world_batch.history, world_batch.history_is_pad, world_batch.state).best()
+    recorded = lambda offsets: (world_batch.history[:, -len(offsets) :], world_batch.history_is_pad[:, -len(offsets) :])  # noqa: E731
+    predicted = open_loop(prophet, world_batch, recorded, 1, 1, n_rounds=3)
     assert predicted.shape == (5, 12, 2, 6)
     assert torch.equal(predicted[:, :4], once)
     # The second round starts from what the first one said: its last three steps.
     with torch.no_grad():
-        again = prophet(once[:, -3:], sight.history_is_pad, sight.state).best()
+        again = prophet(once[:, -3:], world_batch.history_is_pad, world_batch.state).best()
     torch.testing.assert_close(predicted[:, 4:8], again)
-    assert open_loop(prophet, sight, recorded, 1, 1, n_rounds=1).shape == (5, 4, 2, 6)
+    assert open_loop(prophet, world_batch, recorded, 1, 1, n_rounds=1).shape == (5, 4, 2, 6)
 
 
 def test_when_histories_have_to_be_interpolated():

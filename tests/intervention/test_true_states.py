@@ -12,11 +12,11 @@ from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.utils.constants import OBS_STATE
 from safetensors.torch import load_file, save_file
 
-from lerobot_policy_world_modality.intervention.checkpoint import Checkpoint
 from lerobot_policy_world_modality.intervention.frames import Frames
 from lerobot_policy_world_modality.intervention.memories import Source, plans
 from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.true_states import displacements, state_scale
+from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint
 from tests.intervention.helpers import HELD_OUT, make_checkpoint, run
 from tests.plugin.test_prophet_start import STATES, train
 from world_modality_core.configs import ProphetConfig

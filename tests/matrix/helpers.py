@@ -45,7 +45,7 @@ class Fakes:
     def start(self, *arguments: str, step_s: float = 0.0) -> subprocess.Popen:
         """Start a queue on the study."""
         code = (
-            "import sys; from world_modality_core.matrix.cli import main; "
+            "import sys; from world_modality_core.studies.matrix.cli import main; "
             f"sys.exit(main(sys.argv[1:], find_program=lambda name: {str(self.bin)!r} + '/' + name, "
             "check=lambda jobs: None))"
         )

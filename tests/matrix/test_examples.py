@@ -12,13 +12,13 @@ from lerobot.configs.train import TrainPipelineConfig
 
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
-from world_modality_core.matrix import expand as expanding
-from world_modality_core.matrix.cli import make_parser
-from world_modality_core.matrix.errors import MatrixError
-from world_modality_core.matrix.expand import Job, expand
-from world_modality_core.matrix.flags import check_flags, has_metrics_file
-from world_modality_core.matrix.study import load_study
-from world_modality_core.prophet_training.options import ProphetTrainingConfig
+from world_modality_core.prophet.options import ProphetTrainingConfig
+from world_modality_core.studies.matrix import expand as expanding
+from world_modality_core.studies.matrix.cli import make_parser
+from world_modality_core.studies.matrix.errors import MatrixError
+from world_modality_core.studies.matrix.expand import Job, expand
+from world_modality_core.studies.matrix.flags import check_flags, has_metrics_file
+from world_modality_core.studies.matrix.study import load_study
 
 REPO = Path(__file__).parents[2]
 FOLDER = REPO / "examples/studies"

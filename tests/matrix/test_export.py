@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from world_modality_core.matrix.errors import MatrixError
-from world_modality_core.matrix.expand import expand
-from world_modality_core.matrix.export import CURVE_COLUMNS, export, path_cleaner, thinned
-from world_modality_core.matrix.record import new_record, write_record
-from world_modality_core.matrix.study import Study, load_study
+from world_modality_core.studies.matrix.errors import MatrixError
+from world_modality_core.studies.matrix.expand import expand
+from world_modality_core.studies.matrix.export import CURVE_COLUMNS, export, path_cleaner, thinned
+from world_modality_core.studies.matrix.job_record import new_record, write_record
+from world_modality_core.studies.matrix.study import Study, load_study
 
 
 def test_no_path_of_the_machine_is_left():

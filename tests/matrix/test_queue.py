@@ -10,7 +10,7 @@ import pytest
 
 from lerobot_policy_world_modality.evaluation.arms import BANK_ARMS
 from tests.matrix.helpers import BASE, Fakes, is_alive
-from world_modality_core.matrix.record import EXCHANGING_ARMS
+from world_modality_core.studies.matrix.job_record import EXCHANGING_ARMS
 
 JOBS = [f"{kind}-{model}-s{seed}" for seed in (1, 2) for model in "AF" for kind in ("train", "eval")]
 

@@ -13,8 +13,8 @@ import yaml
 
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import SMALL
-from world_modality_core.evidence.episodes import read_episodes
 from world_modality_core.precompute.cli import EncoderSpec, OutputConfig, PrecomputeConfig, SourceConfig, precompute
+from world_modality_core.studies.evidence.episodes import read_episodes
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def study(tmp_path_factory):
 
 
 def start(study, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "world_modality_core.matrix.cli", str(study), "--jobs=1", *arguments]
+    command = [sys.executable, "-m", "world_modality_core.studies.matrix.cli", str(study), "--jobs=1", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

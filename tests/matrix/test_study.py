@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from world_modality_core.matrix import expand as expanding
-from world_modality_core.matrix.draw import draw_episodes
-from world_modality_core.matrix.errors import MatrixError
-from world_modality_core.matrix.estimate import Guess, duration, guess_all, time_left
-from world_modality_core.matrix.expand import Job, expand, select
-from world_modality_core.matrix.record import write_record
-from world_modality_core.matrix.study import Draw, load_study
+from world_modality_core.studies.matrix import expand as expanding
+from world_modality_core.studies.matrix.draw import draw_episodes
+from world_modality_core.studies.matrix.errors import MatrixError
+from world_modality_core.studies.matrix.estimate import Guess, duration, guess_all, time_left
+from world_modality_core.studies.matrix.expand import Job, expand, select
+from world_modality_core.studies.matrix.job_record import write_record
+from world_modality_core.studies.matrix.study import Draw, load_study
 
 BASE = {
     "root": "out/s",

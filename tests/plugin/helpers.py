@@ -8,7 +8,7 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.policies import make_policy, make_pre_post_processors
 from torch.utils.data import default_collate
 
-from world_modality_core.gated_attention import Gate
+from world_modality_core.memory.gated_attention import Gate
 
 TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F"]
 SMALL = {

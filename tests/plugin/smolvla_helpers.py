@@ -7,7 +7,7 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.policies import make_policy, make_policy_config, make_pre_post_processors
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
-from lerobot_policy_world_modality.configuration_smolvla_world import FusionConfig
+from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import FusionConfig
 from tests.fixtures_smolvlm import TINY_SMOLVLA
 
 FUSIONS = ["f1", "f2", "f3a", "f3b"]

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from lerobot_policy_world_modality import doctor
-from lerobot_policy_world_modality.doctor import Row
+from lerobot_policy_world_modality.doctor.cli import Row
+from lerobot_policy_world_modality.doctor.cli import cli as doctor
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def test_a_policy_that_fails_is_named(monkeypatch, tmp_path):
             raise RuntimeError("the action is not finite")
         return "fine"
 
-    monkeypatch.setattr("lerobot_policy_world_modality.doctor_round.make_tiny_data", lambda folder, device: None)
-    monkeypatch.setattr("lerobot_policy_world_modality.doctor_round.policy_round", fail)
+    monkeypatch.setattr("lerobot_policy_world_modality.doctor.policy_round.make_tiny_data", lambda folder, device: None)
+    monkeypatch.setattr("lerobot_policy_world_modality.doctor.policy_round.policy_round", fail)
     assert [row.status for row in doctor.check_policies("cpu")] == ["ok", "ok", "ok", "FAIL", "ok"]
 
 
@@ -80,7 +80,9 @@ def test_table_and_exit_code(monkeypatch, capsys):
 
 
 def test_help_is_quick_to_get():
-    done = subprocess.run([sys.executable, "-m", "lerobot_policy_world_modality.doctor", "--help"], capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lerobot_policy_world_modality.doctor.cli", "--help"], capture_output=True
+    )
     assert done.returncode == 0 and b"--device" in done.stdout
 
 

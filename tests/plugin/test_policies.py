@@ -10,12 +10,12 @@ from draccus.wrappers.docstring import get_attribute_docstring
 from lerobot.configs import FeatureType, PreTrainedConfig
 from lerobot.policies import get_policy_class, make_policy
 
-from lerobot_policy_world_modality.modeling_world_modality import WorldFPolicy
-from lerobot_policy_world_modality.sight import check_encoder, policy_spec
+from lerobot_policy_world_modality.policies.shared.latent_reader import check_encoder, policy_spec
+from lerobot_policy_world_modality.policies.world.modeling_world_modality import WorldFPolicy
 from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config, open_dataset
 from world_modality_core.configs import CompanionConfig, MemoryConfig, MemorySource, ProphetConfig
-from world_modality_core.encoder_spec import EncoderSpec
-from world_modality_core.errors import ConfigError
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.errors import ConfigError
 
 
 def episodes(dataset):
@@ -65,26 +65,26 @@ def test_reduction_none_is_the_mean_before_the_mean(tiny_companion, policy_type)
 
 def test_windows_are_the_table_s_rows_and_never_leave_the_episode(tiny_companion):
     policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F", n_future_steps=3)
-    table = policy.eyes.companion.table
+    table = policy.latent_reader.companion.table
     (first, last), (second, _) = episodes(dataset)[:2]
     indices = [first, first + 1, first + 5, last - 1, last, second]
-    sight = policy._recorded_sight(batch_of(dataset, preprocessor, indices))
-    assert sight.history_is_pad.tolist() == [
+    world_batch = policy._recorded_batch(batch_of(dataset, preprocessor, indices))
+    assert world_batch.history_is_pad.tolist() == [
         [True, True, False], [True, False, False], [False] * 3, [False] * 3, [False] * 3, [True, True, False]
     ]  # fmt: skip
-    assert sight.future_is_pad.tolist() == [
+    assert world_batch.future_is_pad.tolist() == [
         [False] * 3, [False] * 3, [False] * 3, [False, True, True], [True] * 3, [False] * 3
     ]  # fmt: skip
     space = policy.space
     for i, index in enumerate(indices):
         for j, offset in enumerate([-2, -1, 0]):
-            if not sight.history_is_pad[i, j]:
+            if not world_batch.history_is_pad[i, j]:
                 row = space.standardise_rows(torch.tensor(table.latents[index + offset]))
-                torch.testing.assert_close(sight.history[i, j], row)
+                torch.testing.assert_close(world_batch.history[i, j], row)
         for j, offset in enumerate([1, 2, 3]):
-            if not sight.future_is_pad[i, j]:
+            if not world_batch.future_is_pad[i, j]:
                 row = space.standardise_rows(torch.tensor(table.latents[index + offset]))
-                torch.testing.assert_close(sight.future[i, j], row)
+                torch.testing.assert_close(world_batch.future[i, j], row)
 
 
 @pytest.mark.parametrize("policy_type", TYPES)
@@ -93,20 +93,22 @@ def test_no_action_depends_on_the_future(tiny_companion, policy_type):
     policy, dataset, (preprocessor, _) = build(tiny_companion, policy_type)
     if policy_type == "world_F":
         torch.nn.init.constant_(policy.memory.gate.value, 1.0)
-    sight = policy._recorded_sight(batch_of(dataset, preprocessor, range(4, 8)))
+    world_batch = policy._recorded_batch(batch_of(dataset, preprocessor, range(4, 8)))
     source = MemorySource.pred
-    expected = policy._act(sight, source)[0]
-    futures = sight.futures
-    sight.futures = None
+    expected = policy._act(world_batch, source)[0]
+    futures = world_batch.futures
+    world_batch.futures = None
     for name in ("future", "future_tokens"):
-        value = getattr(sight, name)
+        value = getattr(world_batch, name)
         if value is not None:
-            setattr(sight, name, torch.zeros_like(value))
-    assert torch.equal(policy._act(sight, source)[0], expected)
+            setattr(world_batch, name, torch.zeros_like(value))
+    assert torch.equal(policy._act(world_batch, source)[0], expected)
     if policy_type != "world_A":
-        sight.futures = None
-        changed = copy.copy(sight)
-        changed.history = None if sight.history is None else sight.history + 1  # positive control: the past matters
+        world_batch.futures = None
+        changed = copy.copy(world_batch)
+        changed.history = (
+            None if world_batch.history is None else world_batch.history + 1
+        )  # positive control: the past matters
         if changed.history is not None:
             assert not torch.allclose(policy._act(changed, source)[0], expected, atol=1e-5)
     assert futures is None or policy_type == "world_F"
@@ -155,9 +157,9 @@ def test_live_frames_give_the_actions_of_the_recorded_latents(tiny_companion, po
     (first, _), (second, _) = episodes(dataset)[:2]
     for step in range(5):  # two environments play two episodes side by side
         live = policy.predict_action_chunk(live_batch(dataset, preprocessor, [first + step, second + step]))
-    recorded = policy._recorded_sight(batch_of(dataset, preprocessor, [first + 4, second + 4]))
+    recorded = policy._recorded_batch(batch_of(dataset, preprocessor, [first + 4, second + 4]))
     torch.testing.assert_close(live, policy._act(recorded, MemorySource.pred)[0], rtol=2e-2, atol=2e-2)
-    other = policy._recorded_sight(batch_of(dataset, preprocessor, [second + 4, first + 4]))
+    other = policy._recorded_batch(batch_of(dataset, preprocessor, [second + 4, first + 4]))
     gap = (policy._act(other, MemorySource.pred)[0] - live).abs().max()
     assert gap > 5 * (live - policy._act(recorded, MemorySource.pred)[0]).abs().max()  # far above the tolerance
 
@@ -175,7 +177,7 @@ def test_the_queue_replans_every_n_action_steps_and_reset_clears(tiny_companion)
         assert action.shape == (1, 4)
         plan = action if plan is None else plan
     assert policy._n_plans == 4
-    assert policy.eyes.frames.n_encoded / 40 <= 0.4
+    assert policy.latent_reader.frames.n_encoded / 40 <= 0.4
     policy.reset()
     assert policy._n_plans == 0
     torch.testing.assert_close(policy.select_action(batches[0]), plan)
@@ -200,7 +202,7 @@ def test_what_is_not_used_is_not_encoded(tiny_companion, policy_type, options, e
     policy, dataset, (preprocessor, _) = build(tiny_companion, policy_type, **options)
     batch = live_batch(dataset, preprocessor, [3, 20])
     policy.select_action(batch)
-    assert (policy.eyes._encoder is not None) == encodes
+    assert (policy.latent_reader._encoder is not None) == encodes
     visual = [ft for ft in policy.config.input_features.values() if ft.type is FeatureType.VISUAL]
     assert bool(visual) == encodes  # the checkpoint asks for images only if it looks at them
     blind = {key: value for key, value in batch.items() if "image" not in key}
@@ -245,9 +247,9 @@ def test_at_gate_zero_world_f_is_world_a(tiny_companion):
         logged = policy.forward(batch)[1]
         losses.append(logged["loss_action"])
         torch.manual_seed(1)
-        policy.eyes.common(batch, policy.device)
-        sight = policy._recorded_sight(batch)
-        policy._act(sight, MemorySource.pred)[0].sum().backward()
+        policy.latent_reader.common(batch, policy.device)
+        world_batch = policy._recorded_batch(batch)
+        policy._act(world_batch, MemorySource.pred)[0].sum().backward()
     assert losses[0] == losses[1]
     for name, parameter in plain.named_parameters():
         other = dict(world.named_parameters())[name]
@@ -307,8 +309,8 @@ def test_sources_change_the_action_once_the_gate_is_open(tiny_companion):
     policy.eval()
     out = {}
     for source in MemorySource:
-        sight = policy._recorded_sight(batch_of(dataset, preprocessor, [first + 2, second + 2]))
-        out[source] = policy._act(sight, source)[0]
+        world_batch = policy._recorded_batch(batch_of(dataset, preprocessor, [first + 2, second + 2]))
+        out[source] = policy._act(world_batch, source)[0]
     reference = out.pop(MemorySource.pred)
     for source, actions in out.items():
         if source is not MemorySource.scheduled or policy._step < policy.config.memory.schedule_steps:
@@ -430,22 +432,22 @@ def test_metrics_file_holds_means_of_windows(tiny_companion, tmp_path):
 
 def test_imagine_gives_latents_as_the_companion_stores_them(tiny_companion):
     policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F")
-    imagined = policy.imagine(batch_of(dataset, preprocessor, [3, 20]))
+    imagined = policy.predict_latents(batch_of(dataset, preprocessor, [3, 20]))
     spec = policy.config.encoder
     assert imagined.shape == (2, 2, spec.n_tokens, spec.dim)
     # an untrained residual Prophet copies the current latent
-    current = torch.from_numpy(policy.eyes.companion.table.latents[[3, 20]]).float()
+    current = torch.from_numpy(policy.latent_reader.companion.table.latents[[3, 20]]).float()
     torch.testing.assert_close(imagined.flatten(2), current[:, None].expand(-1, 2, -1), rtol=1e-3, atol=1e-2)
 
 
 def test_latents_on_the_device_give_the_same_windows(tiny_companion):
     policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F")
     batch = batch_of(dataset, preprocessor, range(len(dataset)))
-    mapped = policy._recorded_sight(batch)
+    mapped = policy._recorded_batch(batch)
     policy.config.companion.on_device = True
-    policy.eyes._device_table = None
-    held = policy._recorded_sight(batch)
-    assert policy.eyes._device_table
+    policy.latent_reader._device_table = None
+    held = policy._recorded_batch(batch)
+    assert policy.latent_reader._device_table
     for name in ("history", "history_is_pad", "future", "future_is_pad"):
         assert torch.equal(getattr(mapped, name), getattr(held, name)), name
 
@@ -473,9 +475,13 @@ def test_a_companion_s_cameras_can_be_renamed_as_the_dataset_s(tiny_companion):
     config = make_config("world_F", companion=CompanionConfig(root=str(tiny_companion[2]), rename_map=names))
     policy = make_policy(config, ds_meta=open_dataset(tiny_companion, config).meta, rename_map=names)
     assert policy.config.encoder.cameras == ["observation.images.camera1", "observation.images.wrist"]
-    assert set(policy.config.image_features) == set(policy.config.encoder.cameras) == set(policy.eyes.frames.cameras)
-    check_encoder(policy.config.encoder, policy_spec(policy.config, policy.eyes.companion))
+    assert (
+        set(policy.config.image_features)
+        == set(policy.config.encoder.cameras)
+        == set(policy.latent_reader.frames.cameras)
+    )
+    check_encoder(policy.config.encoder, policy_spec(policy.config, policy.latent_reader.companion))
     with pytest.raises(ValueError, match="cameras.*companion.rename_map"):
-        check_encoder(policy.config.encoder, policy.eyes.companion.spec)
+        check_encoder(policy.config.encoder, policy.latent_reader.companion.spec)
     with pytest.raises(ValueError, match="renames .*'nothing'.* but companion"):
         build(tiny_companion, "world_F", companion=CompanionConfig(rename_map={"nothing": "x"}))

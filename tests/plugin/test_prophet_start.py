@@ -14,18 +14,18 @@ from lerobot.utils.constants import OBS_STATE
 from safetensors.torch import load_file, save_file
 
 import lerobot_policy_world_modality  # noqa: F401 - registers the types
-from lerobot_policy_world_modality.prophet_start import check_starts
+from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts
 from tests.fixtures_qwen import make_qwen
 from tests.fixtures_smolvlm import make_smolvlm
 from tests.plugin import qwen_helpers, smolvla_helpers
 from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config, open_dataset, open_gates
-from world_modality_core.companion import open_companion
 from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfig
-from world_modality_core.errors import ConfigError
-from world_modality_core.prophet import Prophet
-from world_modality_core.prophet_training.checkpoint import ProphetCheckpoint
-from world_modality_core.prophet_training.cli import train_prophet
-from world_modality_core.prophet_training.options import ProphetTrainingConfig
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.latents.companion import open_companion
+from world_modality_core.prophet.cli import train_prophet
+from world_modality_core.prophet.network import Prophet
+from world_modality_core.prophet.options import ProphetTrainingConfig
+from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
 
 FRAMES = [3, 9, 14, 20, 30, 41, 50, 60]
 
@@ -71,13 +71,13 @@ def own_prediction(folder, policy, raw_state, tasks, index):
     ).eval()  # fmt: skip
     prophet.load_state_dict(weights.prophet)
     offsets = [-i * made.history_stride for i in reversed(range(made.n_obs_steps))]
-    latents, is_pad = policy.eyes.companion.table.gather(torch.tensor(index), offsets)
+    latents, is_pad = policy.latent_reader.companion.table.gather(torch.tensor(index), offsets)
     history = (latents.float().unflatten(-1, weights.mean.shape) - weights.mean) / weights.std
     state = language = None
     if made.prophet.use_state:
         state = (raw_state - weights.state_shift) / weights.state_scale
     if made.prophet.use_language:
-        language = policy.eyes.sentences(torch.device("cpu")).encode(tasks)
+        language = policy.latent_reader.sentences(torch.device("cpu")).encode(tasks)
     with torch.no_grad():
         return prophet(history, is_pad, state, language).best() * weights.std + weights.mean
 
@@ -95,10 +95,10 @@ def test_the_policy_s_prophet_predicts_what_the_folder_s_does(tiny_companion, wh
     assert policy.config.history_stride == policy.config.future_stride == 2  # taken over
     assert policy.config.prophet.d_model == 32 and policy.config.prophet.n_layers == 1
     assert policy.config.prophet.initialised_from == folder and policy.config.prophet.init_from is None
-    got = policy.eval().imagine(batch_of(dataset, preprocessor, FRAMES))
+    got = policy.eval().predict_latents(batch_of(dataset, preprocessor, FRAMES))
     expected = own_prediction(folder, policy, *raw(dataset, FRAMES), FRAMES)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    current = policy.eyes.companion.table.gather(torch.tensor(FRAMES), [0])[0].float().view_as(got[:, :1])
+    current = policy.latent_reader.companion.table.gather(torch.tensor(FRAMES), [0])[0].float().view_as(got[:, :1])
     assert (got - current).abs().max() > 0.05  # it is no copy of the present
 
 
@@ -111,9 +111,9 @@ def test_other_statistics_of_the_dataset_change_nothing_but_the_units(tiny_compa
     batch = batch_of(dataset, make_pre_post_processors(config, dataset_stats=dataset.meta.stats)[0], FRAMES)
     states, tasks = raw(dataset, FRAMES)
     expected = own_prediction(folder, policy, states, tasks, FRAMES)
-    torch.testing.assert_close(policy.imagine(batch), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(policy.predict_latents(batch), expected, rtol=1e-4, atol=1e-4)
     batch[OBS_STATE] = batch[OBS_STATE] + 1  # positive control: the state matters
-    assert not torch.allclose(policy.imagine(batch), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(policy.predict_latents(batch), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_checkpoint_needs_the_folder_no_more_and_can_be_started_from(tiny_companion, folder, tmp_path):
@@ -122,19 +122,19 @@ def test_a_checkpoint_needs_the_folder_no_more_and_can_be_started_from(tiny_comp
     with torch.no_grad():
         policy.prophet.head.weight.add_(0.01)  # as if trained on: what is saved counts, not the folder
     batch = batch_of(dataset, preprocessor, FRAMES)
-    expected = policy.eval().imagine(batch)
+    expected = policy.eval().predict_latents(batch)
     policy.save_pretrained(tmp_path / "policy")
     preprocessor.save_pretrained(tmp_path / "policy")
     shutil.rmtree(gone)
     loaded = get_policy_class("world_F").from_pretrained(tmp_path / "policy", dataset_meta=dataset.meta)
-    assert torch.equal(loaded.eval().imagine(batch), expected) and loaded.config.prophet.freeze
+    assert torch.equal(loaded.eval().predict_latents(batch), expected) and loaded.config.prophet.freeze
     # resuming: with a dataset, from pretrained_path
     config = make_config("world_F").from_pretrained(tmp_path / "policy")
     config.pretrained_path = tmp_path / "policy"
-    assert torch.equal(make_policy(config, ds_meta=dataset.meta).eval().imagine(batch), expected)
+    assert torch.equal(make_policy(config, ds_meta=dataset.meta).eval().predict_latents(batch), expected)
     # another policy starts from this policy's Prophet
     other, *_ = build_from(tiny_companion, str(tmp_path / "policy"))
-    torch.testing.assert_close(other.eval().imagine(batch), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(other.eval().predict_latents(batch), expected, rtol=1e-4, atol=1e-4)
 
 
 def train_steps(policy, batch, n=3):
@@ -305,12 +305,12 @@ def test_every_entry_and_content_trains_and_is_read(tiny_companion, entry, conte
     zero = policy.plan_recorded(batch, "zero")
     assert not torch.allclose(planned, zero, atol=1e-4)  # the memory changes the actions
     # ... of its own sample only
-    sight = policy._recorded_sight(batch)
-    changed = policy._recorded_sight(batch)
+    world_batch = policy._recorded_batch(batch)
+    changed = policy._recorded_batch(batch)
     changed.history = changed.history.clone()
     changed.history[0] += 1
     with torch.no_grad():
-        one, other = policy._act(sight, MemorySource.pred)[0], policy._act(changed, MemorySource.pred)[0]
+        one, other = policy._act(world_batch, MemorySource.pred)[0], policy._act(changed, MemorySource.pred)[0]
     assert torch.allclose(one[1:], other[1:], atol=1e-6) and not torch.allclose(one[0], other[0], atol=1e-4)
     shown = live_batch(dataset, preprocessor, [3, 20])
     policy.reset()
@@ -355,9 +355,11 @@ def test_future_states_are_a_memory(tiny_companion, telling, sees, tmp_path):
     train_steps(policy, batch, 2)
     policy.eval()
     with torch.no_grad():
-        sight = policy._recorded_sight(batch)
-        told = policy._fill(sight, MemorySource.pred).tokens
-        ours = policy.prophet(sight.history, sight.history_is_pad, sight.state, sight.language).displacement
+        world_batch = policy._recorded_batch(batch)
+        told = policy._fill(world_batch, MemorySource.pred).tokens
+        ours = policy.prophet(
+            world_batch.history, world_batch.history_is_pad, world_batch.state, world_batch.language
+        ).displacement
     assert told.shape == (len(FRAMES), 2, dataset.meta.features[OBS_STATE]["shape"][0])
     assert torch.equal(told, ours) and told.std() > 1e-3
     planned = {name: policy.plan_recorded(batch, name) for name in ("pred", "zero", "shuffle", "copy_current")}
@@ -434,7 +436,7 @@ def test_the_vlas_start_from_it_too(tiny_companion, folder, policy_type, tmp_pat
     assert policy.config.future_stride == 2 and policy.config.prophet.initialised_from == folder
     batch = batch_of(dataset, preprocessor, FRAMES[:4])
     expected = own_prediction(folder, policy, *raw(dataset, FRAMES[:4]), FRAMES[:4])
-    torch.testing.assert_close(policy.imagine(batch), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(policy.predict_latents(batch), expected, rtol=1e-4, atol=1e-4)
     loss, logged = policy.train().forward(batch)
     loss.backward()
     assert all(p.grad is None for p in policy.world.prophet.parameters()) and not policy.world.prophet.training

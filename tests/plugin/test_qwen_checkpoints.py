@@ -11,12 +11,15 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies import get_policy_class
 from safetensors.torch import load_file
 
-from lerobot_policy_world_modality.configuration_qwen_world_fplus import LoraOptions, TextConfig
+from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import (
+    LoraOptions,
+    TextConfig,
+)
 from tests.fixtures_qwen import make_qwen
 from tests.fixtures_smolvlm import make_smolvlm
 from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.qwen_helpers import E0, TINY, build, make_config
-from world_modality_core.errors import ConfigError
+from world_modality_core.io.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import torch
 
-from lerobot_policy_world_modality.configuration_qwen_world_fplus import ActionHeadConfig
-from lerobot_policy_world_modality.qwen_heads import FlowHead, FutureAlignment, Proprioception
+from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import ActionHeadConfig
+from lerobot_policy_world_modality.policies.qwen_world_fplus.heads import FlowHead, FutureAlignment, Proprioception
 
 CONFIG = ActionHeadConfig(kind="flow", d_model=32, n_layers=1, n_heads=4, n_flow_steps=7)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from lerobot_policy_world_modality.qwen_training import parameter_groups
+from lerobot_policy_world_modality.policies.qwen_world_fplus.optimiser import parameter_groups
 from tests.fixtures_qwen import FAMILIES, make_qwen
 from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.qwen_helpers import E0, build, step
 from world_modality_core.configs import MemoryConfig, MemorySource
-from world_modality_core.gated_attention import Gate
+from world_modality_core.memory.gated_attention import Gate
 
 HEADS = ["mse", "flow"]
 
@@ -27,7 +27,7 @@ def vlm(vlms):
 
 
 def head(kind):
-    from lerobot_policy_world_modality.configuration_qwen_world_fplus import ActionHeadConfig
+    from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import ActionHeadConfig
 
     return ActionHeadConfig(kind=kind, n_heads=4, n_flow_steps=3)
 
@@ -73,7 +73,7 @@ def test_the_memory_that_is_read_makes_a_difference(tiny_companion, vlm, gate):
             is_equal = torch.equal(chunks[one], chunks[other])
             assert is_equal == (frozenset({one, other}) in same) or {one, other} == {"shuffle", "shuffle_within_task"}
     with pytest.raises(ValueError, match="needs the recorded future"):
-        policy._inform(torch.zeros(6, 4, 32), batch, policy._recorded_sight(batch).__class__(6), "oracle")
+        policy._inform(torch.zeros(6, 4, 32), batch, policy._recorded_batch(batch).__class__(6), "oracle")
     loss = {source: float(policy.forward(batch, source=source)[0].detach()) for source in ("pred", "zero", "oracle")}
     assert len(set(loss.values())) == 3
 

@@ -11,8 +11,8 @@ from coc_tools.dataset_writer import write_copy
 from coc_tools.episodes import EpisodeReader
 from coc_tools.language_rows import labels_by_index
 from coc_tools.store import StoreError
-from lerobot_policy_world_modality.configuration_qwen_world_fplus import TextConfig
-from lerobot_policy_world_modality.qwen_text import text_loss
+from lerobot_policy_world_modality.policies.qwen_world_fplus.coc_text import text_loss
+from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import TextConfig
 from tests.coc.helpers import label_of
 from tests.fixtures_qwen import FAMILIES, make_qwen
 from tests.plugin.helpers import batch_of, live_batch, open_gates
@@ -102,7 +102,7 @@ def test_no_action_depends_on_the_text(tiny_companion, vlms, tmp_path, family, m
     for name, labels in variants.items():
         policy.train().zero_grad()
         states, loss_text = policy._see(batch, labels)
-        states = policy._inform(states, batch, policy._recorded_sight(batch), None)
+        states = policy._inform(states, batch, policy._recorded_batch(batch), None)
         actions = policy.action_head.sample(states)
         policy.action_head.error(states, batch["action"]).mean().backward(retain_graph=True)
         gradients = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}

@@ -14,8 +14,8 @@ from tests.fixtures_smolvlm import make_smolvlm
 from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.smolvla_helpers import FUSIONS, build, fusion
 from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfig
-from world_modality_core.errors import ConfigError
-from world_modality_core.gated_attention import Gate, GatedCrossAttention
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention
 
 EPISODE = [12, 13, 14, 15, 16, 17]  # frames of the second episode
 
@@ -177,9 +177,9 @@ def test_no_sample_touches_another(tiny_companion, vlm, names):
     for i, index in enumerate([5, 13, 33]):
         alone = policy.plan_recorded(batch_of(LongTask(dataset), preprocessor, [index]), "oracle", noise[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
-    sight = policy._recorded_sight(batch, everything=True)
-    sight.future[1] += torch.randn(sight.future[1].shape)
-    with policy._reading(sight, MemorySource.oracle), torch.no_grad():
+    world_batch = policy._recorded_batch(batch, everything=True)
+    world_batch.future[1] += torch.randn(world_batch.future[1].shape)
+    with policy._reading(world_batch, MemorySource.oracle), torch.no_grad():
         changed = super(type(policy), policy)._get_action_chunk(batch, noise)
     assert torch.equal(changed[[0, 2]], together[[0, 2]])
     assert not torch.allclose(changed[1], together[1], atol=1e-4)
@@ -243,10 +243,12 @@ def test_a_rollout_has_no_oracle_and_a_layer_no_stale_memory(tiny_companion, vlm
     assert policy.config.memory.rollout_source is MemorySource.pred
     with pytest.raises(ConfigError, match="eval_source='oracle'"):
         MemoryConfig(eval_source=MemorySource.oracle)
-    sight = policy.eyes.live(live_batch(dataset, preprocessor, [3]), policy._device, latents=False, tokens=False)
+    world_batch = policy.latent_reader.live(
+        live_batch(dataset, preprocessor, [3]), policy._device, latents=False, tokens=False
+    )
     with (
         pytest.raises(ValueError, match="'oracle' needs the recorded future"),
-        policy._reading(sight, MemorySource.oracle),
+        policy._reading(world_batch, MemorySource.oracle),
     ):
         pass
     plan(policy, live_batch(dataset, preprocessor, [3]))
@@ -278,7 +280,7 @@ def test_frames_encoded_per_environment_step(tiny_companion, vlm, n_action_steps
     observation = live_batch(dataset, preprocessor, [0])
     for _ in range(200):
         policy.select_action(dict(observation))
-    assert 0 < policy.eyes.frames.n_encoded / 200 <= frames_per_step
+    assert 0 < policy.latent_reader.frames.n_encoded / 200 <= frames_per_step
 
 
 def test_saved_and_loaded_without_dataset_it_acts_the_same(tiny_companion, vlm, tmp_path):
@@ -308,14 +310,14 @@ def test_memory_that_is_not_finite(tiny_companion, vlm):
         tiny_companion, vlm, fusion=fusion(*FUSIONS), history_stride=2, memory=MemoryConfig(source="oracle")
     )
     open_gates(policy)
-    table = policy.eyes.companion.table
+    table = policy.latent_reader.companion.table
     batch = batch_of(dataset, preprocessor, [13, 15])  # frames 1 and 3 of an episode that starts at 12
     expected, _, gradients = step(policy, batch)
     latents = np.array(table.latents)
     latents[12] = np.nan  # of sample 0 only the padding (frames -1 and -3), of sample 1 nothing (frames 3, 1, -1) ...
     table.latents = latents
-    sight = policy._recorded_sight(batch)
-    assert sight.history_is_pad[:, 0].all() and torch.isfinite(sight.history).all()
+    world_batch = policy._recorded_batch(batch)
+    assert world_batch.history_is_pad[:, 0].all() and torch.isfinite(world_batch.history).all()
     got, _, world_gradients = step(policy, batch)
     assert torch.equal(got, expected)
     for name, gradient in gradients.items():
@@ -324,7 +326,7 @@ def test_memory_that_is_not_finite(tiny_companion, vlm):
     with pytest.raises(ValueError, match=r"row 16 of companion .* \(episode 1\) holds NaN or Inf"):
         policy.forward(batch)
     policy.config.companion.on_device = True  # asked for, but refused: the host's gather can name the row
-    policy.eyes._device_table = None
+    policy.latent_reader._device_table = None
     with pytest.raises(ValueError, match="row 16"):
         policy.forward(batch)
 
@@ -345,8 +347,8 @@ def test_real_time_chunking_uses_fresh_memory(tiny_companion, vlm):
         torch.manual_seed(0)
         observation = live_batch(dataset, preprocessor, [index])
         kept = live_batch(dataset, preprocessor, [13])
-        observation |= {key: value for key, value in kept.items() if key not in policy.eyes.frames.cameras}
-        images = {key: kept[key] for key in policy.eyes.frames.cameras}
+        observation |= {key: value for key, value in kept.items() if key not in policy.latent_reader.frames.cameras}
+        images = {key: kept[key] for key in policy.latent_reader.frames.cameras}
         policy._remember_frame(observation)  # the world sees another frame; SmolVLA sees the same
         policy._remember_frame = lambda batch: None
         chunks.append(
@@ -365,14 +367,16 @@ def test_frames_that_come_irregularly_take_their_place_by_the_clock(tiny_compani
     )
     assert policy.config.fps == 10
     clock = iter([100.0, 100.2, 100.4, 103.0])
-    monkeypatch.setattr("lerobot_policy_world_modality.sight.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        "lerobot_policy_world_modality.policies.shared.latent_reader.time.monotonic", lambda: next(clock)
+    )
     policy.reset()
     pads = []
     for index in (12, 14, 16, 18):
         observation = live_batch(dataset, preprocessor, [index])
         policy.predict_action_chunk(observation)
-        sight = policy.eyes.live(observation, policy._device, latents=True, tokens=False)
-        pads.append(sight.history_is_pad[0].tolist())
+        world_batch = policy.latent_reader.live(observation, policy._device, latents=True, tokens=False)
+        pads.append(world_batch.history_is_pad[0].tolist())
     assert pads == [[True, True, False], [True, False, False], [False] * 3, [True, True, False]]
 
 
@@ -429,6 +433,6 @@ def test_a_training_step_adds_no_wait_for_the_device(tiny_companion, vlm, names,
     world.config.companion.on_device = True
     waits(world)  # the first step puts the latents on the device
     assert sum(waits(world).values()) == sum(expected.values()), waits(world) - expected
-    world.config.companion.on_device, world.eyes._device_table = False, None
+    world.config.companion.on_device, world.latent_reader._device_table = False, None
     waits(world)
     assert sum(waits(world).values()) == sum(expected.values()) + 1  # positive control: the index, to the host

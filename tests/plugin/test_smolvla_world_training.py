@@ -16,13 +16,13 @@ from lerobot.policies import get_policy_class, make_policy, make_pre_post_proces
 from lerobot.scripts.lerobot_train import train
 from safetensors.torch import load_file, save_file
 
-from lerobot_policy_world_modality.configuration_smolvla_world import SmolVLAWorldConfig
+from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import SmolVLAWorldConfig
 from tests.fixtures_smolvlm import make_smolvla_checkpoint, make_smolvlm
 from tests.plugin.helpers import live_batch
 from tests.plugin.smolvla_helpers import build, fusion
 from world_modality_core.configs import CompanionConfig
-from world_modality_core.encoder_spec import EncoderSpec
-from world_modality_core.errors import ConfigError
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

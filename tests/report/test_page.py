@@ -12,12 +12,12 @@ import pytest
 from lerobot.utils.io_utils import write_video
 
 from tests.report.synthetic import TASKS, write_eval, write_study
-from world_modality_core.evidence.compare import compare
-from world_modality_core.evidence.episodes import read_episodes
-from world_modality_core.matrix.expand import Job
-from world_modality_core.matrix.export import export
-from world_modality_core.matrix.study import Study
-from world_modality_core.report.cli import make_parser, report
+from world_modality_core.studies.evidence.compare import compare
+from world_modality_core.studies.evidence.episodes import read_episodes
+from world_modality_core.studies.matrix.expand import Job
+from world_modality_core.studies.matrix.export import export
+from world_modality_core.studies.matrix.study import Study
+from world_modality_core.studies.report.cli import make_parser, report
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&<b>"
 

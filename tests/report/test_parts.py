@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 
 from tests.report.synthetic import episode, write_eval, write_study
-from world_modality_core.errors import ConfigError
-from world_modality_core.report import film, media
-from world_modality_core.report.charts import Line, line_chart, nice_step, scale_around, strip
-from world_modality_core.report.cli import main, make_parser, report
-from world_modality_core.report.clips import choose_clips
-from world_modality_core.report.records import read_metrics, read_records
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.studies.report import film, media
+from world_modality_core.studies.report.charts import Line, line_chart, nice_step, scale_around, strip
+from world_modality_core.studies.report.cli import main, make_parser, report
+from world_modality_core.studies.report.clips import choose_clips
+from world_modality_core.studies.report.records import read_metrics, read_records
 
 
 def polylines(svg: str) -> list[list[tuple[float, float]]]:
@@ -243,7 +243,7 @@ def test_wrong_options_end_with_one_line_and_leave_no_page(tmp_path, monkeypatch
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("world_modality_core.report.")]:
+    for name in [name for name in sys.modules if name.startswith("world_modality_core.studies.report.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(

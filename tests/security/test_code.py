@@ -81,8 +81,10 @@ def test_templates_mark_nothing_as_safe():
 
 
 def test_remote_code_is_off_unless_asked_for():
-    from lerobot_policy_world_modality.configuration_qwen_world_fplus import QwenWorldFPlusConfig
     from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
+    from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import (
+        QwenWorldFPlusConfig,
+    )
 
     for config in (QwenWorldFPlusConfig, WorldEvalConfig):
         assert config.__dataclass_fields__["trust_remote_code"].default is False

@@ -9,21 +9,21 @@ import pytest
 import yaml
 
 from coc_tools.dataset_writer import INFO, WriteError, recover
-from lerobot_policy_world_modality.record import RecordConfig, RecordEnv, RecordOutput, record
+from lerobot_policy_world_modality.record.cli import RecordConfig, RecordEnv, RecordOutput, record
 from tests.report.synthetic import episode, write_eval
-from world_modality_core import companion
-from world_modality_core.companion import default_root, open_companion
-from world_modality_core.errors import ConfigError, UserError
-from world_modality_core.evidence.episodes import EpisodeWriter, read_episodes
-from world_modality_core.files import write_text
-from world_modality_core.matrix.errors import MatrixError
-from world_modality_core.matrix.study import load_study
+from world_modality_core.io.errors import ConfigError, UserError
+from world_modality_core.io.files import write_text
+from world_modality_core.latents import companion
+from world_modality_core.latents.companion import default_root, open_companion
 from world_modality_core.precompute.assemble import write_derived
 from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
 from world_modality_core.precompute.source import Source
-from world_modality_core.prophet_training.checkpoint import ProphetCheckpoint
-from world_modality_core.report.clips import choose_clips
-from world_modality_core.report.film import read_imagined
+from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
+from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes
+from world_modality_core.studies.matrix.errors import MatrixError
+from world_modality_core.studies.matrix.study import load_study
+from world_modality_core.studies.report.clips import choose_clips
+from world_modality_core.studies.report.film import read_imagined
 
 OUTSIDE = ["../../outside", "/outside", "user/../../outside", "..", "user/.."]
 
@@ -120,7 +120,7 @@ def test_a_page_shows_no_file_from_outside(work, name):
 def test_a_filmstrip_names_pictures_of_its_own_folder_only(work):
     import numpy as np
 
-    from world_modality_core.report.film import Imagined, Moment, Step, write_imagined
+    from world_modality_core.studies.report.film import Imagined, Moment, Step, write_imagined
 
     pixels = np.zeros((8, 8, 3), np.uint8)
     moment = Moment("push", 0, 1, pixels, [Step(4, pixels, "e", pixels, 0.9, 0.8)])
@@ -162,7 +162,7 @@ def test_a_processor_s_state_file_is_in_its_checkpoint(work):
     from tests.fuzz.readers import Target, _prophets  # the valid files of the fuzz
 
     class Opened:
-        from world_modality_core.encoder_spec import EncoderSpec
+        from world_modality_core.encoders.spec import EncoderSpec
 
         spec = EncoderSpec(family="f", n_tokens=1, dim=2)
 

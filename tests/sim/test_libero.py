@@ -15,8 +15,7 @@ from lerobot.envs.utils import preprocess_observation
 from lerobot.policies import get_policy_class, make_policy_config, make_pre_post_processors
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
-from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
-from lerobot_policy_world_modality.libero_setup import (
+from lerobot_policy_world_modality.envs.libero_setup import (
     _INSTALL_ASSETS,
     _assets_need,
     _installed_assets,
@@ -24,10 +23,11 @@ from lerobot_policy_world_modality.libero_setup import (
     package_folder,
     set_up,
 )
+from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
 from tests.fixtures_smolvlm import TINY_SMOLVLA, make_smolvlm
 from tests.plugin.helpers import SMALL, open_gates
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders import make_world_encoder
+from world_modality_core.encoders.spec import EncoderSpec
 
 SIZE = 64
 N_ROBOT_JOINTS = 9  # arm and fingers come first

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lerobot.datasets import LeRobotDataset
 
-from lerobot_policy_world_modality.record import RecordError
+from lerobot_policy_world_modality.record.cli import RecordError
 
 SIZE, N_STEPS, HARD = 32, 6, 11  # in initial state 11 the expert never succeeds
 LABEL = np.array([0.5, 0, 0, 0, 0, 0, -1], dtype=np.float32)

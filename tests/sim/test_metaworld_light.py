@@ -19,7 +19,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE  # noqa: E402
 
 from lerobot_policy_world_modality.envs.configuration_metaworld_light import MetaworldLightEnvConfig  # noqa: E402
 from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv, resolve_tasks  # noqa: E402
-from world_modality_core.errors import ConfigError  # noqa: E402
+from world_modality_core.io.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.sim
 

@@ -17,9 +17,8 @@ pytest.importorskip("metaworld")
 
 from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
 
-from lerobot_policy_world_modality import record_episode  # noqa: E402
 from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv  # noqa: E402
-from lerobot_policy_world_modality.record import (  # noqa: E402
+from lerobot_policy_world_modality.record.cli import (  # noqa: E402
     RECORD_FILE,
     Attempts,
     RecordConfig,
@@ -28,6 +27,7 @@ from lerobot_policy_world_modality.record import (  # noqa: E402
     RecordOutput,
     record,
 )
+from lerobot_policy_world_modality.record.cli import expert_episode as record_episode  # noqa: E402
 
 pytestmark = pytest.mark.sim
 
@@ -156,7 +156,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_killed_and_started_again_it_ends_with_the_same_dataset(clean, tmp_path, monkeypatch):
     root, log = tmp_path / "data", tmp_path / "log"
     staging = tmp_path / "data.recording"
-    command = [sys.executable, "-m", "lerobot_policy_world_modality.record", f"--tasks={','.join(TASKS)}"]
+    command = [sys.executable, "-m", "lerobot_policy_world_modality.record.cli", f"--tasks={','.join(TASKS)}"]
     command += ["--n_episodes=2", "--n_workers=2", "--output.repo_id=tests/recorded", f"--output.root={root}"]
     command += [f"--env.observation_height={SIZE}", f"--env.observation_width={SIZE}"]
     with log.open("w") as out:

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders.pooling import LayerFeatures, pool
-from world_modality_core.errors import ConfigError
-from world_modality_core.pca import LatentPCA
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.latents.pca import LatentPCA
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

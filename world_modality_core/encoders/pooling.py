@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from world_modality_core.encoder_spec import PoolingPart
+from world_modality_core.encoders.spec import PoolingPart
 
 
 @dataclass(frozen=True)

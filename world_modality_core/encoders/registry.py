@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders.base import WorldEncoder
-from world_modality_core.pca import LatentPCA
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.latents.pca import LatentPCA
 
 _FAMILIES: dict[str, type[WorldEncoder]] = {}
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from world_modality_core.encoder_spec import EncoderSpec
 from world_modality_core.encoders.base import layer_position
+from world_modality_core.encoders.spec import EncoderSpec
 
 
 def keep_layers(encoder: nn.Module, spec: EncoderSpec) -> None:

@@ -23,10 +23,10 @@ from lerobot.datasets.utils import DEFAULT_DATA_PATH, update_chunk_file_indices
 from lerobot.utils.constants import DEFAULT_FEATURES
 from tqdm import tqdm
 
-from world_modality_core.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE
-from world_modality_core.errors import ConfigError
-from world_modality_core.files import inside, open_parquet, read_parquet
-from world_modality_core.fingerprint import SOURCE_FILE
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import inside, open_parquet, read_parquet
+from world_modality_core.latents.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE
+from world_modality_core.latents.fingerprint import SOURCE_FILE
 
 # Not copied with a dataset's other metadata: written anew here, or belonging to the companion.
 _OWN_META = {"info.json", "stats.json"} | {

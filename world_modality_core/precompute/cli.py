@@ -16,9 +16,13 @@ from accelerate import PartialState
 from lerobot.configs import parser
 from tqdm import tqdm
 
-from world_modality_core.cards import companion_card, copy_card, known_license
-from world_modality_core.commands import told_in_one_line
-from world_modality_core.companion import (
+from world_modality_core.encoders import WorldEncoder, make_world_encoder
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.commands import command_errors
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.hub import HubError, check_upload
+from world_modality_core.io.option_differences import option_differences
+from world_modality_core.latents.companion import (
     INFO_FILE,
     Companion,
     CompanionInfo,
@@ -26,14 +30,10 @@ from world_modality_core.companion import (
     open_companion,
     partial_root,
 )
-from world_modality_core.differences import option_differences
-from world_modality_core.encoder_spec import EncoderSpec
-from world_modality_core.encoders import WorldEncoder, make_world_encoder
-from world_modality_core.errors import ConfigError
-from world_modality_core.fingerprint import SourceFingerprint
-from world_modality_core.hub import HubError, check_upload
-from world_modality_core.latent_quality import format_quality
-from world_modality_core.pca import LatentPCA
+from world_modality_core.latents.fingerprint import SourceFingerprint
+from world_modality_core.latents.latent_quality import format_quality
+from world_modality_core.latents.pca import LatentPCA
+from world_modality_core.precompute.cards import companion_card, copy_card, known_license
 from world_modality_core.precompute.encode import fit_pca, stage_latents
 from world_modality_core.precompute.finish import finish, push, write_merged, write_stripped
 from world_modality_core.precompute.source import PrecomputeError, Source
@@ -336,7 +336,7 @@ def main() -> None:
         f"{arg}=true" if arg in flags and after.startswith("--") else arg
         for arg, after in zip(sys.argv[1:], following, strict=False)
     ]
-    with told_in_one_line("wm-precompute"):
+    with command_errors("wm-precompute"):
         parser.wrap()(precompute)()
         PartialState().destroy_process_group()
 

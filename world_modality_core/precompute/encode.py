@@ -10,7 +10,7 @@ from torch import Tensor
 
 from world_modality_core.encoders import WorldEncoder
 from world_modality_core.encoders.windows import causal_windows
-from world_modality_core.pca import LatentPCA
+from world_modality_core.latents.pca import LatentPCA
 from world_modality_core.precompute.source import Chunk, PrecomputeError, Source
 from world_modality_core.precompute.staging import Staging
 

@@ -13,13 +13,20 @@ import torch
 from lerobot.datasets.io_utils import load_stats
 from safetensors.torch import save_file
 
-from world_modality_core.codebook import Codebook
-from world_modality_core.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE, Companion, CompanionInfo
 from world_modality_core.encoders import WorldEncoder
-from world_modality_core.fingerprint import SourceFingerprint
-from world_modality_core.hub import HubError, push_dataset
-from world_modality_core.latent_quality import RANK_SAMPLE, LatentStatistics, token_figures
-from world_modality_core.latent_table import LATENTS, TOKENS, ContentHash
+from world_modality_core.io.hub import HubError, push_dataset
+from world_modality_core.latents.codebook import Codebook
+from world_modality_core.latents.companion import (
+    CODEBOOK_FILE,
+    INFO_FILE,
+    PCA_FILE,
+    STATS_FILE,
+    Companion,
+    CompanionInfo,
+)
+from world_modality_core.latents.fingerprint import SourceFingerprint
+from world_modality_core.latents.latent_quality import RANK_SAMPLE, LatentStatistics, token_figures
+from world_modality_core.latents.latent_table import LATENTS, TOKENS, ContentHash
 from world_modality_core.precompute.assemble import write_derived
 from world_modality_core.precompute.source import PrecomputeError, Source
 from world_modality_core.precompute.staging import Staging

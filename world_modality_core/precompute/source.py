@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from world_modality_core.errors import UserError
-from world_modality_core.files import naming_damage, open_parquet, read_parquet
-from world_modality_core.hub import hub_errors
+from world_modality_core.io.errors import UserError
+from world_modality_core.io.files import open_parquet, read_parquet, reading
+from world_modality_core.io.hub import hub_errors
 
 # LeRobot's own default (`LeRobotDataset.tolerance_s`).
 TOLERANCE_S = 1e-4
@@ -93,7 +93,7 @@ class Source:
         if self.meta.total_frames == 0:
             raise PrecomputeError(f"dataset.repo_id={repo_id!r} has no frames")
         columns = ["dataset_from_index", "dataset_to_index"]
-        with naming_damage(self.root / "meta", "a LeRobotDataset's metadata", "copy or download the dataset again"):
+        with reading(self.root / "meta", "a LeRobotDataset's metadata", "copy or download the dataset again"):
             episodes = self.meta.episodes.with_format("numpy", columns=columns)[:]
             self.bounds = np.stack([episodes[name] for name in columns], axis=1)
         self.lengths = self.bounds[:, 1] - self.bounds[:, 0]
@@ -232,7 +232,7 @@ def video_frames(path: Path, timestamps: np.ndarray, episode: int = 0) -> Iterat
         PrecomputeError: if a timestamp has no frame within LeRobot's tolerance.
         DamagedFileError: if the file is no video.
     """
-    with naming_damage(path, "video", _REPAIR), av.open(str(path)) as container:
+    with reading(path, "video", _REPAIR), av.open(str(path)) as container:
         stream = container.streams.video[0]
         # Workers run side by side; a decoder that takes all cores as well would only get in the encoder's way.
         stream.codec_context.thread_count = 1
@@ -272,9 +272,9 @@ class _ImageColumn:
             if low >= high:
                 continue
             if self._rows.get(camera, (None,))[0] != (path, group):
-                with naming_damage(path, "parquet", _REPAIR):
+                with reading(path, "parquet", _REPAIR):
                     self._rows[camera] = ((path, group), file.read_row_group(group, columns=[camera])[camera])
             for row in self._rows[camera][1][int(low - starts[group]) : int(high - starts[group])]:
-                with naming_damage(path, f"images of {camera}", _REPAIR):
+                with reading(path, f"images of {camera}", _REPAIR):
                     image = np.asarray(Image.open(io.BytesIO(row["bytes"].as_py())).convert("RGB"))
                 yield image

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from world_modality_core.differences import option_differences
-from world_modality_core.errors import DamagedFileError
-from world_modality_core.files import naming_damage, read_json, write_text, writing
+from world_modality_core.io.errors import DamagedFileError
+from world_modality_core.io.files import read_json, reading, write_text, writing
+from world_modality_core.io.option_differences import option_differences
 from world_modality_core.precompute.source import PrecomputeError
 
 REQUEST_FILE = "request.json"
@@ -99,5 +99,5 @@ class Staging:
             DamagedFileError: if the file is damaged.
         """
         path = self._path(episode)
-        with naming_damage(path, "staged latents", "delete it and give the same command again: the episode is redone"):
+        with reading(path, "staged latents", "delete it and give the same command again: the episode is redone"):
             return np.load(path, mmap_mode="r")

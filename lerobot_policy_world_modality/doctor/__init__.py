@@ -1,0 +1,1 @@
+"""`wm-doctor`: does this installation work?"""

@@ -1,0 +1,1 @@
+"""Checkpoints, companions and labels on the Hugging Face Hub."""

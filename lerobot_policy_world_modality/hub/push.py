@@ -1,0 +1,232 @@
+"""`wm-push`: upload a checkpoint, a companion, a labelled dataset or labels, with a card that tells what it is.
+
+wm-push outputs/F/checkpoints/last/pretrained_model --repo_id=me/F --eval outputs/eval/F outputs/eval/A --baseline=A
+wm-push outputs/pusht_world --repo_id=me/pusht_world --private
+wm-push outputs/coc/pusht.jsonl --repo_id=me/pusht_coc
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from lerobot.configs import PreTrainedConfig
+from lerobot.datasets import LeRobotDatasetMetadata
+from lerobot.datasets.language import LANGUAGE_PERSISTENT
+from lerobot.utils.import_utils import register_third_party_plugins
+from safetensors import safe_open
+
+from coc_tools.card import labelled_card, labels_card
+from coc_tools.store import StoreError
+from lerobot_policy_world_modality.hub.model_card import CardFacts, companion_at_hand, gate_values, policy_card
+from lerobot_policy_world_modality.hub.on_hub import forget_disk, needed_weights
+from world_modality_core.io.commands import command_errors
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.hub import push_dataset, push_folder
+from world_modality_core.latents.companion import INFO_FILE, CompanionError, open_companion
+from world_modality_core.latents.fingerprint import SOURCE_FILE
+from world_modality_core.precompute.cards import companion_card, copy_card, known_license
+from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_folder, checkpoint_hash
+from world_modality_core.studies.evidence.comparable import NotComparableError
+from world_modality_core.studies.evidence.compare import INTACT, compare
+from world_modality_core.studies.evidence.compare_table import format_report
+from world_modality_core.studies.evidence.episodes import EpisodesError, read_episodes, read_eval_infos
+from world_modality_core.studies.evidence.wilson import wilson_interval
+
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(prog="wm-push", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "path", type=Path, metavar="PATH",
+        help="a checkpoint's `pretrained_model`, a companion, its merged or stripped copy, a dataset with labels, or a "
+        "JSONL of labels",
+    )  # fmt: skip
+    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="where to; made if it isn't there")
+    parser.add_argument("--private", action="store_true", help="a private repository (an existing one must be)")
+    parser.add_argument("--branch", help="upload to this branch, made if it isn't there")
+    parser.add_argument("--license", help="licence, as the Hub names them (cc-by-4.0); else the card says that none is")
+    parser.add_argument(
+        "--eval", nargs="+", default=[], metavar="FOLDER", help="of wm-eval: paired results for a checkpoint's card"
+    )
+    parser.add_argument("--baseline", default="", help="with --eval: the model that the checkpoint's is compared with")
+    parser.add_argument("--matched", default="", help="with --eval: parameter-matched model trained without memory")
+    parser.add_argument("--dry_run", action="store_true", help="print the card, and upload nothing")
+    return parser
+
+
+def push(given: argparse.Namespace) -> str:
+    """Upload what the options name, or print its card.
+
+    Returns:
+        The card.
+
+    Raises:
+        ConfigError: before anything is uploaded, naming the option and the remedy.
+    """
+    path = given.path
+    if not path.exists():
+        raise ConfigError(f"path={str(path)!r} does not exist")
+    is_policy = (path / CONFIG).is_file()
+    if (given.eval or given.baseline or given.matched) and not is_policy:
+        raise ConfigError(
+            f"--eval, --baseline and --matched are for a checkpoint's card, and path={str(path)!r} is none"
+        )
+    if is_policy:
+        return _push_policy(given)
+    if (path / "meta/info.json").is_file():
+        card = _dataset_card(given)
+        return _done(given, card, lambda: push_dataset(given.repo_id, path, card, **_where(given)))
+    if path.suffix == ".jsonl" and path.is_file():
+        card = labels_card(path, given.repo_id, given.license)
+        return _done(
+            given,
+            card,
+            lambda: push_folder(
+                given.repo_id, path.parent, repo_type="dataset", card=card, patterns=[path.name], **_where(given)
+            ),
+        )
+    raise ConfigError(
+        f"path={str(path)!r} is neither a checkpoint (config.json), a LeRobotDataset (meta/info.json) nor a .jsonl of "
+        "labels; for a checkpoint name its folder `pretrained_model`"
+    )
+
+
+def _where(given: argparse.Namespace) -> dict[str, Any]:
+    return {"private": given.private, "branch": given.branch}
+
+
+def _done(given: argparse.Namespace, card: str, upload) -> str:
+    if given.dry_run:
+        print(card)
+    else:
+        print(f"Uploaded {upload()}")
+    return card
+
+
+def _dataset_card(given: argparse.Namespace) -> str:
+    """The card of a companion, of a copy that wm-precompute made, or of a dataset with labels."""
+    root = given.path
+    license = given.license or known_license(root)
+    if (root / INFO_FILE).is_file() and not (root / SOURCE_FILE).is_file():
+        return companion_card(open_companion(root=root), given.repo_id, license)
+    for kind in ("merged", "stripped"):
+        of = root.with_name(root.name.removesuffix(f"_{kind}"))
+        if (root / SOURCE_FILE).is_file() and of != root and (of / INFO_FILE).is_file():
+            return copy_card(kind, open_companion(root=of), given.repo_id, license)
+    meta = LeRobotDatasetMetadata(root.name, root=root)
+    if LANGUAGE_PERSISTENT not in meta.features:
+        raise ConfigError(
+            f"path={str(root)!r} is a LeRobotDataset without world latents or labels; upload it with LeRobotDataset"
+            "(...).push_to_hub()"
+        )
+    return labelled_card(root, meta, given.repo_id, license)
+
+
+def _push_policy(given: argparse.Namespace) -> str:
+    folder = checkpoint_folder(given.path)
+    config = PreTrainedConfig.from_pretrained(folder)
+    files = {name: json.loads((folder / name).read_text()) for name in (CONFIG, TRAIN_CONFIG, ADAPTER_CONFIG)
+             if (folder / name).is_file()}  # fmt: skip
+    companion, needs = companion_at_hand(config), needed_weights(*files.values())
+    changed = {name: text for name, values in files.items() if (text := _without_disk(values))}
+    forget_disk(config)
+    weights = folder / ("model.safetensors" if (folder / "model.safetensors").exists() else "adapter_model.safetensors")
+    with safe_open(weights, "pt") as tensors:
+        gates = gate_values({name: tensors.get_tensor(name) for name in tensors.keys() if name.endswith("gate.value")})
+    facts = CardFacts(
+        given.repo_id,
+        gates,
+        files.get(TRAIN_CONFIG, {}),
+        companion,
+        adapter_of=files.get(ADAPTER_CONFIG, {}).get("base_model_name_or_path"),
+        needs=needs,
+        license=given.license or config.license,
+        tags=list(config.tags or []),
+    )
+    if given.eval:
+        _add_results(facts, checkpoint_hash(folder), given)
+    card = policy_card(config, facts)
+    for need in needs:
+        print(f"wm-push: {need} is a folder of this disk: nobody else can load the checkpoint; upload that folder too "
+              "and train with its name on the Hub")  # fmt: skip
+    return _done(
+        given,
+        card,
+        lambda: push_folder(
+            given.repo_id, folder, repo_type="model", card=card, patterns=["*.safetensors", "*.json", "*.yaml"],
+            replaced=changed, delete=["*.safetensors"], **_where(given),
+        ),
+    )  # fmt: skip
+
+
+def _without_disk(values: dict) -> str | None:
+    """A JSON file's new text; None where it names nothing of this disk and stays byte for byte."""
+    return json.dumps(values, indent=4) if forget_disk(values) else None
+
+
+def _add_results(facts: CardFacts, sha256: str, given: argparse.Namespace) -> None:
+    """Compare what was evaluated, if this checkpoint was.
+
+    Raises:
+        ConfigError: if the folders hold no episode of this checkpoint.
+    """
+    episodes = read_episodes(given.eval)
+    own = episodes[episodes["checkpoint"] == sha256]
+    if own.empty:
+        raise ConfigError(
+            f"eval={' '.join(given.eval)}: none of its {len(episodes)} episodes was run with this checkpoint (hash "
+            f"{sha256[:16]}...); name the folders of its own evaluation"
+        )
+    model = str(own["model"].iloc[0])
+    facts.checkpoint = sha256
+    facts.run_env = f"--env.type={own['env'].iloc[0]} --env.task={','.join(sorted(own['task'].unique()))}"
+    facts.results = _tables(episodes, own, model, given) + "\n\n" + _circumstances(given, model, own)
+
+
+def _tables(episodes: pd.DataFrame, own: pd.DataFrame, model: str, given: argparse.Namespace) -> str:
+    if set(own["arm"]) == {INTACT} and not given.baseline:
+        return _success(own) + "\n\nOne arm of one model: this compares it with nothing."
+    chosen = {model, given.baseline, given.matched}
+    report = compare(
+        episodes[episodes["model"].isin(chosen)], baseline=given.baseline, matched=given.matched, candidates=[model]
+    )
+    return format_report(report, markdown=True).replace("\n## ", "\n### ").replace("## Success", "### Success", 1)
+
+
+def _success(own: pd.DataFrame) -> str:
+    """Success per task, with Wilson intervals of 95 %."""
+    groups = [*own.groupby("task")["success"], ("all episodes", own["success"])]
+    rows = ["| task | successes | rate % | 95 % interval |", "| --- | --- | --- | --- |"]
+    for name, success in groups:
+        low, high = wilson_interval(int(success.sum()), len(success))
+        rate = f"{100 * success.mean():.1f} | {100 * low:.1f} to {100 * high:.1f}"
+        rows.append(f"| {name} | {int(success.sum())}/{len(success)} | {rate} |")
+    return "\n".join(rows)
+
+
+def _circumstances(given: argparse.Namespace, model: str, own: pd.DataFrame) -> str:
+    trained = ", ".join(map(str, sorted(own["train_seed"].unique())))
+    seeds = f"scenes {own['seed'].min()} to {own['seed'].max()} of each task, training seed {trained}"
+    versions = next((info["versions"] for info in read_eval_infos(given.eval) if info["model"] == model), {})
+    named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    frames = f"frames by {own['renderer'].iloc[0]}" if own["renderer"].iloc[0] else "no renderer"
+    return f"{len(own)} episodes of this checkpoint, {seeds}, {frames}. {named}"
+
+
+def main() -> None:
+    """Console script `wm-push`."""
+    register_third_party_plugins()
+    with command_errors(
+        "wm-push", EpisodesError, NotComparableError, CompanionError, StoreError, remedy="goes on with the upload"
+    ):
+        push(make_parser().parse_args())
+
+
+if __name__ == "__main__":
+    main()

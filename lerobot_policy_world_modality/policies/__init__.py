@@ -1,0 +1,1 @@
+"""The policy types, a room each, and what they share."""

@@ -1,0 +1,1 @@
+"""What every policy with a world does alike."""

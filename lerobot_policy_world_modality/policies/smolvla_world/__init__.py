@@ -1,0 +1,1 @@
+"""LeRobot's SmolVLA with a world memory (docs/smolvla_world.md)."""

@@ -1,0 +1,1 @@
+"""world_A to world_F: one trunk, five types (docs/policies.md)."""

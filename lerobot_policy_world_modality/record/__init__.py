@@ -1,0 +1,1 @@
+"""`wm-record`: demonstrations by Meta-World's scripted experts."""

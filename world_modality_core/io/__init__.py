@@ -1,0 +1,1 @@
+"""Files, the Hub, console commands and their errors."""

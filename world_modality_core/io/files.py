@@ -1,0 +1,341 @@
+"""Reading and writing files that a kill, a full disk or another program may have damaged.
+
+Everything is written aside and renamed, so whatever carries its final name is whole; what can't be read is named.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from functools import cache
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from world_modality_core.io.errors import ConfigError, DamagedFileError, DiskFullError, UserError
+
+if TYPE_CHECKING:  # pyarrow, torch: seconds that a command which only reads JSON need not wait for
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from torch import Tensor
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Of safetensors, which has the text alone, and of numpy, which has neither number nor text.
+_DISK_FULL_TEXT = re.compile("|".join([*map(os.strerror, _DISK_FULL), r"\d+ requested and \d+ written"]))
+_AGAIN = "delete it and give the command that wrote it again, or take a copy that is whole"
+
+
+def inside(folder: str | Path, name: str, what: str) -> Path:
+    """A path below a folder, from a name that may come from somebody else's file.
+
+    Args:
+        folder: The folder.
+        name: Relative path in it.
+        what: What the name is, for the message.
+
+    Raises:
+        ConfigError: if it leads out of the folder.
+    """
+    folder = Path(folder)
+    try:
+        path = Path(os.path.normpath(folder / name))
+        is_inside = path.is_relative_to(os.path.normpath(folder)) and path != folder and "\0" not in name
+        is_inside &= len(name) < 1000 and max(map(len, path.parts)) < 200  # what file systems take
+    except (TypeError, ValueError):
+        is_inside = False
+    if not is_inside:
+        raise ConfigError(
+            f"{what}={name!r:.200} leads out of {folder}, or is too long: expected a name without '..' and leading '/'"
+        )
+    return path
+
+
+# Writing.
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Write a file so that it is either the old or the new one, whenever the process dies or the disk is full.
+
+    Yields:
+        The name to write to; it becomes `path` when the block ends, and is removed if the block fails.
+
+    Raises:
+        DiskFullError: naming the file.
+    """
+    path = Path(path)
+    _remove_left_overs(path)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with naming_full_disk(path):
+        try:
+            yield aside
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def _remove_left_overs(path: Path) -> None:
+    """Remove what killed processes were writing; two that live may write a file at once, and the last one wins."""
+    for left_over in path.parent.glob(f"{escape(path.name)}.*.partial"):
+        number = left_over.suffixes[-2][1:]
+        if number.isdigit() and not Path("/proc", number).exists():
+            left_over.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file by `writing`, onto the disk before this returns."""
+    with writing(path) as aside, aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def naming_full_disk(path: str | Path) -> Iterator[None]:
+    """Turn whatever a library says of a full disk into one message.
+
+    Args:
+        path: File or folder that is written to.
+
+    Raises:
+        DiskFullError: naming it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFullError(
+            f"{path}: no room left to write ({_free(Path(path))} free there). Make room on that disk, then give the "
+            "same command again: what is finished is kept"
+        ) from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that a disk, a quota or a file's size is at its end."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _DISK_FULL:
+            return True
+        if _DISK_FULL_TEXT.search(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _free(path: Path) -> str:
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB"
+
+
+# Reading.
+
+
+@contextmanager
+def reading(path: str | Path, what: str = "", remedy: str = _AGAIN) -> Iterator[None]:
+    """Turn whatever a library says of a damaged file into one message.
+
+    A missing file, one that may not be read, and errors that are told already stay what they are.
+
+    Args:
+        path: The file.
+        what: What it should be.
+        remedy: What to do.
+
+    Raises:
+        DamagedFileError: naming it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # Else what an OSError says is about its content: libav has numbers of its own for that.
+        if isinstance(error, OSError) and not os.access(path, os.R_OK):
+            raise
+        said = " ".join(str(error).split())
+        raise DamagedFileError(
+            f"{path} can't be read{what and f' as {what}'}: it is cut short or damaged ({type(error).__name__}: "
+            f"{said[:200]}); {remedy}"
+        ) from error
+
+
+def read_json(path: str | Path, kind: type | tuple[type, ...] = object) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: The file.
+        kind: What it must be: dict, list, ...
+
+    Raises:
+        DamagedFileError: naming the file, if it is no JSON, has a key twice, or is of another kind.
+        OSError: if there is none.
+    """
+    with reading(path, "JSON"):
+        content = parse_json(Path(path).read_bytes())
+    if not isinstance(content, kind):
+        raise DamagedFileError(f"{path} holds a JSON {type(content).__name__}, not what it should; {_AGAIN}")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads`, but a key that is there twice is an error: the second would silently replace the first.
+
+    Raises:
+        ValueError: if it is no JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:60]!r} is there twice")
+    return values
+
+
+def read_json_lines(path: str | Path, keys: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; a last line without a line break, cut off by a kill, is passed over.
+
+    Args:
+        path: The file.
+        keys: Keys that each line must have, with a number.
+
+    Raises:
+        DamagedFileError: naming the line that is no such object.
+        OSError: if there is no file.
+    """
+    lines = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), start=1):
+        try:
+            content = parse_json(line)
+            if not isinstance(content, dict):
+                raise ValueError("not an object")
+            if wrong := [key for key in keys if not _is_number(content.get(key))]:
+                raise ValueError(f"{wrong[0]!r} is no number")
+        except ValueError as error:
+            if not line.endswith(b"\n"):
+                break
+            said = str(error)[:200]
+            raise DamagedFileError(f"{path}, line {number}: {said}; mend or delete that line") from error
+        lines.append(content)
+    return lines
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def as_dataclass(cls: type, values: Any, path: str | Path) -> Any:
+    """Build a dataclass from a JSON object, its fields' types checked.
+
+    Args:
+        cls: The dataclass.
+        values: The object.
+        path: Where it is from, for the message.
+
+    Raises:
+        DamagedFileError: naming the file and the field that is missing, unknown, or of another type.
+    """
+    types = get_type_hints(cls)
+    values = checked(dict[str, Any], values, path)
+    if unknown := sorted(set(values) - set(types)):
+        raise DamagedFileError(
+            f"{path}: {cls.__name__} has no field {unknown[0][:60]!r}: a newer release of this package wrote it, or "
+            "the file is damaged"
+        )
+    required = [each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise DamagedFileError(f"{path}: {missing[0]} is missing; {_AGAIN}")
+    return cls(**{name: checked(types[name], value, f"{path}: {name}") for name, value in values.items()})
+
+
+def checked(kind: Any, values: Any, path: str | Path) -> Any:
+    """Check what a file holds, without turning one type into another.
+
+    Args:
+        kind: What it must be: a `TypedDict`, `list[...]`, ...
+        values: What it holds.
+        path: The file, for the message.
+
+    Returns:
+        The values, without keys that a `TypedDict` doesn't name.
+
+    Raises:
+        DamagedFileError: naming the file and the field.
+    """
+    try:
+        return _adapter(kind).validate_python(values, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = "".join(f"{part}: "[:100] for part in [".".join(map(str, first["loc"]))] if part)
+        raise DamagedFileError(f"{path}: {where}{first['msg'][:200]}; {_AGAIN}") from error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def read_tensors(path: str | Path, names: Iterable[str] = ()) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Args:
+        path: The file.
+        names: Tensors that it must have.
+
+    Raises:
+        DamagedFileError: naming the file.
+        OSError: if there is none.
+    """
+    from safetensors.torch import load_file
+
+    with reading(path, "safetensors"):
+        tensors = load_file(path)
+    if missing := sorted(set(names) - set(tensors)):
+        raise DamagedFileError(f"{path}: {missing[0]!r} is missing among its {len(tensors)} tensors; {_AGAIN}")
+    return tensors
+
+
+def open_parquet(path: str | Path) -> pq.ParquetFile:
+    """Open a parquet file to read it piece by piece, which `reading` has to surround too.
+
+    Raises:
+        DamagedFileError: naming the file.
+        OSError: if there is none.
+    """
+    import pyarrow.parquet as pq
+
+    with reading(path, "parquet"):
+        return pq.ParquetFile(path)
+
+
+def read_parquet(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A parquet file, or some of its columns.
+
+    Raises:
+        DamagedFileError: naming the file, if it is damaged or lacks a column.
+        OSError: if there is none.
+    """
+    # Not `read_table`, which takes `a=b` in a folder's name for a column.
+    with reading(path, "parquet"):
+        with open_parquet(path) as file:
+            if missing := sorted(set(columns or ()) - set(file.schema_arrow.names)):
+                raise ValueError(f"no column {missing[0]!r}")
+            return file.read(columns=columns)

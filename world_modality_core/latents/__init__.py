@@ -1,0 +1,1 @@
+"""World latents on disk and in batches: companion, table, PCA, codebook, normaliser."""

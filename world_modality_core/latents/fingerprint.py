@@ -1,0 +1,128 @@
+"""Which dataset were these latents made from? A fingerprint that a copy keeps and another dataset does not have.
+
+It holds the episodes' lengths and, per feature, a hash of LeRobot's per-episode means (`meta/episodes`): a byte copy,
+a stripped copy and a merged copy keep those of the features that they keep; another recording with the same lengths
+does not. Only `meta/` is read, so the check costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from lerobot.datasets import LeRobotDatasetMetadata
+from lerobot.utils.constants import DEFAULT_FEATURES
+
+from world_modality_core.io.files import as_dataclass, open_parquet, read_json, read_parquet, write_text
+from world_modality_core.latents.latent_table import LATENTS, TOKENS
+
+SOURCE_FILE = "meta/world_modality_source.json"
+# Their per-episode means follow from the episodes' lengths (or, for tasks, say little).
+_NOT_CONTENT = {*DEFAULT_FEATURES, LATENTS, TOKENS}
+
+
+@dataclass
+class SourceFingerprint:
+    """Identity of a source dataset.
+
+    Attributes:
+        repo_id: The source's repository id.
+        revision: Commit of the Hub snapshot that was read; None for a local dataset.
+        total_frames: Frames.
+        total_episodes: Episodes.
+        fps: Frames per second.
+        episode_lengths_sha256: Hash of the lengths of all episodes, in order.
+        content: Feature key -> hash of its per-episode means.
+    """
+
+    repo_id: str
+    revision: str | None
+    total_frames: int
+    total_episodes: int
+    fps: int
+    episode_lengths_sha256: str
+    content: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, meta: LeRobotDatasetMetadata) -> SourceFingerprint:
+        """Take the fingerprint of a dataset from its metadata."""
+        table = _episodes_table(Path(meta.root))
+        lengths = table["length"].to_numpy().astype("<i8")
+        content = {}
+        for key in sorted(set(meta.features) - _NOT_CONTENT):
+            if f"stats/{key}/mean" in table.column_names:
+                means = _flat(table[f"stats/{key}/mean"]).astype("<f8")
+                content[key] = hashlib.sha256(means.tobytes()).hexdigest()
+        return cls(
+            repo_id=meta.repo_id,
+            revision=snapshot_commit(Path(meta.root)),
+            total_frames=meta.total_frames,
+            total_episodes=meta.total_episodes,
+            fps=meta.fps,
+            episode_lengths_sha256=hashlib.sha256(lengths.tobytes()).hexdigest(),
+            content=content,
+        )
+
+    def differences(self, other: SourceFingerprint) -> list[str]:
+        """What tells `other` from this source, as readable phrases; empty if it is this source or a copy of it."""
+        found = [
+            f"{name}: {getattr(self, name)} != {getattr(other, name)}"
+            for name in ("total_frames", "total_episodes", "fps")
+            if getattr(self, name) != getattr(other, name)
+        ]
+        if not found and self.episode_lengths_sha256 != other.episode_lengths_sha256:
+            found.append("the episodes' lengths differ")
+        if self.repo_id == other.repo_id and None not in (self.revision, other.revision):
+            if self.revision != other.revision:
+                found.append(f"revision: {self.revision} != {other.revision}")
+        shared = sorted(self.content.keys() & other.content.keys())
+        if not found and self.content and not shared:
+            found.append(f"no feature in common to compare: {sorted(self.content)} against {sorted(other.content)}")
+        changed = [key for key in shared if self.content[key] != other.content[key]]
+        if not found and changed:
+            found.append(f"the values of {changed} differ")
+        return found
+
+    def to_dict(self) -> dict:
+        """JSON-serialisable form."""
+        return asdict(self)
+
+    def write(self, root: Path) -> None:
+        """Mark the dataset at `root` as a copy of this source."""
+        write_text(root / SOURCE_FILE, json.dumps(self.to_dict(), indent=2))
+
+    @classmethod
+    def read(cls, root: Path) -> SourceFingerprint | None:
+        """The source that the dataset at `root` is marked as a copy of, if it is.
+
+        Raises:
+            DamagedFileError: if the mark can't be read.
+        """
+        path = root / SOURCE_FILE
+        return as_dataclass(cls, read_json(path), path) if path.exists() else None
+
+
+def snapshot_commit(root: Path) -> str | None:
+    """The commit of a dataset that lies in the Hub's snapshot cache (`.../snapshots/<commit>`), None elsewhere."""
+    return root.name if root.parent.name == "snapshots" else None
+
+
+def _episodes_table(root: Path) -> pa.Table:
+    """Episode index, length and per-episode means of all episodes, in the order of `episode_index`."""
+    tables = []
+    for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
+        names = open_parquet(path).schema_arrow.names
+        wanted = [n for n in names if n in ("episode_index", "length") or (n[:6] == "stats/" and n[-5:] == "/mean")]
+        tables.append(read_parquet(path, wanted))
+    return pa.concat_tables(tables, promote_options="permissive").sort_by("episode_index")
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray:
+    values = column.combine_chunks()
+    while pa.types.is_nested(values.type):
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=False)

@@ -1,0 +1,1 @@
+"""World memories: what fills them, and the layers that read them."""

@@ -1,0 +1,330 @@
+"""From episodes to success rates, paired comparisons and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.studies.evidence.bootstrap import bootstrap_intervals, overall_means
+from world_modality_core.studies.evidence.comparable import NotComparableError, Pairs, Side, pair
+from world_modality_core.studies.evidence.paired import (
+    PairCounts,
+    PairedResult,
+    RunsResult,
+    compare_counts,
+    compare_runs,
+)
+from world_modality_core.studies.evidence.sequential import SequentialResult, sequential_test
+from world_modality_core.studies.evidence.verdicts import Evidence, Verdict, judge
+from world_modality_core.studies.evidence.wilson import wilson_interval
+
+INTACT = "intact"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A success rate with its Wilson interval: of a task, of a tier, or over all episodes (`name` is "episodes")."""
+
+    level: str
+    name: str
+    successes: int
+    n: int
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Overall:
+    """A mean over tasks or over tiers (or of differences, over episodes too) with its bootstrap interval."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class SideRates:
+    """Success of one model and arm."""
+
+    side: Side
+    train_seeds: tuple[int, ...]
+    rates: tuple[Rate, ...]
+    overall: tuple[Overall, ...]
+    # Mean |gate| per training seed; empty where no gate was logged.
+    gates: dict[int, float]
+
+
+@dataclass(frozen=True)
+class PairedPart:
+    """A paired difference within a task or a tier, or over all episodes."""
+
+    level: str
+    name: str
+    counts: PairCounts
+    result: PairedResult
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One side against another on the same scenes."""
+
+    # "arm": one checkpoint, two arms; "model": two models; "matched": a model and its parameter-matched control.
+    kind: str
+    first: Side
+    second: Side
+    train_seeds: tuple[int, ...]
+    n_left_out: int
+    # Over all episodes first, then per tier, then per task.
+    parts: tuple[PairedPart, ...]
+    overall: tuple[Overall, ...]
+    # Over training runs; None for arms of one checkpoint and for a single run.
+    runs: RunsResult | None
+    sequential: SequentialResult | None
+    # Holm's p-value within the family: the arms of a model, or the candidates of a baseline.
+    p_holm: float | None = None
+
+    @property
+    def evidence(self) -> Evidence:
+        """What a verdict reads."""
+        name = f"{self.first.arm} - {self.second.arm}" if self.kind == "arm" else f"{self.first} - {self.second}"
+        return Evidence(name, self.parts[0].counts, self.parts[0].result, self.runs, self.sequential)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that `compare` found."""
+
+    alpha: float
+    sides: tuple[SideRates, ...]
+    comparisons: tuple[Comparison, ...]
+    verdicts: tuple[Verdict, ...]
+    # Holm's p-value of each verdict's p-value over the models judged, by (model, question).
+    verdict_p_holm: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain lists, dictionaries, numbers and strings."""
+        comparisons = [
+            asdict(c) | {"parts": [asdict(p) | {"n": p.counts.n} for p in c.parts], "p": c.evidence.p}
+            for c in self.comparisons
+        ]
+        verdicts = [asdict(v) | {"p_holm": self.verdict_p_holm.get((v.model, v.question))} for v in self.verdicts]
+        return {
+            "schema": SCHEMA_VERSION,
+            "alpha": self.alpha,
+            "sides": [asdict(side) for side in self.sides],
+            "comparisons": comparisons,
+            "verdicts": verdicts,
+        }
+
+
+def compare(
+    episodes: pd.DataFrame,
+    *,
+    baseline: str = "",
+    candidates: Sequence[str] = (),
+    arms: Sequence[str] = (),
+    matched: str = "",
+    alpha: float = 0.05,
+    sequential: bool = False,
+    common_scenes: bool = False,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Report:
+    """Compare arms with intact, and models with a baseline, on the same scenes.
+
+    Args:
+        episodes: Rows with the columns of `EPISODE_SCHEMA`.
+        baseline: Model that the candidates' intact arms are compared with; needed where there are several models and
+            none has another arm than intact.
+        candidates: Models to be judged; all but the baseline and `matched` if not given.
+        arms: Arms to compare with intact; all that the candidates have if not given.
+        matched: Model with as many parameters, trained without memory: the control of "needed at test time".
+        alpha: Level of each test; the intervals have level 1 - alpha.
+        sequential: Test by the e-process, which may be looked at at any time.
+        common_scenes: Compare on the scenes that both sides have, rather than refuse.
+        n_bootstrap: Draws of the bootstrap; 0 leaves its intervals out.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Rates, comparisons and verdicts.
+
+    Raises:
+        ConfigError: if a model or an arm is not there, or there is nothing to compare.
+        NotComparableError: if episodes must not be compared; the message has all reasons.
+    """
+    models = sorted(episodes["model"].unique())
+    candidates = _check_names(episodes, models, baseline, candidates, arms, matched)
+    wanted = _wanted(episodes, baseline, candidates, arms, matched)
+    paired, problems = [], []
+    for kind, first, second in wanted:
+        try:
+            paired.append((kind, pair(episodes, first, second, common_scenes)))
+        except NotComparableError as error:
+            problems.append(str(error))
+    if problems:
+        raise NotComparableError("\n".join(dict.fromkeys(problems)))
+    bootstrap = (n_bootstrap, seed, 1 - alpha)
+    comparisons = _with_holm([_compare(kind, pairs, alpha, sequential, bootstrap) for kind, pairs in paired])
+    names = list(dict.fromkeys(side for c in comparisons for side in (c.second, c.first)))
+    sides = [_side_rates(episodes, side, bootstrap) for side in sorted(names, key=lambda s: (s.model, s.arm != INTACT))]
+    verdicts = _judge(candidates, comparisons, {side.side: side.gates for side in sides}, alpha)
+    return Report(alpha, tuple(sides), tuple(comparisons), tuple(verdicts), _verdict_holm(verdicts))
+
+
+def _check_names(episodes, models, baseline, candidates, arms, matched) -> list[str]:
+    """The candidates, after every name was looked up."""
+    for name, values in (("baseline", [baseline]), ("candidates", candidates), ("matched", [matched])):
+        for value in values:
+            if value and value not in models:
+                raise ConfigError(f"{name}={value!r}: there is no such model; there are {', '.join(models)}")
+    there = sorted(episodes["arm"].unique())
+    for arm in arms:
+        if arm not in there:
+            raise ConfigError(f"arms={arm!r}: no model was evaluated with it; there are {', '.join(there)}")
+    for model in candidates:
+        lacking = set(arms) - set(episodes.loc[episodes["model"] == model, "arm"])
+        if lacking:
+            raise ConfigError(f"arms={min(lacking)!r}: {model} was not evaluated with it; run wm-eval with that arm")
+    chosen = list(candidates) or [model for model in models if model not in (baseline, matched)]
+    for name, value in (("baseline", baseline), ("matched", matched)):
+        if value in chosen:
+            raise ConfigError(f"{name}={value!r} is a candidate too: name other candidates")
+    return chosen
+
+
+def _wanted(episodes, baseline: str, candidates: list[str], arms, matched: str) -> list[tuple[str, Side, Side]]:
+    """(kind, first, second) of all comparisons."""
+    wanted = []
+    for model in candidates:
+        there = set(episodes.loc[episodes["model"] == model, "arm"])
+        intact = Side(model, INTACT)
+        wanted += [("arm", intact, Side(model, arm)) for arm in sorted(set(arms or there) & there - {INTACT})]
+        if baseline:
+            wanted.append(("model", intact, Side(baseline, INTACT)))
+        if matched:
+            wanted.append(("matched", intact, Side(matched, INTACT)))
+    if not wanted:
+        models = sorted(episodes["model"].unique())
+        remedy = (
+            f"name one of the models {', '.join(models)} with --baseline"
+            if len(models) > 1
+            else f"evaluate {models[0]} with other arms than {INTACT}, or another model"
+        )
+        raise ConfigError(f"baseline={baseline!r}: there is nothing to compare; {remedy}")
+    return wanted
+
+
+def _compare(kind: str, pairs: Pairs, alpha: float, sequential: bool, bootstrap: tuple[int, int, float]) -> Comparison:
+    n_draws, seed, confidence = bootstrap
+    groups = [("overall", "episodes", pairs.tasks)]
+    tiers = sorted({task.tier for task in pairs.tasks} - {""})
+    groups += [("tier", tier, [task for task in pairs.tasks if task.tier == tier]) for tier in tiers]
+    groups += [("task", task.task, [task]) for task in pairs.tasks]
+    parts = []
+    for level, name, tasks in groups:
+        first = np.concatenate([task.first.ravel() for task in tasks])
+        counts = PairCounts.of(first, np.concatenate([task.second.ravel() for task in tasks]))
+        parts.append(PairedPart(level, name, counts, compare_counts(counts, confidence)))
+    differences = [task.difference for task in pairs.tasks]
+    values = [task.astype(float) for task in differences]
+    return Comparison(
+        kind=kind,
+        first=pairs.first,
+        second=pairs.second,
+        train_seeds=pairs.train_seeds,
+        n_left_out=pairs.n_left_out,
+        parts=tuple(parts),
+        overall=_overall(values, [task.tier for task in pairs.tasks], n_draws, seed, confidence),
+        runs=None if kind == "arm" else compare_runs(differences, confidence),
+        sequential=sequential_test(pairs.signs_in_order(), alpha) if sequential else None,
+    )
+
+
+def _overall(values, tiers, n_draws: int, seed: int, confidence: float) -> tuple[Overall, ...]:
+    intervals = bootstrap_intervals(values, tiers, n_draws, seed, confidence) if n_draws else {}
+    return tuple(
+        Overall(name, value, *intervals.get(name, (None, None))) for name, value in overall_means(values, tiers).items()
+    )
+
+
+def _with_holm(comparisons: list[Comparison]) -> list[Comparison]:
+    """Fill in Holm's p-values within each family."""
+    families: dict[tuple, list[int]] = {}
+    for i, c in enumerate(comparisons):
+        families.setdefault((c.kind, c.first.model if c.kind == "arm" else c.second.model), []).append(i)
+    adjusted = list(comparisons)
+    for members in families.values():
+        for i, p in zip(members, _holm([comparisons[i].evidence.p for i in members]), strict=True):
+            adjusted[i] = replace(comparisons[i], p_holm=p)
+    return adjusted
+
+
+def _side_rates(episodes: pd.DataFrame, side: Side, bootstrap: tuple[int, int, float]) -> SideRates:
+    n_draws, seed, confidence = bootstrap
+    rows = episodes[(episodes["model"] == side.model) & (episodes["arm"] == side.arm)]
+    rates = [_rate("overall", "episodes", rows["success"], confidence)]
+    for level in ("tier", "task"):
+        rates += [
+            _rate(level, str(name), of_name, confidence) for name, of_name in rows.groupby(level)["success"] if name
+        ]
+    # (n_runs, n_scenes) per task, NaN where an episode is missing; the same runs in all tasks.
+    train_seeds = sorted(rows["train_seed"].unique())
+    values, tiers = [], []
+    for _, of_task in rows.groupby("task"):
+        table = of_task.pivot(index="train_seed", columns="seed", values="success").reindex(train_seeds)
+        values.append(table.to_numpy(dtype=float))
+        tiers.append(str(of_task["tier"].iloc[0]))
+    gates = rows["gate"].abs().groupby(rows["train_seed"]).mean().dropna()
+    return SideRates(
+        side=side,
+        train_seeds=tuple(int(s) for s in train_seeds),
+        rates=tuple(rates),
+        overall=_overall(values, tiers, n_draws, seed, confidence),
+        gates={int(train_seed): float(gate) for train_seed, gate in gates.items()},
+    )
+
+
+def _rate(level: str, name: str, success: pd.Series, confidence: float) -> Rate:
+    successes, n = int(success.sum()), len(success)
+    return Rate(level, name, successes, n, successes / n, *wilson_interval(successes, n, confidence))
+
+
+def _judge(candidates, comparisons: list[Comparison], gates: dict[Side, dict[int, float]], alpha: float):
+    """Both verdicts on every candidate that has another arm than intact."""
+    verdicts = []
+    for model in candidates:
+        of_model = [c for c in comparisons if c.first.model == model]
+        arms = {c.second.arm: c.evidence for c in of_model if c.kind == "arm"}
+        matched = next((c.evidence for c in of_model if c.kind == "matched"), None)
+        if arms:
+            verdicts += judge(model, arms, matched, gates[Side(model, INTACT)], alpha)
+    return verdicts
+
+
+def _verdict_holm(verdicts: list[Verdict]) -> dict[tuple[str, str], float]:
+    adjusted = {}
+    for question in {verdict.question for verdict in verdicts}:
+        asked = [v for v in verdicts if v.question == question and v.p is not None]
+        adjusted |= {(v.model, question): p for v, p in zip(asked, _holm([v.p for v in asked]), strict=True)}
+    return adjusted
+
+
+def _holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian
+    Journal of Statistics 6:65-70).
+
+    As statsmodels' `multipletests`, which collects Python's garbage at each call: a second where torch is loaded.
+    """
+    order = np.argsort(p_values)
+    factors = np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * factors), 1.0)
+    return adjusted.tolist()

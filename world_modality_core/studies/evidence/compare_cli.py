@@ -1,0 +1,151 @@
+"""`wm-compare`: compare models and arms on the same scenes, and say whether a memory is used and needed.
+
+wm-compare outputs/eval/A outputs/eval/F --baseline=A_k4 --candidates=F_k4
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from itertools import zip_longest
+from pathlib import Path
+
+import draccus
+from draccus.utils import ParsingError
+
+from world_modality_core.io.commands import command_errors
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import write_text
+from world_modality_core.studies.evidence.comparable import NotComparableError
+from world_modality_core.studies.evidence.compare import Report, compare
+from world_modality_core.studies.evidence.compare_table import format_report
+from world_modality_core.studies.evidence.episodes import read_episodes
+from world_modality_core.studies.evidence.plan_text import Wanted, make_plan
+
+REFUSED = 2
+
+
+@dataclass
+class CompareConfig:
+    """Options of `wm-compare`."""
+
+    # Folders with episodes, of evaluations, of studies or of records, or episodes.parquet files; names before the first
+    # option are these.
+    folders: list[str] = field(default_factory=list)
+    # Model that the candidates are compared with.
+    baseline: str = ""
+    # Models to judge, with commas between them; all but the baseline and the matched one if not given.
+    candidates: str = ""
+    # Arms to compare with intact, with commas between them; all that there are if not given.
+    arms: str = ""
+    # Model with as many parameters, trained without memory: the control of "needed at test time".
+    matched: str = ""
+    # Level of each test; the intervals have level 1 - alpha.
+    alpha: float = 0.05
+    # Test by the e-process, which may be looked at at any time, while episodes still come in.
+    sequential: bool = False
+    # Compare on the scenes and training seeds that both sides have, rather than refuse.
+    common_scenes: bool = False
+    # Draws of the bootstrap.
+    n_bootstrap: int = 2000
+    # Seed of the bootstrap.
+    seed: int = 0
+    # Also write all figures into this file.
+    json: str | None = None
+    # Print Markdown tables.
+    markdown: bool = False
+    # Also draw the paired differences into this file (.png or .svg).
+    plot: str | None = None
+    # Say how many episodes a difference needs, and stop; folders, if there are any, are a pilot. For it alone:
+    plan: bool = False
+    # Difference of success rates to find, in (0, 1).
+    difference: float = 0.1
+    # Success rate of the baseline, in (0, 1); without a discordance and a pilot, the two are taken to succeed
+    # independently of each other.
+    rate: float = 0.6
+    # Share of pairs in which only one of the two succeeds, in (0, 1].
+    discordance: float | None = None
+    # Probability to find the difference if it is there.
+    power: float = 0.8
+    # Pairs (scenes x training seeds): also say what this many see.
+    n: int | None = None
+
+    def validate(self) -> None:
+        """Raises ConfigError naming the option."""
+        if not self.folders and not self.plan:
+            raise ConfigError("folders is empty: name folders that wm-eval wrote")
+        if not 0 < self.alpha < 0.5:
+            raise ConfigError(f"alpha={self.alpha}: expected a level between 0 and 0.5, such as 0.05")
+        if self.n_bootstrap < 100:
+            raise ConfigError(f"n_bootstrap={self.n_bootstrap}: expected at least 100")
+        if self.plot and Path(self.plot).suffix not in (".png", ".svg"):
+            raise ConfigError(f"plot={self.plot!r}: expected a file that ends in .png or .svg")
+        if self.plot and find_spec("matplotlib") is None:
+            raise ConfigError(
+                f"plot={self.plot!r} needs matplotlib: pip install 'lerobot_policy_world_modality[report]'"
+            )
+
+
+def run(cfg: CompareConfig) -> Report | None:
+    """Compare, print, and write what was asked for; or plan.
+
+    Raises:
+        ConfigError: an option can't be used.
+        EpisodesError: a folder can't be read.
+        NotComparableError: episodes must not be compared.
+    """
+    cfg.validate()
+    names = {
+        "baseline": cfg.baseline,
+        "candidates": _split(cfg.candidates),
+        "arms": _split(cfg.arms),
+        "matched": cfg.matched,
+        "alpha": cfg.alpha,
+        "common_scenes": cfg.common_scenes,
+    }
+    if cfg.plan:
+        pilot = compare(read_episodes(cfg.folders), **names, n_bootstrap=0) if cfg.folders else None
+        wanted = Wanted(cfg.difference, cfg.rate, cfg.discordance, cfg.power, cfg.alpha, cfg.n)
+        print(make_plan(wanted, pilot))
+        return None
+    report = compare(
+        read_episodes(cfg.folders), **names, sequential=cfg.sequential, n_bootstrap=cfg.n_bootstrap, seed=cfg.seed
+    )
+    print(format_report(report, cfg.markdown), end="")
+    if cfg.json:
+        Path(cfg.json).parent.mkdir(parents=True, exist_ok=True)
+        write_text(cfg.json, json.dumps({"options": asdict(cfg), **report.to_dict()}, indent=1) + "\n")
+    if cfg.plot:
+        # matplotlib is an extra.
+        from world_modality_core.studies.evidence.compare_plot import save_plot
+
+        save_plot(report, Path(cfg.plot))
+    return report
+
+
+def folders_as_option(arguments: list[str]) -> list[str]:
+    """Names before the first option become `--folders`, and a bare flag `--flag=true`, as draccus wants them."""
+    n_names = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    names, options = arguments[:n_names], arguments[n_names:]
+    flags = {f"--{name}" for name, f in CompareConfig.__dataclass_fields__.items() if f.type in (bool, "bool")}
+    options = [
+        f"{option}=true" if option in flags and (after is None or after.startswith("--")) else option
+        for option, after in zip_longest(options, options[1:])
+    ]
+    return ([f"--folders={json.dumps(names)}"] if names else []) + options
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def main() -> None:
+    """Console script `wm-compare`: exits with 2 if it refuses."""
+    with command_errors("wm-compare", NotComparableError, ParsingError, remedy="begins anew", status=REFUSED):
+        run(draccus.parse(CompareConfig, args=folders_as_option(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()

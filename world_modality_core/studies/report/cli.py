@@ -1,0 +1,87 @@
+"""`wm-report`: one HTML page of everything that studies and evaluations have recorded.
+
+wm-report results/study1 --baseline=A_k4 --output=study1.html
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from world_modality_core.io.commands import command_errors
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import writing
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="wm-report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER",
+        help="of a study, of its exported records, of an evaluation, of an intervention: all below it is read",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (report.html)")
+    parser.add_argument(
+        "--title",
+        default="",
+        help="its heading; with --row the question (else the comment that study.yaml begins with)",
+    )
+    parser.add_argument("--baseline", default="", help="model that all others are compared with")
+    parser.add_argument("--matched", default="", help="parameter-matched model that was trained without memory")
+    parser.add_argument(
+        "--common_scenes", action="store_true", help="compare on the scenes that both sides have, rather than refuse"
+    )
+    parser.add_argument("--n_bootstrap", type=int, default=2000, help="draws of the bootstrap (2000)")
+    parser.add_argument("--max_videos", type=int, default=12, help="at most so many rollouts (12)")
+    parser.add_argument("--no_videos", action="store_true", help="no rollouts")
+    parser.add_argument("--row", action="store_true", help="print one row of a Markdown table, and write no page")
+    return parser
+
+
+def report(given: argparse.Namespace) -> Path | None:
+    """Write the page, or print the row.
+
+    Returns:
+        The page; None for a row.
+
+    Raises:
+        ConfigError: an option or a record can't be used.
+        EpisodesError: the episodes can't be read together.
+    """
+    for name, least in (("n_bootstrap", 100), ("max_videos", 0)):
+        if getattr(given, name) < least:
+            raise ConfigError(f"--{name}={getattr(given, name)}: expected at least {least}")
+    try:
+        from world_modality_core.studies.report.page import make_page, markdown_row, render
+        from world_modality_core.studies.report.paired_differences import compare_all
+        from world_modality_core.studies.report.records import read_records
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed: pip install 'lerobot_policy_world_modality[report]'"
+        ) from error
+    records = read_records(given.folders)
+    compared = compare_all(records.episodes, given.baseline, given.matched, given.common_scenes, given.n_bootstrap)
+    study = Path(given.folders[0]).resolve().name
+    page = make_page(records, compared, given.title or study, 0 if given.no_videos or given.row else given.max_videos)
+    if given.row:
+        print(markdown_row(page, study, given.title or records.question, given.folders[0]))
+        return None
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    with writing(given.output) as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(render(page))
+    if page.refusals:
+        print(f"{page.n_refused}, the page says why: {page.refusals[0]}")
+    print(f"wrote {given.output} ({given.output.stat().st_size / 1e6:.1f} MB, {len(records.episodes)} episodes)")
+    return given.output
+
+
+def main() -> None:
+    """Console script `wm-report`."""
+    with command_errors("wm-report", remedy="begins anew"):
+        report(make_parser().parse_args())
+
+
+if __name__ == "__main__":
+    main()

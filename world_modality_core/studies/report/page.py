@@ -1,0 +1,208 @@
+"""Everything that the page shows, and the page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from markupsafe import Markup
+
+from world_modality_core.studies.report.charts import RATE_SCALE, Chart, strip_axis
+from world_modality_core.studies.report.clips import ClipPair, choose_clips
+from world_modality_core.studies.report.curves import (
+    AttentionRow,
+    Skill,
+    attention_charts,
+    attention_rows,
+    last_skills,
+    prophet_charts,
+    skill_charts,
+    training_charts,
+)
+from world_modality_core.studies.report.film import Imagined, held_out_chart
+from world_modality_core.studies.report.interventions import CorruptionTest, corruption_tests, intervention_skills
+from world_modality_core.studies.report.paired_differences import (
+    RULES,
+    Compared,
+    DifferenceGroup,
+    Finding,
+    count_answers,
+    overall_texts,
+)
+from world_modality_core.studies.report.records import Records
+from world_modality_core.studies.report.runs import Run, common_versions
+from world_modality_core.studies.report.success import ModelSuccess, success_of
+from world_modality_core.studies.report.templates import template_environment
+
+N_OPEN = 3
+"""Models whose details are open when the page is: more are folded."""
+N_UNFOLDED = 30
+"""Rows of a table, or parts of a section, that are not folded."""
+N_FINDINGS = 12
+"""Findings that are not folded."""
+MAX_VIDEO_BYTES = 12_000_000
+"""Of the files; base64 makes a third more of them."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template reads; empty lists leave their section out."""
+
+    title: str
+    question: str
+    note: str
+    findings: list[Finding]
+    success: list[ModelSuccess]
+    overall: dict[tuple[str, str], dict[str, str]]
+    groups: list[DifferenceGroup]
+    refusals: list[str]
+    n_left_out: int
+    verdicts: list[Finding]
+    clips: list[ClipPair]
+    training: list[tuple[str, list[Chart]]]
+    attention: list[AttentionRow]
+    attention_charts: list[Chart]
+    skills: list[Skill]
+    skill_charts: list[Chart]
+    interventions: list[CorruptionTest]
+    imagined: list[tuple[Imagined, Chart | None]]
+    runs: list[tuple[str, list[Run]]]
+    versions: dict[str, list[tuple[str, int]]]
+    n_open: int = N_OPEN
+    n_findings: int = N_FINDINGS
+    n_unfolded: int = N_UNFOLDED
+    rules: str = RULES
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """Anchor -> heading, of the sections that the page has; "(negative)" where nothing was shown."""
+        there = {
+            "found": ("What was found", True),
+            "success": ("Success by model and arm", self.success),
+            "differences": ("Paired differences" + _negative(self.findings_of_models), self.groups or self.refusals),
+            "verdicts": ("Is the memory used, is it needed?" + _negative(self.verdicts), self.verdicts),
+            "videos": ("Same scene, two outcomes", self.clips),
+            "training": ("Training and gates", self.training),
+            "attention": ("Attention over future steps", self.attention),
+            "prophet": ("The Prophet's skill", self.skills),
+            "interventions": ("Corrupted memories, offline", self.interventions),
+            "imagined": ("Imagined futures", self.imagined),
+            "runs": ("What was typed, with which versions", self.runs),
+        }
+        return {anchor: title for anchor, (title, is_there) in there.items() if is_there}
+
+    @property
+    def findings_of_models(self) -> list[Finding]:
+        """Findings that compare models, which are not verdicts on a memory."""
+        return [finding for finding in self.findings if finding not in self.verdicts]
+
+    @property
+    def rate_axis(self) -> Markup:
+        """Axis of a column of rates, in per cent."""
+        return strip_axis(RATE_SCALE, 100)
+
+    @property
+    def n_refused(self) -> str:
+        """How many comparisons were refused."""
+        return f"{len(self.refusals)} comparison{'s' if len(self.refusals) != 1 else ''} refused"
+
+    @property
+    def counts(self) -> list[str]:
+        """How many models had which answer."""
+        return count_answers(self.findings)
+
+
+def _negative(findings: Sequence[Finding]) -> str:
+    """What a section's heading says where none of its findings is positive and one is negative."""
+    kinds = {finding.kind for finding in findings}
+    return " (negative)" if "not" in kinds and "shown" not in kinds else ""
+
+
+def make_page(records: Records, compared: Compared, title: str, max_videos: int) -> Page:
+    """Put together what the page shows.
+
+    Args:
+        records: What was read.
+        compared: What the episodes say about each other.
+        title: The page's heading.
+        max_videos: At most so many rollouts; 0 for none.
+    """
+    episodes = records.episodes
+    attention = attention_rows(episodes)
+    skills = [
+        *last_skills(records.prophet_curves, "on held-out episodes (wm-prophet)"),
+        *intervention_skills(records.interventions),
+        *last_skills(records.curves, "at the end of the policy's training"),
+    ]
+    runs: dict[str, list[Run]] = {}
+    for run in records.runs:
+        runs.setdefault(run.kind, []).append(run)
+    return Page(
+        title=title,
+        question=records.question,
+        note=_note(records),
+        findings=[*compared.findings, *compared.verdicts],
+        success=success_of(episodes),
+        overall={side: overall_texts(overall) for side, overall in compared.overall.items()},
+        groups=compared.groups,
+        refusals=compared.refusals,
+        n_left_out=compared.n_left_out,
+        verdicts=compared.verdicts,
+        clips=choose_clips(episodes, compared.sides, records.video_folders, max_videos, MAX_VIDEO_BYTES),
+        training=[*training_charts(records.curves), *prophet_charts(records.prophet_curves)],
+        attention=attention,
+        attention_charts=attention_charts(attention),
+        skills=skills,
+        skill_charts=skill_charts(skills),
+        interventions=corruption_tests(records.interventions),
+        imagined=[(imagined, held_out_chart(imagined)) for imagined in records.imagined],
+        runs=sorted(runs.items()),
+        versions=common_versions(records.runs),
+    )
+
+
+def _note(records: Records) -> str:
+    parts = []
+    if len(episodes := records.episodes):
+        counts = {
+            "closed-loop episode": len(episodes),
+            "model": episodes["model"].nunique(),
+            "training run": len(episodes[["model", "train_seed"]].drop_duplicates()),
+            "arm": episodes["arm"].nunique(),
+            "task": episodes["task"].nunique(),
+            "scene": len(episodes[["task", "seed"]].drop_duplicates()),
+        }
+        parts = [f"{n} {name}{'s' if n != 1 else ''}" for name, n in counts.items()]
+    written = f"written by lerobot_policy_world_modality {version('lerobot_policy_world_modality')}"
+    return f"{', '.join([*parts, 'from ' + ', '.join(records.folders)])}; {written}."
+
+
+def render(page: Page) -> Iterator[str]:
+    """The page in pieces, so that it never has to be in memory as a whole."""
+    environment = template_environment()
+    environment.globals["strip_axis"] = strip_axis
+    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
+    # Plain text of our own, not data.
+    script = Markup(environment.get_template("page.js.jinja").render())
+    return environment.get_template("page.html.jinja").generate(page=page, script=script)
+
+
+def markdown_row(page: Page, study: str, question: str, link: str) -> str:
+    """One row of docs/RESULTS.md: study, question, n, result, verdict, link."""
+    best = sorted((m.intact for m in page.success if m.intact), key=lambda rate: -rate.rate)
+    result = "; ".join(f"{rate.name} {rate.successes}/{rate.n}" for rate in best)
+    if page.findings_of_models:
+        result += ". " + " ".join(f"{finding.title}: {finding.text}" for finding in page.findings_of_models)
+    verdicts = [finding.title for finding in page.verdicts]
+    if page.refusals:
+        verdicts.append(f"{page.n_refused}: {page.refusals[0]}")
+    verdict = "; ".join(verdicts) or "no other arm was run"
+    n = sum(rate.n for model in page.success for rate in model.arms)
+    return _row([study, question, f"{n} episodes", result, verdict, f"[records]({link})"])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in cells)} |"
