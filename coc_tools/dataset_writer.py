@@ -35,6 +35,7 @@ from coc_tools.language_rows import COC_STYLE, rows_of_label
 from coc_tools.schema import EpisodeLabel
 from world_modality_core.io.errors import UserError
 from world_modality_core.io.files import (
+    check_own,
     checked,
     naming_full_disk,
     open_parquet,
@@ -43,7 +44,7 @@ from world_modality_core.io.files import (
     reading,
     write_text,
 )
-from world_modality_core.precompute.assemble import check_own, link_or_copy
+from world_modality_core.precompute.assemble import link_or_copy
 
 INFO = "meta/info.json"
 # What is going to be replaced; renamed to JOURNAL when all is ready for it.

@@ -51,7 +51,7 @@ def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output_dir / ".lock", timeout=0):
-            return Evaluation(cfg, info, output_dir).run()
+            return Evaluation(cfg, folder, info, output_dir).run()
     except Timeout:
         raise ConfigError(f"another wm-eval is writing {output_dir}: wait, or choose another --output_dir") from None
 
@@ -61,12 +61,13 @@ class Evaluation:
 
     Args:
         cfg: The options, resolved.
+        folder: The checkpoint's, as it was checked and hashed.
         info: What `describe` says of them.
         output_dir: Where everything is written.
     """
 
-    def __init__(self, cfg: WorldEvalConfig, info: dict[str, Any], output_dir: Path):
-        self.cfg, self.info, self.output_dir = cfg, info, output_dir
+    def __init__(self, cfg: WorldEvalConfig, folder: Path, info: dict[str, Any], output_dir: Path):
+        self.cfg, self.folder, self.info, self.output_dir = cfg, folder, info, output_dir
         self._envs: dict[str, dict[int, Any]] | None = self._make_envs()
         self.tasks = tasks_of(cfg.env, self._envs)
         if "wrong_task" in cfg.arm_names and len(self.tasks) < 2:
@@ -135,6 +136,7 @@ class Evaluation:
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = True
         set_seed(cfg.seed)
+        cfg.policy.pretrained_path = self.folder
         self.policy = make_policy(cfg=cfg.policy, env_cfg=cfg.env, rename_map=cfg.rename_map)
         self.policy.eval()
         overrides = {
@@ -143,8 +145,7 @@ class Evaluation:
         }
         preprocessor, postprocessor = make_pre_post_processors(
             policy_cfg=cfg.policy,
-            pretrained_path=cfg.policy.pretrained_path,
-            pretrained_revision=cfg.policy.pretrained_revision,
+            pretrained_path=str(self.folder),
             preprocessor_overrides=overrides,
         )
         env_preprocessor, env_postprocessor = make_env_pre_post_processors(env_cfg=cfg.env, policy_cfg=cfg.policy)

@@ -23,13 +23,14 @@ from coc_tools.card import labelled_card, labels_card
 from coc_tools.store import StoreError
 from lerobot_policy_world_modality.hub.model_card import CardFacts, companion_at_hand, gate_values, policy_card
 from lerobot_policy_world_modality.hub.on_hub import forget_disk, needed_weights
+from lerobot_policy_world_modality.hub.trusted_files import open_checkpoint
 from world_modality_core.io.commands import command_errors
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.hub import push_dataset, push_folder
 from world_modality_core.latents.companion import INFO_FILE, CompanionError, open_companion
 from world_modality_core.latents.fingerprint import SOURCE_FILE
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license
-from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_folder, checkpoint_hash
+from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_hash
 from world_modality_core.studies.evidence.comparable import NotComparableError
 from world_modality_core.studies.evidence.compare import INTACT, compare
 from world_modality_core.studies.evidence.compare_table import format_report
@@ -129,7 +130,7 @@ def _dataset_card(given: argparse.Namespace) -> str:
 
 
 def _push_policy(given: argparse.Namespace) -> str:
-    folder = checkpoint_folder(given.path)
+    folder = open_checkpoint(given.path)
     config = PreTrainedConfig.from_pretrained(folder)
     files = {name: json.loads((folder / name).read_text()) for name in (CONFIG, TRAIN_CONFIG, ADAPTER_CONFIG)
              if (folder / name).is_file()}  # fmt: skip

@@ -23,8 +23,7 @@ from lerobot.datasets.utils import DEFAULT_DATA_PATH, update_chunk_file_indices
 from lerobot.utils.constants import DEFAULT_FEATURES
 from tqdm import tqdm
 
-from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.files import inside, open_parquet, read_parquet
+from world_modality_core.io.files import check_own, inside, open_parquet, read_parquet
 from world_modality_core.latents.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE
 from world_modality_core.latents.fingerprint import SOURCE_FILE
 
@@ -78,20 +77,6 @@ def write_derived(
         check_own(src / name, src)
         target.parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(src / name, target)
-
-
-def check_own(path: Path, root: Path) -> None:
-    """Check that a file of a dataset is not a link to something else, which a copy of the dataset would carry away.
-
-    Links of the Hub's snapshots lead to the `blobs` beside them, and pass; so does a folder of videos on another disk.
-
-    Raises:
-        ConfigError: naming the link.
-    """
-    root, real = root.resolve(), path.resolve()
-    own = root.parent.parent if root.parent.name == "snapshots" else root
-    if not real.is_relative_to(own) and not real.is_relative_to((root / "videos").resolve()):
-        raise ConfigError(f"{path} is a link to {real}, outside of its dataset: replace it by the file, or remove it")
 
 
 def link_or_copy(src: Path, dst: Path) -> None:
