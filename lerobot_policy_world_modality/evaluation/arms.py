@@ -52,25 +52,23 @@ class MemoryArm:
             seeds: (b,) seeds of their scenes.
         """
         self._task, self._seeds = task, seeds
-        self.seen: list[Tensor] = []  # (b, m, d) of each plan, before the arm; kept where it is needed
+        # (b, m, d) fp16 of each plan: what `intact` predicted, where there is a bank to keep it; of no other arm.
+        self.for_bank: list[Tensor] = []
+        self._past: list[Tensor] = []  # (b, m, d) of the last plans, for `stale`
         self._n_plans = 0
         self._lent: list[Tensor] = []  # (n_plans, m, d) for each of the b scenes
         if self.name in BANK_ARMS:
             donors = [self.bank.donor(self.name, task, seed, self.draw_seed) for seed in seeds]
             self._lent = [self.bank.load(*donor) for donor in donors]
 
-    @property
-    def _keeps_all(self) -> bool:
-        return self.name == "intact" and self.bank is not None
-
     def __call__(self, memory: Memory, world_batch: WorldBatch, shape: tuple[int, int, int, int]) -> Memory:
         """The memory that is read in place of `memory`; see `Intervention`."""
         tokens, plan = memory.tokens, self._n_plans
         self.shape, self._n_plans = shape, plan + 1
-        if self._keeps_all:
-            self.seen.append(tokens.half().cpu())
         match self.name:
             case "intact":
+                if self.bank is not None:
+                    self.for_bank.append(tokens.half().cpu())
                 return memory
             case "gate_closed":
                 if self.config.entry == "gated":
@@ -86,8 +84,8 @@ class MemoryArm:
                 copies = current[:, None, None].expand(-1, n, k, p, d)
                 return Memory(copies.reshape(tokens.shape).to(tokens.dtype))
             case "stale":
-                self.seen = [*self.seen[-self.stale_plans :], tokens]
-                return Memory(self.seen[0])
+                self._past = [*self._past[-self.stale_plans :], tokens]
+                return Memory(self._past[0])
             case "shuffle" | "shuffle_within_task" | "wrong_task":
                 # The same plan of the other episode, or its last: what differs is the content, not the phase.
                 lent = torch.stack([episode[min(plan, len(episode) - 1)] for episode in self._lent])

@@ -89,7 +89,9 @@ class Evaluation:
         if cfg.bank_arms:
             kept = self.seeds[: cfg.bank_scenes]
             self.bank = MemoryBank(output_dir, [(task.name, seed) for task in self.tasks for seed in kept])
-            self.bank.check_holds({(task, seed) for arm, task, seed in self.done if arm == "intact"})
+            done = {(task, seed) for arm, task, seed in self.done if arm == "intact"}
+            self.bank.check_holds(done)
+            self.bank.drop_unfinished(done)
             if "intact" not in cfg.arm_names and any(self._missing("intact", task) for task in self.tasks):
                 raise ConfigError(
                     f"arms={cfg.arms!r}: {cfg.bank_arms[0]} needs the memories that intact predicts, and intact has "
@@ -203,8 +205,8 @@ class Evaluation:
         for i, seed in enumerate(wanted):
             init_hash = env.init_hashes[i]
             self._check_scene(task.name, seed, init_hash)
-            if arm.seen and (task.name, seed) in self.bank.scenes:
-                self.bank.save(task.name, seed, torch.stack([memory[i] for memory in arm.seen[: n_plans[i]]]))
+            if arm.for_bank and (task.name, seed) in self.bank.scenes:
+                self.bank.save(task.name, seed, torch.stack([memory[i] for memory in arm.for_bank[: n_plans[i]]]))
             success = bool(results["success"][i])
             video = self._save_film(env, arm.name, task.name, seed, i) if self._keeps_film(filmed[i], success) else None
             rows.append(
