@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from coc_tools.dataset_writer import write_copy
 from coc_tools.episodes import EpisodeReader
 from coc_tools.store import LabelFile
-from lerobot_policy_world_modality.hub.on_hub import push as hub_push
+from lerobot_policy_world_modality.hub import push as hub_push
 from tests.coc.helpers import label_of
 from tests.conftest import TinyCompanion
 from tests.evaluation.helpers import make_checkpoint
