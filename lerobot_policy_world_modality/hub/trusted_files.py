@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PR
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import check_own, inside, read_json
+from world_modality_core.io.hub import own_files
 from world_modality_core.studies.evidence.checkpoint import checkpoint_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -67,6 +69,19 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Path:
     return folder
 
 
+def checkpoint_files(folder: Path) -> list[str]:
+    """Names of the files that a checkpoint is made of.
+
+    Raises:
+        HubError: if one is a link.
+    """
+    names = {"config.json", "train_config.json", "model.safetensors", ADAPTER_CONFIG, "adapter_model.safetensors"}
+    for name in PROCESSOR_FILES:
+        if (folder / name).is_file():
+            names |= {step["state_file"] for step in read_json(folder / name)["steps"] if "state_file" in step}
+    return own_files(folder, [*PROCESSOR_FILES, *map(escape, names)])
+
+
 def check_checkpoint(folder: Path) -> None:
     """Refuse a checkpoint whose files name code that isn't installed, or files of other folders.
 
@@ -107,7 +122,10 @@ def _check_processor(file: Path, config_class: type | None) -> None:
             )
         _refuse_remote_code(cls, f"{where}: {named}")
         if "state_file" in step:
-            check_own(inside(file.parent, step["state_file"], f"{where}: state_file"), file.parent)
+            state = inside(file.parent, step["state_file"], f"{where}: state_file")
+            if state.suffix != ".safetensors":
+                raise ConfigError(f"{where}: state_file={step['state_file']!r:.200} is no file of safetensors")
+            check_own(state, file.parent)
 
 
 def _registered(name: Any, config_class: type | None) -> type | None:

@@ -15,7 +15,7 @@ import lerobot
 import pytest
 from lerobot.processor import PolicyProcessorPipeline
 
-from lerobot_policy_world_modality.hub.on_hub import push as hub_push
+from lerobot_policy_world_modality.hub import push as hub_push
 from lerobot_policy_world_modality.hub.policy_option import read_policy_option
 from lerobot_policy_world_modality.hub.trusted_files import RUNS_REMOTE_CODE, check_checkpoint
 from lerobot_policy_world_modality.intervention import cli as wm_intervene

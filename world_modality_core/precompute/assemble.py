@@ -23,6 +23,7 @@ from lerobot.datasets.utils import DEFAULT_DATA_PATH, update_chunk_file_indices
 from lerobot.utils.constants import DEFAULT_FEATURES
 from tqdm import tqdm
 
+from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.files import check_own, inside, open_parquet, read_parquet
 from world_modality_core.latents.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE
 from world_modality_core.latents.fingerprint import SOURCE_FILE
@@ -111,7 +112,7 @@ def _write_data(source, root, features, dropped, new_features, new_columns) -> d
 
 
 def _episode_rows(source: LeRobotDatasetMetadata, dropped: set[str]) -> Iterator[tuple[int, pa.Table]]:
-    for path in sorted((Path(source.root) / "data").glob("*/*.parquet")):
+    for path in data_files(source.root):
         names = [name for name in open_parquet(path).schema_arrow.names if name not in dropped]
         table = read_parquet(path, names)
         episode = table["episode_index"].to_numpy()
