@@ -42,6 +42,7 @@ from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint, choose_episodes
 from world_modality_core.configs import CompanionConfig
 from world_modality_core.io.commands import command_errors
+from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json
 from world_modality_core.precompute.cli import SourceConfig
@@ -206,7 +207,9 @@ def _open_dataset(named: SourceConfig, checkpoint: Checkpoint) -> tuple[SourceCo
             raise ConfigError("dataset.repo_id is empty, and the checkpoint does not say what it was trained on")
         dataset = checkpoint.trained_on
     try:
-        return dataset, LeRobotDatasetMetadata(dataset.repo_id, root=dataset.root, revision=dataset.revision)
+        meta = LeRobotDatasetMetadata(dataset.repo_id, root=dataset.root, revision=dataset.revision)
+        named_files(meta)  # all of them its own
+        return dataset, meta
     except Exception as error:
         raise ConfigError(
             f"dataset.repo_id={dataset.repo_id!r} with dataset.root={dataset.root!r} cannot be opened: {error}. Name "

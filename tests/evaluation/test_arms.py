@@ -110,6 +110,21 @@ def test_exchanged_memories_are_another_episodes_at_the_same_plan(runs, bank, ar
         assert {"shuffle_within_task": scene[0] == "push", "wrong_task": scene[0] == "reach"}.get(arm, True)
 
 
+def test_memories_are_kept_once(bank):
+    before = bank.load("push", 1)
+    with pytest.raises(FileExistsError, match="the memories of a scene are kept once"):
+        bank.save("push", 1, before + 1)
+    assert torch.equal(bank.load("push", 1), before)
+
+
+def test_only_intact_has_something_for_the_bank(policy, bank):
+    for name in ARMS:
+        plan(policy, arm := MemoryArm(name, bank))
+        assert len(arm.for_bank) == (N_PLANS if name == "intact" else 0), name
+        plan(policy, arm := MemoryArm(name, None if name not in BANK_ARMS else bank))
+        assert not arm.for_bank, name
+
+
 def test_draws_depend_on_the_scene_alone(policy, runs, bank):
     swapped = act(policy, MemoryArm("random", bank, draw_seed=3), seeds=(2, 1))[0]
     assert not torch.equal(swapped[0], runs["random"][0][0])

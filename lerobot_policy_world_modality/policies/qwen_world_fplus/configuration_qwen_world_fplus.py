@@ -10,6 +10,7 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import OBS_STATE
 
+from lerobot_policy_world_modality.hub.trusted_files import is_typed
 from lerobot_policy_world_modality.policies.shared.prophet_options import refuse_appended, take_over_prophet
 from world_modality_core.configs import (
     CompanionConfig,
@@ -126,12 +127,14 @@ class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig, TracksGivenFields):
     vlm_backbone: str = "Qwen/Qwen3-VL-2B-Instruct"
     # Hub revision. Set in training to the commit that was loaded.
     vlm_revision: str | None = None
-    # Run code from the backbone's repository; Qwen's need none.
+    # Run code from the backbone's repository; Qwen's need none. Counts only where it is typed, in the very command
+    # (--policy.trust_remote_code=true): no file can ask for it, and it is not saved.
     trust_remote_code: bool = False
     # Where the backbone's weights come from: "pretrained", "random" (training from scratch), or "checkpoint" (set when
     # a checkpoint holds them).
     weights: str = "pretrained"
-    # Attention kernels of transformers: "sdpa", "flash_attention_2", "eager". None lets transformers choose.
+    # Attention kernels of transformers: "sdpa", "flash_attention_2", "eager". None lets transformers choose. None of
+    # the Hub's ("user/name"), which would be code.
     attn_implementation: str | None = None
     # "full", "lora" (adapters by `lora`), or "frozen". Action tokens, heads and world are trained in any case.
     train_backbone: str = "lora"
@@ -227,6 +230,12 @@ class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig, TracksGivenFields):
         refuse_appended(self)
         super().__post_init__()
         self.vlm_backbone = backbone_id(self.vlm_backbone)
+        self.trust_remote_code = False  # asked for by `runs_remote_code`; a file's doesn't count
+        if "/" in (self.attn_implementation or ""):
+            raise ConfigError(
+                f"attn_implementation={self.attn_implementation!r} is code of the Hub, which is not run; expected "
+                "'sdpa', 'flash_attention_2', 'eager' or another of transformers' own"
+            )
         for name in (
             "chunk_size", "n_action_steps", "n_history_steps", "history_stride", "n_future_steps", "future_stride",
             "metrics_every",
@@ -275,6 +284,11 @@ class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig, TracksGivenFields):
                 f"{name}=true needs a feature `{OBS_STATE}`; the dataset has {list(self.input_features or {})}. Set "
                 f"--policy.{name}=false"
             )
+
+    @property
+    def runs_remote_code(self) -> bool:
+        """Whether this process was told in its command to run code of the backbone's repository."""
+        return is_typed("policy.trust_remote_code")
 
     @property
     def reads_memory(self) -> bool:
