@@ -45,6 +45,7 @@ from world_modality_core.io.files import (
     reading,
     write_text,
 )
+from world_modality_core.io.work_folder import write_folder
 from world_modality_core.precompute.assemble import link_or_copy
 
 INFO = "meta/info.json"
@@ -123,15 +124,8 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
     meta = _open(source, labels)
     root.parent.mkdir(parents=True, exist_ok=True)
     _check_space(root.parent, sum(path.stat().st_size for path in data_files(source)))
-    aside = root.with_name(f"{root.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        with naming_full_disk(root):
-            _copy_with_labels(meta, source, aside, labels)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # half of a copy is of no use, and takes the room
-        raise
-    os.replace(aside, root)
+    with naming_full_disk(root):
+        write_folder(root, {"copy_of": str(source)}, lambda aside: _copy_with_labels(meta, source, aside, labels))
     return root
 
 

@@ -6,6 +6,7 @@ done, or, after a kill, at the start of the next run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -45,11 +46,9 @@ class Shares:
 
     def collect(self, labels: LabelFile) -> None:
         """Move the parts of other processes into the label file; none of them may be at work."""
-        prefix = f"{labels.path.stem}.part"
-        names = {
-            p.name.replace(".failed.jsonl", ".jsonl") for p in labels.path.parent.iterdir() if p.suffix == ".jsonl"
-        }
-        for part in sorted(labels.path.parent / name for name in names if name.startswith(prefix)):
+        is_part = re.compile(rf"({re.escape(labels.path.stem)}\.part\d+)(\.failed)?\.jsonl").fullmatch
+        stems = {match[1] for path in labels.path.parent.iterdir() if (match := is_part(path.name))}
+        for part in sorted(labels.path.parent / f"{stem}.jsonl" for stem in stems):
             with LabelFile(part) as theirs:
                 for episode, label in theirs.items():
                     if episode not in labels:

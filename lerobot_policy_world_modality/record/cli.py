@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from filelock import FileLock, Timeout
 from lerobot.configs import parser
 from lerobot.configs.video import RGBEncoderConfig
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from lerobot_policy_world_modality.envs.mujoco_gl import RendererError, choose_m
 from world_modality_core.io.commands import command_errors
 from world_modality_core.io.files import checked, naming_full_disk, read_json, write_text
 from world_modality_core.io.option_differences import option_differences
+from world_modality_core.io.work_folder import WorkFolder
 from world_modality_core.latents.companion import default_root
 
 RECORD_FILE = Path("meta/wm_record.json")
@@ -141,20 +141,17 @@ def record(cfg: RecordConfig) -> Path:
     if _is_recorded(root, {**request, "n_episodes": cfg.n_episodes}):
         print(f"{root} holds this recording already.")
     else:
-        staging.mkdir(parents=True, exist_ok=True)
+        lock = WorkFolder(staging).begin(request)
         try:
-            with FileLock(staging / "lock", timeout=0), naming_full_disk(staging):
-                _check_staging(staging, request)
+            with naming_full_disk(staging):
                 _check_disk(cfg, len(tasks), staging)
                 attempts = _record_missing(cfg, tasks, staging)
                 _merge(cfg, attempts, staging, root, request, TASK_DESCRIPTIONS)
-        except Timeout:
-            raise RecordError(f"another wm-record is writing {root}: wait, or choose another --output.root") from None
-        except BaseException:
+        finally:
             if not any(staging.glob("*/*.json")):  # nothing worth resuming
-                shutil.rmtree(staging)
-            raise
-    shutil.rmtree(staging, ignore_errors=True)
+                WorkFolder(staging).remove()
+            lock.release()
+    WorkFolder(staging).remove(request)
     if cfg.push_to_hub:
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -234,7 +231,7 @@ def _record_missing(cfg: RecordConfig, tasks: list[str], staging: Path) -> list[
 
 def _run(jobs, n_workers: int):
     """Yield the outcome of each job as it ends; `jobs()` lists those that are not done yet, and may grow."""
-    from lerobot_policy_world_modality.record.cli import expert_episode as record_episode
+    from lerobot_policy_world_modality.record import expert_episode as record_episode
 
     n_workers = min(n_workers, len(jobs()))
     if n_workers <= 1:
@@ -365,18 +362,6 @@ def _is_recorded(root: Path, request: dict) -> bool:
     if differing := _differences(found, request):
         raise RecordError(f"{root} was recorded with other options ({differing}); choose another --output.root")
     return True
-
-
-def _check_staging(staging: Path, request: dict) -> None:
-    """Raises RecordError when the interrupted recording that is there had other options."""
-    path = staging / "request.json"
-    if not path.is_file():
-        write_text(path, json.dumps(request, indent=1))
-    elif differing := _differences(read_json(path, dict), request):
-        raise RecordError(
-            f"{staging} holds an interrupted recording with other options ({differing}); "
-            "finish it with its own options, delete that folder, or choose another --output.root"
-        )
 
 
 def _differences(found: dict, request: dict) -> str:

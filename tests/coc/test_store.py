@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from coc_tools.schema import EpisodeLabel
+from coc_tools.shares import Shares
 from coc_tools.store import Failure, LabelFile, StoreError, failed_path, read_failures, read_labels, utc_now
 from tests.coc.helpers import PROVENANCE, step
 
@@ -107,3 +108,13 @@ def test_an_unused_file_leaves_nothing(tmp_path):
     with LabelFile(tmp_path / "labels.jsonl"):
         pass
     assert [p.name for p in tmp_path.iterdir()] == [".labels.jsonl.lock"]
+
+
+def test_only_parts_that_other_processes_wrote_are_taken_over(tmp_path):
+    path, mine = tmp_path / "labels.jsonl", tmp_path / "labels.part2-mine.jsonl"
+    for file, episode in ((tmp_path / "labels.part1.jsonl", 1), (mine, 2)):
+        with LabelFile(file) as labels:
+            labels.append(label(episode))
+    with LabelFile(path) as labels:
+        Shares(is_needed=False).collect(labels)
+    assert list(read_labels(path)) == [1] and mine.exists() and not (tmp_path / "labels.part1.jsonl").exists()

@@ -28,6 +28,7 @@ from coc_tools.episodes import EpisodeReader
 from coc_tools.language_rows import COC_STYLE, labels_by_index, labels_from_jsonl
 from coc_tools.store import LabelFile
 from tests.coc.helpers import label_of
+from world_modality_core.io.errors import ConfigError
 
 STARTS = {0: (0.0, 0.5, 0.85), 1: (0.3, 1.1), 3: (0.0, 1.0)}  # 0.85 is between two frames; episode 2 has no label
 REPO = Path(__file__).parents[2]
@@ -266,6 +267,14 @@ def test_a_copy_that_was_killed_leaves_nothing_in_its_place(root, tmp_path, monk
     assert not target.with_name("copy.partial").exists()
     with pytest.raises(WriteError, match="exists"):
         write_copy(root, target, labels_for(root))
+
+
+def test_a_folder_of_the_users_beside_a_copy_stays(root, tmp_path):
+    (tmp_path / "copy.partial").mkdir()
+    (tmp_path / "copy.partial/mine").touch()
+    with pytest.raises(ConfigError, match="copy.partial was not written by this command"):
+        write_copy(root, tmp_path / "copy", labels_for(root))
+    assert (tmp_path / "copy.partial/mine").exists()
 
 
 def test_labels_of_another_dataset_change_nothing(root):

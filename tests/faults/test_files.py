@@ -3,6 +3,9 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.faults.commands import At, fill, run, small_disk
+from world_modality_core.io import files
 from world_modality_core.io.commands import command_errors
 from world_modality_core.io.errors import ConfigError, DamagedFileError, DiskFullError
 from world_modality_core.io.files import (
@@ -50,11 +54,32 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
 
     done = run(main, log=tmp_path / "log", at=At("os.rename", "a.json"))
     assert done.status == 128 + signal.SIGKILL and path.read_text() == "old"
-    alive = tmp_path / f"a.json.{os.getpid()}.partial"  # of a process that is still at work
-    alive.touch()
-    assert len(list(tmp_path.glob("*.partial"))) == 2
+    (left_over,) = tmp_path.glob("*.partial")
+    machine, number = left_over.name.split(".")[2].split("-")
+    number = int(number)  # of a process that has ended
+    kept = [f"a.json.{machine}-{os.getpid()}.partial"]  # of one that is still at work
+    kept += [f"a.json.{'0' * 12}-{number}.partial"]  # of one on another machine, or in another container
+    kept += ["a.json.mine.partial", f"a.json.{number}.partial", f"b.json.{machine}-{number}.partial"]  # a user's
+    for name in kept:
+        (tmp_path / name).touch()
+    (tmp_path / "a.json.mine.partial").touch()
+    old = tmp_path / f"a.json.{'1' * 12}-{os.getpid()}.partial"  # begun on another machine, long ago
+    old.touch()
+    os.utime(old, (0, time.time() - 25 * 3600))
     assert run(main, log=tmp_path / "log").status == 0 and path.read_text() == "new"
-    assert list(tmp_path.glob("*.partial")) == [alive]
+    assert sorted(p.name for p in tmp_path.glob("*.partial")) == sorted(kept)
+
+
+def test_processes_of_another_container_are_known_as_such():
+    """Where a process's number means another process, the name differs: in a pid namespace of its own."""
+    ask = [sys.executable, "-c", "from world_modality_core.io import files; print(files._machine())"]
+    here = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+    assert here.strip() == files._machine()
+    unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    inner = subprocess.run([*unshare, *ask], capture_output=True, text=True)
+    if inner.returncode:
+        pytest.skip(f"this machine makes no pid namespaces: {inner.stderr.strip()[-200:]}")
+    assert inner.stdout != here
 
 
 @pytest.mark.parametrize("kind", ["text", "parquet", "safetensors", "npy", "png"])

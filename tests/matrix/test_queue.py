@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from collections import Counter
 
@@ -144,8 +145,10 @@ def test_a_changed_command_of_a_finished_job_is_refused(fakes):
 
     # One job run anew: what was evaluated before is refused too, until it is thrown away.
     fakes.write(models={"A": {}}, seeds=[1])
-    for name in ("job.json", "log.txt"):
-        (fakes.root / "train-A-s1" / name).unlink()
+    (fakes.root / "train-A-s1/job.json").unlink()
+    code, printed = fakes.run("--only=train-A-s1")  # without it, nothing says whose files these are
+    assert code == 1 and "train-A-s1/train was not written by wm-matrix" in printed
+    shutil.rmtree(fakes.root / "train-A-s1")
     assert fakes.run("--only=train-A-s1")[0] == 0
     code, printed = fakes.run()
     assert code == 1 and "eval-A-s1 is done, but train-A-s1, which it builds on, was run anew since" in printed

@@ -18,6 +18,7 @@ pytest.importorskip("metaworld")
 from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
 
 from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv  # noqa: E402
+from lerobot_policy_world_modality.record import expert_episode as record_episode  # noqa: E402
 from lerobot_policy_world_modality.record.cli import (  # noqa: E402
     RECORD_FILE,
     Attempts,
@@ -27,7 +28,7 @@ from lerobot_policy_world_modality.record.cli import (  # noqa: E402
     RecordOutput,
     record,
 )
-from lerobot_policy_world_modality.record.cli import expert_episode as record_episode  # noqa: E402
+from world_modality_core.io.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.sim
 
@@ -174,7 +175,7 @@ def test_killed_and_started_again_it_ends_with_the_same_dataset(clean, tmp_path,
     n_done = len(list(staging.glob("*/*.json")))
     assert 1 <= n_done < 4 and not root.exists()
 
-    with pytest.raises(RecordError, match="interrupted recording with other options.*action_noise"):
+    with pytest.raises(ConfigError, match="unfinished work of another request.*action_noise"):
         record(config(root, action_noise=0.1))
 
     recorded = []

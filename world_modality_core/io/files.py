@@ -6,12 +6,15 @@ Everything is written aside and renamed, so whatever carries its final name is w
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
 from functools import cache
 from glob import escape
@@ -30,6 +33,8 @@ if TYPE_CHECKING:  # pyarrow, torch: seconds that a command which only reads JSO
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Of safetensors, which has the text alone, and of numpy, which has neither number nor text.
 _DISK_FULL_TEXT = re.compile("|".join([*map(os.strerror, _DISK_FULL), r"\d+ requested and \d+ written"]))
+# A file that is being written changes more often than once in these seconds, whatever the clocks of two machines say.
+_LEFT_OVER_S = 24 * 3600
 _AGAIN = "delete it and give the command that wrote it again, or take a copy that is whole"
 
 
@@ -88,7 +93,7 @@ def writing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     _remove_left_overs(path)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f"{path.name}.{_machine()}-{os.getpid()}.partial")
     with naming_full_disk(path):
         try:
             yield aside
@@ -99,11 +104,40 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 
 def _remove_left_overs(path: Path) -> None:
-    """Remove what killed processes were writing; two that live may write a file at once, and the last one wins."""
+    """Remove what killed processes were writing; two that live may write a file at once, and the last one wins.
+
+    A process is known to be dead where its number means something: on this machine, since it was booted, in this
+    container. What was begun elsewhere (a shared disk) is left over once nothing was written to it for a day.
+    """
     for left_over in path.parent.glob(f"{escape(path.name)}.*.partial"):
-        number = left_over.suffixes[-2][1:]
-        if number.isdigit() and not Path("/proc", number).exists():
-            left_over.unlink(missing_ok=True)
+        match = re.fullmatch(r"\.([0-9a-f]{12})-(\d+)\.partial", left_over.name.removeprefix(path.name))
+        with suppress(FileNotFoundError):  # its writer has ended meanwhile, or another process removed it
+            if match and (
+                not _is_alive(int(match[2]))
+                if match[1] == _machine()
+                else time.time() - left_over.stat().st_mtime > _LEFT_OVER_S
+            ):
+                left_over.unlink()
+
+
+@cache
+def _machine() -> str:
+    """Names all processes among which a process's number is unique, on whatever machine a shared disk is seen from."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return hashlib.sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:12]
+    except OSError:  # not Linux: no left-over is known by its number
+        return uuid.uuid4().hex[:12]
+
+
+def _is_alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -124,7 +124,8 @@ def write_folder(root: Path, request: dict, write: Callable[[Path], object]) -> 
     Args:
         root: The folder; what is there already is replaced.
         request: What is written, so that a later run knows its own unfinished work.
-        write: Called with the folder to write to, which does not exist.
+        write: Called with the folder to write to, which does not exist. If it fails its half is deleted, which is of
+            no use and takes the room.
 
     Raises:
         ConfigError: if `<root>.partial` is not a command's own, or in use.
@@ -134,5 +135,9 @@ def write_folder(root: Path, request: dict, write: Callable[[Path], object]) -> 
     try:
         write(work.dataset_root)
         work.publish(root)
+    except BaseException:
+        # No more than that: what was at `root` may be in the work folder.
+        shutil.rmtree(work.dataset_root, ignore_errors=True)
+        raise
     finally:
         lock.release()

@@ -129,6 +129,8 @@ def check_unchanged(jobs: list[Job]) -> None:
     by_name = {job.name: job for job in jobs}
     for job in jobs:
         record = read_record(job.folder)
+        if not record and job.output.exists():  # starting anew would delete it
+            problems.append(f"{job.output} was not written by wm-matrix (no {JOB_FILE} beside it)")
         if record.get("state", "failed") == "failed":  # a failed job may be mended
             continue
         if record["command"] != list(job.command) and not adds_episodes(job, record):
