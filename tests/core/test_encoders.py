@@ -18,6 +18,7 @@ from world_modality_core.encoders.base import WorldEncoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.windows import causal_windows
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.latents.codebook import Codebook
 from world_modality_core.latents.pca import LatentPCA
 
 # Of the largest entry; documented in docs/encoders.md.
@@ -418,6 +419,40 @@ def test_cameras_of_unequal_length_are_refused(make):
     encoder = make("efficientnet", cameras=["a", "b"])
     with pytest.raises(ValueError, match=r"\{'a': 1, 'b': 2\}"):
         encoder.encode({"a": torch.zeros(1, 3, 8, 8), "b": torch.zeros(2, 3, 8, 8)})
+
+
+@pytest.fixture(params=[True, False])
+def tf32(request):
+    """The switches of TF32, allowed and not, and which of the two."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = request.param
+    yield switches, request.param
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+def test_latents_are_made_without_tf32_whatever_the_process_allows(make, monkeypatch, tf32):
+    """Evaluation and lerobot-train allow TF32, wm-precompute does not: on a GPU cached would differ from live."""
+    switches, is_allowed = tf32
+    encoder = make("efficientnet", pca_dim=4)
+    seen, features, project = [], type(encoder).features, LatentPCA.forward
+
+    def look():
+        seen.append([switch.allow_tf32 for switch in switches])
+
+    monkeypatch.setattr(type(encoder), "features", lambda *given: look() or features(*given))
+    monkeypatch.setattr(LatentPCA, "forward", lambda *given: look() or project(*given))
+    (raw,) = encoder.encode_raw({IMAGE: random_frames(encoder, 6)})
+    pca = LatentPCA.fit([raw.flatten(0, 1)], dim=4)
+    again, book, argmin = make_world_encoder(encoder.spec, pca=pca), Codebook.fit(raw, 2), torch.Tensor.argmin
+    del seen[1:]  # without those of building it, which are thrown away
+    again.encode({IMAGE: random_frames(encoder, 2)})
+    monkeypatch.setattr(torch.Tensor, "argmin", lambda *given: look() or argmin(*given))
+    book.assign(raw)
+    assert seen == [[False, False]] * 4
+    assert [switch.allow_tf32 for switch in switches] == [is_allowed] * 2
 
 
 # --- PCA in an encoder ---

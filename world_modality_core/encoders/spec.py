@@ -98,7 +98,7 @@ class EncoderSpec:
     n_frames: int = 1
     # Frames between two frames of the window.
     frame_stride: int = 1
-    # Arithmetic of the encoder: "float32", "bfloat16" or "float16".
+    # Arithmetic of the encoder: "float32" (never TF32), "bfloat16" or "float16".
     dtype: str = "float32"
     # Dimensions kept by the PCA, 0 for none. Parts of unequal width need one.
     pca_dim: int = 0

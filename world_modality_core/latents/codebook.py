@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from world_modality_core.encoders.precision import exact_float32
 from world_modality_core.io.files import reading, writing
 
 # The assignment is found among the leading principal components, where an iteration costs a tenth and the error comes
@@ -99,6 +100,7 @@ class Codebook(nn.Module):
         return 1 if self.per == "frame" else n_tokens
 
     @torch.no_grad()
+    @exact_float32()
     def assign(self, latents: Tensor) -> Tensor:
         """Quantise latents.
 
