@@ -51,9 +51,11 @@ class WorldOptions(TracksGivenFields):
     # Optimiser steps that one of its lines averages over.
     metrics_every: int = 50
 
-    # A type that has them declares fields of these names.
+    # The predictor; a type that has one declares it as a field.
     prophet: ClassVar[ProphetConfig | None] = None
+    # What enters the memory, and the gates that it is read through; a type that has one declares it as a field.
     memory: ClassVar[MemoryConfig | None] = None
+    # Arithmetic of rollouts; likewise.
     dtype: ClassVar[str | None] = None
     # The field that says how many history frames t are read.
     history_field: ClassVar[str] = "n_history_steps"

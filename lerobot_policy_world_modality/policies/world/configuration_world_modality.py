@@ -11,7 +11,7 @@ from lerobot.utils.constants import OBS_STATE
 
 from lerobot_policy_world_modality.policies.shared.prophet_options import check_trunk_start, take_over_prophet
 from lerobot_policy_world_modality.policies.shared.world_options import MemoryOptions, WorldOptions
-from world_modality_core.configs import TokenizerConfig, check_at_least
+from world_modality_core.configs import MemoryConfig, ProphetConfig, TokenizerConfig, check_at_least
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.memory.sources import MemorySource
 
@@ -119,11 +119,11 @@ class WorldModalityConfig(WorldOptions, PreTrainedConfig):
 
     @property
     def needs_history(self) -> bool:
-        return self.use_vision
+        return self.use_vision or super().needs_history
 
     @property
     def needs_live_history(self) -> bool:
-        return self.use_vision
+        return self.use_vision or super().needs_live_history
 
     @property
     def encodes_frames(self) -> bool:
@@ -266,11 +266,15 @@ class WorldCConfig(WorldModalityConfig):
 
 @PreTrainedConfig.register_subclass("world_F")
 @dataclass
-class WorldFConfig(MemoryOptions, WorldModalityConfig):
+class WorldFConfig(WorldModalityConfig, MemoryOptions):
     """A's action queries + gated cross-attention to the futures that a Prophet predicts."""
 
     # Weight of the Prophet's own objective; without it the Prophet learns through the memory only.
     lambda_world: float = 1.0
+    # The predictor.
+    prophet: ProphetConfig = field(default_factory=ProphetConfig)
+    # What enters the memory, and the gate.
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     # With use_vision=false: the action path sees images through the memory only, so that it infers actions from
     # predicted futures (inverse dynamics). Without it, use_vision=false is the blind control.
     see_through_memory: bool = False
