@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank, pinned_generator
-from lerobot_policy_world_modality.policies.shared.latent_reader import WorldBatch
-from lerobot_policy_world_modality.policies.shared.memory_filling import close_gates, current_content
-from world_modality_core.configs import MemoryConfig, MemorySource
-from world_modality_core.memory.sources import Memory
+from lerobot_policy_world_modality.policies.shared.host import host_of
+from lerobot_policy_world_modality.policies.shared.memory_filling import current_content
+from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
+from world_modality_core.configs import MemoryConfig
+from world_modality_core.memory.sources import Memory, MemorySource
 
 # Arms that show a scene the memories of another one.
 BANK_ARMS = ("shuffle", "shuffle_within_task", "wrong_task")
@@ -67,16 +68,17 @@ class MemoryArm:
     @contextmanager
     def applied_to(self, policy: nn.Module) -> Iterator[None]:
         """Put the arm between a policy and its memory, for as long as the context lasts."""
-        latent_reader = getattr(policy, "latent_reader", None)
-        close_gates(policy, self.name == "gate_closed")
-        if latent_reader is not None:
-            latent_reader.intervention = self
+        host = host_of(policy)
+        if host is None:
+            yield
+            return
+        host.close_gates(self.name == "gate_closed")
+        host.latent_reader.intervention = self
         try:
             yield
         finally:
-            close_gates(policy, False)
-            if latent_reader is not None:
-                latent_reader.intervention = None
+            host.close_gates(False)
+            host.latent_reader.intervention = None
 
     def __call__(self, memory: Memory, world_batch: WorldBatch, shape: tuple[int, int, int, int]) -> Memory:
         """The memory that is read in place of `memory`; see `Intervention`."""

@@ -9,8 +9,9 @@ from lerobot.configs.eval import EvalPipelineConfig
 from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS
 from lerobot_policy_world_modality.hub.policy_option import read_policy_option
 from lerobot_policy_world_modality.hub.trusted_files import is_typed, open_checkpoint
-from world_modality_core.configs import MemorySource
+from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.memory.sources import MemorySource
 from world_modality_core.studies.evidence.checkpoint import label_of, training_seed
 
 
@@ -93,7 +94,7 @@ class WorldEvalConfig(EvalPipelineConfig):
                 f"eval.batch_size={self.eval.batch_size}: this checkpoint's memory is {self.rollout_source.value!r} in "
                 "rollouts, that of another scene of the batch; use --eval.batch_size=2 or more"
             )
-        if getattr(self.policy, "frame_clock", "calls") == "wall":
+        if isinstance(self.policy, WorldOptions) and self.policy.clock_fps is not None:
             raise ConfigError(
                 "policy.frame_clock='wall': how fast this machine runs would decide which frames a policy sees; a "
                 "simulator's frames are counted, with --policy.frame_clock=calls"
@@ -117,7 +118,7 @@ class WorldEvalConfig(EvalPipelineConfig):
         changing = [name for name in names if name != "intact"]
         if not changing:
             return
-        if not getattr(self.policy, "reads_memory", False):
+        if not self._reads_memory:
             raise ConfigError(
                 f"arms={self.arms!r}: a {self.policy.type} without world memory has only the arm intact; there is "
                 f"nothing that {changing[0]} could change"
@@ -140,7 +141,11 @@ class WorldEvalConfig(EvalPipelineConfig):
     @property
     def rollout_source(self) -> MemorySource | None:
         """Where the checkpoint's own memory comes from; None where it reads none."""
-        return self.policy.memory.rollout_source if getattr(self.policy, "reads_memory", False) else None
+        return self.policy.memory.rollout_source if self._reads_memory else None
+
+    @property
+    def _reads_memory(self) -> bool:
+        return isinstance(self.policy, WorldOptions) and self.policy.reads_memory
 
     @property
     def exchanges_in_batch(self) -> bool:

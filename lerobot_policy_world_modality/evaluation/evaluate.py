@@ -30,6 +30,7 @@ from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
 from lerobot_policy_world_modality.evaluation.pinned_policy import PinnedPolicy
 from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
 from lerobot_policy_world_modality.evaluation.tasks import LIBERO, Task, tasks_of
+from lerobot_policy_world_modality.policies.shared.host import host_of
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence.episodes import EpisodeWriter, write_eval_info
 
@@ -180,7 +181,8 @@ class Evaluation:
             close_envs(envs)
 
     def _run_arm(self, env: PinnedEnv, task: Task, arm_name: str) -> None:
-        memory = getattr(self.policy.config, "memory", None)
+        host = host_of(self.policy)
+        memory = None if host is None else host.config.memory
         arm = MemoryArm(arm_name, self.bank, self.cfg.draw_seed, self.cfg.stale_plans, memory)
         missing = self._missing(arm_name, task)
         with arm.applied_to(self.policy):

@@ -11,7 +11,7 @@ from lerobot.policies import get_policy_class, make_policy_config, make_pre_post
 
 from lerobot_policy_world_modality.evaluation import evaluate as module
 from lerobot_policy_world_modality.evaluation.evaluate import batches, evaluate
-from lerobot_policy_world_modality.policies.shared.memory_filling import memory_readers
+from lerobot_policy_world_modality.policies.shared.host import host_of
 from tests.evaluation import helpers
 from tests.evaluation.dots import SIZE
 from tests.evaluation.test_what_arms_read import Witness, options, sorted_results
@@ -235,7 +235,7 @@ def test_nothing_of_an_arm_stays_on_the_policy(tmp_path, monkeypatch, is_stopped
         return policies[-1]
 
     def act(env, policy, **kwargs):
-        is_closed = [reader.gate.is_closed for reader in memory_readers(policies[0])]
+        is_closed = [reader.gate.is_closed for reader in host_of(policies[0]).readers.values()]
         assert is_closed == [True] and policies[0].latent_reader.intervention.name == "gate_closed"
         if is_stopped:
             raise KeyboardInterrupt
@@ -248,7 +248,7 @@ def test_nothing_of_an_arm_stays_on_the_policy(tmp_path, monkeypatch, is_stopped
     except KeyboardInterrupt:
         assert is_stopped
     assert policies[0].latent_reader.intervention is None
-    assert [reader.gate.is_closed for reader in memory_readers(policies[0])] == [False]
+    assert [reader.gate.is_closed for reader in host_of(policies[0]).readers.values()] == [False]
 
 
 def test_no_clock_decides_what_a_policy_sees(tmp_path):
