@@ -48,7 +48,8 @@ import lerobot_policy_world_modality  # noqa: F401  registers the types
 from world_modality_core.configs import MemorySource
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.companion import open_companion
-from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
+from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig
+from world_modality_core.precompute.steps import precompute
 
 IMAGE_PX, LENGTH, CHUNK = 64, 40, 4
 HISTORY, FUTURES, STRIDE = 3, 3, 3  # the Prophet sees frames t-2, t-1, t and predicts t+3, t+6, t+9: the chunk's reach

@@ -33,13 +33,8 @@ def tiny_companion(tmp_path_factory, worker_id) -> TinyCompanion:
     """
     from tests.fixtures_datasets import make_dataset
     from world_modality_core.encoders.spec import EncoderSpec
-    from world_modality_core.precompute.cli import (
-        OutputConfig,
-        PrecomputeConfig,
-        SourceConfig,
-        TokensConfig,
-        precompute,
-    )
+    from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
+    from world_modality_core.precompute.steps import precompute
 
     base = tmp_path_factory.getbasetemp()
     base = base if worker_id == "master" else base.parent

@@ -15,10 +15,10 @@ from coc_tools.config import LabelConfig
 from coc_tools.judge.cli import EvalConfig
 from coc_tools.view.cli import ViewConfig
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
-from lerobot_policy_world_modality.hub.push import make_parser as push_parser
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
 from lerobot_policy_world_modality.record.cli import RecordConfig
-from world_modality_core.precompute.cli import PrecomputeConfig
+from wm_tools.push.cli import make_parser as push_parser
+from world_modality_core.precompute.options import PrecomputeConfig
 from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
 from world_modality_core.studies.matrix.cli import make_parser as matrix_parser
@@ -40,7 +40,7 @@ CONFIGS = {
     "coc-view": ViewConfig,
 }
 PARSERS = {"wm-matrix": matrix_parser(), "wm-report": report_parser(), "wm-push": push_parser()}
-CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "examples", "benchmarks"]
+CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "wm_tools", "examples", "benchmarks"]
 VARIABLES = {"USER": "me", "type": "F", "source": "zero", "arm": "E2", "suite": "libero_goal", "tier": "easy"}
 
 

@@ -17,7 +17,8 @@ from torch.utils.data import default_collate
 
 from world_modality_core.configs import CompanionConfig
 from world_modality_core.encoders.spec import EncoderSpec
-from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig, precompute
+from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
+from world_modality_core.precompute.steps import precompute
 
 IMAGE_PX = 28
 N_EPISODES, N_FRAMES = 4, 12

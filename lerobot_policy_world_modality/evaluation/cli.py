@@ -8,16 +8,13 @@ wm-eval --policy.path=outputs/F/checkpoints/last/pretrained_model --env.type=met
 import sys
 
 import pandas as pd
-from lerobot.configs import parser
 from lerobot.utils.import_utils import register_third_party_plugins
 from lerobot.utils.utils import init_logging
 
-from lerobot_policy_world_modality.envs.frame_guard import BlankFrameError, FrozenFrameError
-from lerobot_policy_world_modality.envs.mujoco_gl import RendererError
 from lerobot_policy_world_modality.evaluation.arms import ARMS
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.evaluation.evaluate import evaluate
-from world_modality_core.io.commands import command_errors
+from world_modality_core.io.commands import run_command
 from world_modality_core.studies.evidence.wilson import wilson_interval
 
 
@@ -61,14 +58,12 @@ def run(cfg: WorldEvalConfig) -> None:
     print(f"{len(rows)} episodes in {cfg.output_dir}")
 
 
-def main() -> None:
+def main() -> int:
     """Console script `wm-eval`."""
-    sys.argv[1:] = ["--trust_remote_code=true" if arg == "--trust_remote_code" else arg for arg in sys.argv[1:]]
     init_logging()
     register_third_party_plugins()
-    with command_errors("wm-eval", RendererError, BlankFrameError, FrozenFrameError):
-        parser.wrap()(run)()
+    return run_command("wm-eval", WorldEvalConfig, run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

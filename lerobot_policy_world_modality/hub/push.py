@@ -1,9 +1,4 @@
-"""`wm-push`: upload a checkpoint, a companion, a labelled dataset or labels, with a card that tells what it is.
-
-wm-push outputs/F/checkpoints/last/pretrained_model --repo_id=me/F --eval outputs/eval/F outputs/eval/A --baseline=A
-wm-push outputs/pusht_world --repo_id=me/pusht_world --private
-wm-push outputs/coc/pusht.jsonl --repo_id=me/pusht_coc
-"""
+"""What `wm-push` uploads of a checkpoint, a companion, a labelled dataset or labels, and the card that goes with it."""
 
 from __future__ import annotations
 
@@ -18,49 +13,24 @@ import pandas as pd
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.datasets.language import LANGUAGE_PERSISTENT
-from lerobot.utils.import_utils import register_third_party_plugins
 from safetensors import safe_open
 
 from coc_tools.card import labelled_card, labels_card
-from coc_tools.store import StoreError
 from lerobot_policy_world_modality.hub.model_card import CardFacts, companion_at_hand, gate_values, policy_card
 from lerobot_policy_world_modality.hub.on_hub import forget_disk, needed_weights
 from lerobot_policy_world_modality.hub.trusted_files import checkpoint_files, open_checkpoint
-from world_modality_core.io.commands import command_errors
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.hub import CARD_FILE, dataset_files, own_files, push_dataset, push_folder
-from world_modality_core.latents.companion import INFO_FILE, CompanionError, open_companion
+from world_modality_core.latents.companion import INFO_FILE, open_companion
 from world_modality_core.latents.fingerprint import SOURCE_FILE
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license
 from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_hash
-from world_modality_core.studies.evidence.comparable import NotComparableError
 from world_modality_core.studies.evidence.compare import INTACT, compare
 from world_modality_core.studies.evidence.compare_table import format_report
-from world_modality_core.studies.evidence.episodes import EpisodesError, read_episodes, read_eval_infos
+from world_modality_core.studies.evidence.episodes import read_episodes, read_eval_infos
 from world_modality_core.studies.evidence.wilson import wilson_interval
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    parser = argparse.ArgumentParser(prog="wm-push", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "path", type=Path, metavar="PATH",
-        help="a checkpoint's `pretrained_model`, a companion, its merged or stripped copy, a dataset with labels, or a "
-        "JSONL of labels",
-    )  # fmt: skip
-    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="where to; made if it isn't there")
-    parser.add_argument("--private", action="store_true", help="a private repository (an existing one must be)")
-    parser.add_argument("--branch", help="upload to this branch, made if it isn't there")
-    parser.add_argument("--license", help="licence, as the Hub names them (cc-by-4.0); else the card says that none is")
-    parser.add_argument(
-        "--eval", nargs="+", default=[], metavar="FOLDER", help="of wm-eval: paired results for a checkpoint's card"
-    )
-    parser.add_argument("--baseline", default="", help="with --eval: the model that the checkpoint's is compared with")
-    parser.add_argument("--matched", default="", help="with --eval: parameter-matched model trained without memory")
-    parser.add_argument("--dry_run", action="store_true", help="print the card, and upload nothing")
-    return parser
 
 
 def push(given: argparse.Namespace) -> str:
@@ -232,16 +202,3 @@ def _circumstances(given: argparse.Namespace, model: str, own: pd.DataFrame) -> 
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     frames = f"frames by {own['renderer'].iloc[0]}" if own["renderer"].iloc[0] else "no renderer"
     return f"{len(own)} episodes of this checkpoint, {seeds}, {frames}. {named}"
-
-
-def main() -> None:
-    """Console script `wm-push`."""
-    register_third_party_plugins()
-    with command_errors(
-        "wm-push", EpisodesError, NotComparableError, CompanionError, StoreError, remedy="goes on with the upload"
-    ):
-        push(make_parser().parse_args())
-
-
-if __name__ == "__main__":
-    main()

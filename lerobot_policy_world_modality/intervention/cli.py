@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from lerobot.configs import PreTrainedConfig, parser
+from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDatasetMetadata
 from tqdm import tqdm
 
@@ -42,11 +42,11 @@ from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint, choose_episodes
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.configs import CompanionConfig
-from world_modality_core.io.commands import command_errors
+from world_modality_core.io.commands import run_command
 from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json
-from world_modality_core.precompute.cli import SourceConfig
+from world_modality_core.precompute.options import SourceConfig
 from world_modality_core.studies.evidence.checkpoint import label_of
 
 SCHEMA = 1
@@ -352,18 +352,10 @@ def _record(
     }  # fmt: skip
 
 
-def main() -> None:
+def main() -> int:
     """Console script `wm-intervene`."""
-    flags = {f"--{name}" for name, f in InterveneConfig.__dataclass_fields__.items() if f.type is bool}
-    # LeRobot's parser wants --plot=true; a bare --plot means the same.
-    following = [*sys.argv[2:], "--"]
-    sys.argv[1:] = [
-        f"{arg}=true" if arg in flags and after.startswith("--") else arg
-        for arg, after in zip(sys.argv[1:], following, strict=False)
-    ]
-    with command_errors("wm-intervene"):
-        parser.wrap()(intervene)()
+    return run_command("wm-intervene", InterveneConfig, intervene)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

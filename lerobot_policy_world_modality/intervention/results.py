@@ -12,9 +12,7 @@ from torch import Tensor
 from lerobot_policy_world_modality.intervention.memories import Source
 from lerobot_policy_world_modality.intervention.ratio_bootstrap import bootstrap_ratio
 from world_modality_core.prophet.losses import masked_mean
-
-# A gate whose mean |tanh(g)| is below this lets nothing through that could matter.
-SHUT = 1e-3
+from world_modality_core.studies.evidence.verdicts import SHUT_GATE
 
 
 def action_errors(plan: Tensor, actions: Tensor, is_pad: Tensor) -> np.ndarray:
@@ -102,7 +100,7 @@ def read_source(source: Source, row: dict, own: Source, gate: float | None) -> s
     """What a source's ratio says about the policy, by fixed rules (docs/interventions.md)."""
     if source is own:
         return "the memory that it acts with: the others are compared with this"
-    if gate is not None and gate < SHUT:
+    if gate is not None and gate < SHUT_GATE:
         return "the gate is shut: the memory is not read, so that this says nothing about robustness"
     low, high = row["ratio_low"], row["ratio_high"]
     if low is None:
@@ -130,10 +128,10 @@ def gate_note(gates: dict[str, dict]) -> tuple[float | None, str | None]:
     if not values:
         return None, None
     widest = max(values)
-    if widest < SHUT:
+    if widest < SHUT_GATE:
         return widest, (
-            f"the gate never opened (|gate| = {widest:.1e} < {SHUT:g}): the memory is not used. Ratios of 1 are no "
-            "sign of robustness"
+            f"the gate never opened (|gate| = {widest:.1e} < {SHUT_GATE:g}): the memory is not used. Ratios of 1 are "
+            "no sign of robustness"
         )
     return widest, f"the gate is open (|gate| = {widest:.3f}); its width says nothing about how much the memory helps"
 

@@ -1,9 +1,14 @@
-"""A command whose output goes to a reader that stops reading ends quietly; another broken pipe is a fault."""
+"""What every command does with its options, with errors, and with a reader that stops reading."""
 
+import argparse
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import pytest
+
+from world_modality_core.io.commands import run_command
+from world_modality_core.io.errors import ConfigError
 
 PRINTS = "print('line\\n' * {n})"
 OTHER_PIPE = "import os; r, w = os.pipe(); os.close(r); os.write(w, b'x')"
@@ -34,3 +39,103 @@ def test_another_broken_pipe_keeps_its_traceback():
 def test_what_is_read_is_printed():
     process = start(PRINTS.format(n=3))
     assert process.communicate(timeout=120) == ("line\n" * 3 + "\n", "") and process.returncode == 0
+
+
+@dataclass
+class Part:
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"part.size={self.size}: expected at least 1")
+        if self.size > 9:
+            raise ValueError("a library's own words")
+
+
+@dataclass
+class Options:
+    part: Part = field(default_factory=Part)
+    # For the help.
+    merge: bool = False
+    dry_run: "bool" = False
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name == "bad":
+            raise ConfigError("name='bad': expected another")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--merge", "--name=x"], Options(merge=True, name="x")),
+        (["--merge", "false", "--dry_run"], Options(dry_run=True)),
+        (["--merge=false", "--name", "--part.size=2"], None),  # no flag: a value is missing
+        (["--part.size=2"], Options(part=Part(2))),
+    ],
+)
+def test_a_bare_flag_is_a_true_one(arguments, expected):
+    seen = []
+    if expected is None:
+        with pytest.raises(SystemExit):
+            run_command("wm-x", Options, seen.append, arguments)
+    else:
+        assert run_command("wm-x", Options, seen.append, arguments) == 0 and seen == [expected]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--name=bad", "wm-x: name='bad': expected another"),
+        ("--part.size=0", "wm-x: part.size=0: expected at least 1"),
+        ("--part.size=many", "wm-x: `part.size`: Couldn't parse 'many' into an int"),
+        ("--part.size=10", "wm-x: Couldn't instantiate class Part using the given arguments. a library's own words"),
+    ],
+)
+@pytest.mark.parametrize("status", [1, 2])
+def test_an_option_that_cannot_work_is_one_line(argument, said, status, capsys):
+    def work(options):
+        raise AssertionError("begun")
+
+    with pytest.raises(SystemExit) as stop:
+        run_command("wm-x", Options, work, [argument], status=status)
+    line = stop.value.code if status == 1 else capsys.readouterr().err.strip()
+    assert line == said and (status == 1 or stop.value.code == 2)
+
+
+def test_a_fault_of_ours_is_not_taken_for_the_users():
+    """A ValueError is how Python and its libraries say that a call is wrong: it keeps its traceback."""
+
+    def work(options):
+        raise ValueError("a fault")
+
+    with pytest.raises(ValueError, match="^a fault$"):
+        run_command("wm-x", Options, work, [])
+
+
+def test_a_parser_serves_as_well_and_work_may_give_the_exit_status():
+    parser = argparse.ArgumentParser(prog="wm-x")
+    parser.add_argument("n", type=int)
+    assert run_command("wm-x", parser, lambda given: given.n, ["3"]) == 3
+    assert run_command("wm-x", parser, lambda given: "a result", ["3"]) == 0
+
+
+LIGHT = ["world_modality_core.precompute", "world_modality_core.prophet", "wm_tools.push"]
+
+
+@pytest.mark.parametrize("package", LIGHT)
+@pytest.mark.parametrize("wrong", [False, True])
+def test_help_and_wrong_options_need_no_heavy_imports(package, wrong):
+    """Each of these libraries takes seconds to import."""
+    heavy = ["torch", "lerobot", "transformers", "datasets", "faiss", "pandas", "accelerate", "huggingface_hub"]
+    text = f"""
+import sys
+sys.argv = ["x", {"'--seed=many'" if wrong else "'--help'"}]
+from {package}.cli import main
+try:
+    main()
+except SystemExit as stop:
+    print(bool(stop.code), [name for name in {heavy} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{wrong} []", done.stderr

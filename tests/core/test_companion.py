@@ -20,9 +20,10 @@ from world_modality_core.latents.companion import (
     open_companion,
 )
 from world_modality_core.latents.fingerprint import SourceFingerprint
-from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
 from world_modality_core.precompute.finish import write_merged, write_stripped
+from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig
 from world_modality_core.precompute.source import Source
+from world_modality_core.precompute.steps import precompute
 
 LENGTHS = (12, 17, 14, 20)
 

@@ -25,9 +25,10 @@ from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.windows import causal_windows
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import IncompleteCompanionError, open_companion, partial_root
-from world_modality_core.precompute import cli
-from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig, precompute
+from world_modality_core.precompute import cli, steps
+from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
 from world_modality_core.precompute.staging import Staging
+from world_modality_core.precompute.steps import precompute
 
 LENGTHS = (12, 17, 14, 20)
 
@@ -371,7 +372,7 @@ def test_more_codes_than_vectors_are_refused(videos, tmp_path, tokens, fits):
 
 def test_a_full_disk_is_refused(videos, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(cli.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(steps.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     assert_refused(config(videos, tmp_path / "out"), "are needed and 0.00 GB are free")
 
 
@@ -402,7 +403,7 @@ def test_a_finished_companion_of_another_request_is_refused_unless_overwritten(v
 
 
 def test_unfinished_latents_of_another_request_are_refused_unless_overwritten(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "finish", lambda *args: None)  # as if killed before
+    monkeypatch.setattr(steps, "finish", lambda *args: None)  # as if killed before
     with pytest.raises(IncompleteCompanionError):
         precompute(config(videos, tmp_path / "out"))
     monkeypatch.undo()
@@ -419,7 +420,7 @@ def test_a_second_run_at_the_same_time_is_refused(videos, tmp_path, monkeypatch)
     def second(*args):
         assert_refused(config(videos, tmp_path / "out"), "another process is at work")
 
-    monkeypatch.setattr(cli, "finish", second)
+    monkeypatch.setattr(steps, "finish", second)
     with pytest.raises(IncompleteCompanionError):
         precompute(config(videos, tmp_path / "out"))
 
@@ -433,7 +434,7 @@ def test_a_dry_run_writes_nothing(videos, tmp_path, capsys):
 
 def test_flags_may_be_bare(videos, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(cli, "Source", lambda *args: (_ for _ in ()).throw(ConfigError("stop")))
+    monkeypatch.setattr(steps, "Source", lambda *args: (_ for _ in ()).throw(ConfigError("stop")))
     monkeypatch.setattr(PrecomputeConfig, "__post_init__", lambda self: seen.update(vars(self)))
     arguments = ["--merge", "--strip_images=true", "--push_to_hub=false", "--dry_run", "--encoder.cameras=[a,b]"]
     monkeypatch.setattr(sys, "argv", ["wm-precompute", f"--dataset.root={videos}", *arguments])

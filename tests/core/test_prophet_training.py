@@ -18,15 +18,11 @@ from world_modality_core.configs import ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.latents.gpu_latent_table import GpuLatentTable
-from world_modality_core.prophet.cli import train_prophet
 from world_modality_core.prophet.data import Frames, open_companions
-from world_modality_core.prophet.options import (
-    OtherEpisodes,
-    ProphetTrainingConfig,
-    parse_episodes,
-    split_frames,
-)
+from world_modality_core.prophet.episode_split import OtherEpisodes, parse_episodes, split_frames
+from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.prophet.saved_prophet import CONFIG_FILE, CURVE_FILE, WEIGHTS_FILE, ProphetCheckpoint
+from world_modality_core.prophet.train_prophet import train_prophet
 from world_modality_core.prophet.training import RESUME_FILE, ProphetTraining
 
 LENGTHS = (12, 17, 14, 20)

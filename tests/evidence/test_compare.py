@@ -213,11 +213,11 @@ def test_plan_from_a_guess_and_from_a_pilot(folder, monkeypatch, capsys):
     assert "over training runs, if they spread as in the pilot" in printed
 
 
-def test_names_and_bare_flags_become_options():
+def test_names_become_an_option():
     assert folders_as_option(["a b", "c", "--markdown", "--plan", "--alpha=0.01"]) == [
         '--folders=["a b", "c"]',
-        "--markdown=true",
-        "--plan=true",
+        "--markdown",
+        "--plan",
         "--alpha=0.01",
     ]
     assert folders_as_option(["--sequential", "false"]) == ["--sequential", "false"]

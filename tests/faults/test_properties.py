@@ -18,8 +18,8 @@ from world_modality_core.encoders.windows import causal_windows
 from world_modality_core.io.files import as_dataclass, parse_json
 from world_modality_core.latents.gpu_latent_table import GpuLatentTable
 from world_modality_core.prophet.data import Frames
+from world_modality_core.prophet.episode_split import parse_episodes
 from world_modality_core.prophet.losses import masked_mean
-from world_modality_core.prophet.options import parse_episodes
 from world_modality_core.studies.report.records import read_metrics
 
 few = settings(deadline=None, max_examples=40)

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from coc_tools.dataset_writer import write_copy
 from coc_tools.episodes import EpisodeReader
 from coc_tools.store import LabelFile
-from lerobot_policy_world_modality.hub import push as hub_push
 from tests.coc.helpers import label_of
 from tests.conftest import TinyCompanion
 from tests.evaluation.helpers import make_checkpoint
@@ -24,6 +23,7 @@ from tests.fixtures_smolvlm import make_smolvlm
 from tests.hub.machine import OTHER_TOKEN, command, control
 from tests.plugin import helpers, qwen_helpers, smolvla_helpers
 from tests.report.synthetic import VERSIONS, episode
+from wm_tools.push import cli as wm_push
 from world_modality_core.precompute import cli as precompute
 from world_modality_core.studies.evidence.checkpoint import checkpoint_hash
 from world_modality_core.studies.evidence.episodes import EpisodeWriter, write_eval_info
@@ -37,7 +37,7 @@ def main(tiny: list[str], shared: str) -> dict:
             "qwen_world_fplus": make_qwen(shared / "qwen")}  # fmt: skip
     told = {"companion": push_companion(tiny, shared)}
     push_policies(tiny, shared, vlms)
-    told["pushed_world"] = command(hub_push.main, str(tiny.companion_root), "--repo_id=me/pushed_world")
+    told["pushed_world"] = command(wm_push.main, str(tiny.companion_root), "--repo_id=me/pushed_world")
     told["trained"] = train(tiny)
     told |= push_labels(tiny)
     told |= push_checkpoint(shared)
@@ -121,8 +121,8 @@ def push_labels(tiny: TinyCompanion) -> dict:
         write_copy(tiny.source_root, Path("labelled"), labels)
     Path("labelled/meta/notes.json").write_text('"mine"')
     return {
-        "labels": command(hub_push.main, "labels.jsonl", "--repo_id=me/labels", "--license=cc-by-4.0"),
-        "labelled": command(hub_push.main, "labelled", "--repo_id=me/labelled"),
+        "labels": command(wm_push.main, "labels.jsonl", "--repo_id=me/labels", "--license=cc-by-4.0"),
+        "labelled": command(wm_push.main, "labelled", "--repo_id=me/labelled"),
     }
 
 
@@ -133,17 +133,17 @@ def push_checkpoint(shared: Path) -> dict:
         (folder / name).write_text('"mine"')
     write_evaluation(Path("eval"), checkpoint_hash(folder))
     write_evaluation(Path("other"), "another")
-    told = {"foreign": command(hub_push.main, str(folder), "--repo_id=me/acting", "--eval", "other")}
+    told = {"foreign": command(wm_push.main, str(folder), "--repo_id=me/acting", "--eval", "other")}
     given = [str(folder), "--repo_id=me/acting", "--private", "--eval", "eval"]
-    told["dry"] = command(hub_push.main, *given, "--dry_run")
+    told["dry"] = command(wm_push.main, *given, "--dry_run")
     control(drops=1)
-    told["dropped"] = command(hub_push.main, str(folder), "--repo_id=me/dropped")
+    told["dropped"] = command(wm_push.main, str(folder), "--repo_id=me/dropped")
     control(fails_commits=500)
-    told["broken"] = command(hub_push.main, *given)
+    told["broken"] = command(wm_push.main, *given)
     control(fails_commits=0)
-    told["mended"] = command(hub_push.main, *given)
-    told["again"] = command(hub_push.main, *given)
-    told["branch"] = command(hub_push.main, str(folder), "--repo_id=me/acting", "--branch=plain")
+    told["mended"] = command(wm_push.main, *given)
+    told["again"] = command(wm_push.main, *given)
+    told["branch"] = command(wm_push.main, str(folder), "--repo_id=me/acting", "--branch=plain")
     return told
 
 
@@ -161,7 +161,7 @@ def refused(shared: Path) -> dict:
     """What can't be uploaded, and what is said."""
 
     def push(path: str = str(shared / "acting"), repo_id: str = "me/refused", *more: str) -> str:
-        return command(hub_push.main, path, f"--repo_id={repo_id}", *more)["error"]
+        return command(wm_push.main, path, f"--repo_id={repo_id}", *more)["error"]
 
     told = {
         "public": push(str(shared / "acting"), "me/dropped", "--private"),

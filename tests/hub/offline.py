@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from coc_tools.import_export import iter_lines
-from lerobot_policy_world_modality.hub import push as hub_push
 from tests.conftest import TinyCompanion
 from tests.hub.machine import command, refusal
 from tests.hub.reader import LABELS, companion, policies
+from wm_tools.push import cli as wm_push
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.studies.evidence.checkpoint import checkpoint_folder
 
@@ -24,6 +24,6 @@ def main(tiny: list[str], shared: str) -> dict:
             "companion": refusal(open_companion, "me/source_world_private"),
             "checkpoint": refusal(checkpoint_folder, "me/never"),
             "labels": refusal(list, iter_lines("hf://datasets/me/never/labels.jsonl")),
-            "push": command(hub_push.main, f"{shared}/acting", "--repo_id=me/refused")["error"],
+            "push": command(wm_push.main, f"{shared}/acting", "--repo_id=me/refused")["error"],
         },
     }

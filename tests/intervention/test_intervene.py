@@ -19,7 +19,7 @@ from tests.plugin import qwen_helpers, smolvla_helpers
 from world_modality_core.configs import MemoryConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.fingerprint import SourceFingerprint
-from world_modality_core.precompute.cli import SourceConfig
+from world_modality_core.precompute.options import SourceConfig
 
 N_FRAMES = 17 + 14 + 20  # of the held-out episodes
 CORRUPT = [source for source in Source if source is not Source.pred]

@@ -22,10 +22,10 @@ from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config
 from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import open_companion
-from world_modality_core.prophet.cli import train_prophet
 from world_modality_core.prophet.network import Prophet
 from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
+from world_modality_core.prophet.train_prophet import train_prophet
 
 FRAMES = [3, 9, 14, 20, 30, 41, 50, 60]
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import SMALL, TYPES, run_training
-from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
+from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig
+from world_modality_core.precompute.steps import precompute
 
 
 def train(tiny_companion, output: Path, *extra: str, launcher: tuple[str, ...] = (), steps: int = 6, **policy) -> str:

@@ -15,7 +15,6 @@ import lerobot
 import pytest
 from lerobot.processor import PolicyProcessorPipeline
 
-from lerobot_policy_world_modality.hub import push as hub_push
 from lerobot_policy_world_modality.hub.policy_option import read_policy_option
 from lerobot_policy_world_modality.hub.trusted_files import RUNS_REMOTE_CODE, check_checkpoint
 from lerobot_policy_world_modality.intervention import cli as wm_intervene
@@ -25,6 +24,7 @@ from tests.hub.machine import TOKEN
 from tests.hub.machine import run as run_on_machine
 from tests.hub.server import Hub, Repository
 from tests.intervention.helpers import make_checkpoint as make_recorded
+from wm_tools.push import cli as wm_push
 from world_modality_core.io.errors import ConfigError
 
 PREPROCESSOR, POSTPROCESSOR = FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
@@ -220,7 +220,7 @@ def test_wm_intervene_refuses(tiny_companion, marker, tmp_path):
 
 def test_wm_push_refuses(checkpoint, marker, tmp_path):
     add_step(checkpoint, popen(marker))
-    done = run(hub_push.main, str(checkpoint), "--repo_id=me/evil", "--dry_run", log=tmp_path / "log")
+    done = run(wm_push.main, str(checkpoint), "--repo_id=me/evil", "--dry_run", log=tmp_path / "log")
     assert done.status == 1 and "names 'subprocess.Popen'" in done.told and not marker.exists()
 
 

@@ -16,8 +16,9 @@ from world_modality_core.io.files import write_text
 from world_modality_core.latents import companion
 from world_modality_core.latents.companion import default_root, open_companion
 from world_modality_core.precompute.assemble import write_derived
-from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
+from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig
 from world_modality_core.precompute.source import Source
+from world_modality_core.precompute.steps import precompute
 from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
 from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes
 from world_modality_core.studies.matrix.errors import MatrixError

@@ -11,11 +11,12 @@ import pytest
 
 from coc_tools.episodes import EpisodeReader
 from coc_tools.store import LabelFile
-from lerobot_policy_world_modality.hub.push import make_parser, push
+from lerobot_policy_world_modality.hub.push import push
 from lerobot_policy_world_modality.hub.trusted_files import checkpoint_files
 from tests.coc.helpers import label_of
 from tests.intervention.helpers import make_checkpoint
 from tests.security.test_checkpoints import edit
+from wm_tools.push.cli import make_parser
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.hub import dataset_files
 

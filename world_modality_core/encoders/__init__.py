@@ -1,9 +1,19 @@
 """World encoders: frozen networks that turn camera frames into world latents (docs/encoders.md)."""
 
-from world_modality_core.encoders.base import WorldEncoder
-from world_modality_core.encoders.pooling import LayerFeatures
-from world_modality_core.encoders.registry import encoder_families, make_world_encoder, register_encoder
+from importlib import import_module
 
-from world_modality_core.encoders import dinov2, efficientnet_lite0, vjepa2  # isort: skip  # noqa: F401 (register themselves)
+_HOMES = {
+    "LayerFeatures": "pooling",
+    "WorldEncoder": "base",
+    "encoder_families": "registry",
+    "make_world_encoder": "registry",
+    "register_encoder": "registry",
+}
+__all__ = list(_HOMES)
 
-__all__ = ["LayerFeatures", "WorldEncoder", "encoder_families", "make_world_encoder", "register_encoder"]
+
+def __getattr__(name: str):
+    # On first use: options (`spec`) are read without torch, whose import takes seconds.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

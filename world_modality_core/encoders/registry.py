@@ -22,6 +22,8 @@ def register_encoder(family: str) -> Callable[[type[WorldEncoder]], type[WorldEn
     """
 
     def enter(cls: type[WorldEncoder]) -> type[WorldEncoder]:
+        if not cls.__module__.startswith(__package__):
+            _load_families()  # their names are taken
         known = _FAMILIES.get(family)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"encoder family {family!r} is already {known.__module__}.{known.__qualname__}")
@@ -31,8 +33,14 @@ def register_encoder(family: str) -> Callable[[type[WorldEncoder]], type[WorldEn
     return enter
 
 
+def _load_families() -> None:
+    """Import the families of this package, which register themselves."""
+    from world_modality_core.encoders import dinov2, efficientnet_lite0, vjepa2  # noqa: F401
+
+
 def encoder_families() -> list[str]:
     """The names of all registered families."""
+    _load_families()
     return sorted(_FAMILIES)
 
 
@@ -53,7 +61,7 @@ def make_world_encoder(
         ConfigError: if the family is unknown, the spec does not fit it, a package is missing or the weights are not at
             hand.
     """
-    if spec.family not in _FAMILIES:
+    if spec.family not in encoder_families():
         raise ConfigError(
             f"encoder.family={spec.family!r}: expected one of {encoder_families()}; a family of your own is registered "
             "by importing its module first, e.g. with --encoder.discover_packages_path=<package> (docs/encoders.md)"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # commands read their options, which name the sources, without torch
+    import torch
+    from torch import Tensor
 
 
 class MemorySource(StrEnum):
@@ -80,6 +82,8 @@ def random_partners(allowed: Tensor, generator: torch.Generator) -> tuple[Tensor
     Returns:
         Partner (b,) and is_alone (b,), True where no sample was allowed.
     """
+    import torch
+
     draw = torch.rand(allowed.shape, generator=generator, device=allowed.device).masked_fill(~allowed, -1.0)
     best, partner = draw.max(dim=1)
     return partner, best < 0
@@ -118,6 +122,8 @@ def make_memory(
     Raises:
         ValueError: if the batch can't be shuffled at all, because it has one sample.
     """
+    import torch
+
     b, n, k, p, d = shape
     device = generator.device
 

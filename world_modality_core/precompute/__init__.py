@@ -1,5 +1,5 @@
 """`wm-precompute`: from a source LeRobotDataset to its companion of world latents (docs/precompute.md).
 
-cli.py is the command and the order of its steps; source.py reads frames, encode.py turns them into latents, staging.py
-keeps them until all are there, assemble.py writes the datasets.
+options.py holds the options, cli.py is the command, steps.py the order of its steps; source.py reads frames, encode.py
+turns them into latents, staging.py keeps them until all are done, assemble.py writes the datasets.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,11 +28,9 @@ from world_modality_core.latents.fingerprint import SourceFingerprint
 from world_modality_core.latents.latent_quality import RANK_SAMPLE, LatentStatistics, token_figures
 from world_modality_core.latents.latent_table import LATENTS, TOKENS, ContentHash
 from world_modality_core.precompute.assemble import write_derived
+from world_modality_core.precompute.options import TokensConfig
 from world_modality_core.precompute.source import Source
 from world_modality_core.precompute.staging import Staging
-
-if TYPE_CHECKING:
-    from world_modality_core.precompute.cli import TokensConfig
 
 
 def finish(

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from world_modality_core.encoders.sentence_encoder import SentenceEncoder
-from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import naming_full_disk, read_json, read_json_lines, reading, write_text, writing
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
 from world_modality_core.prophet.data import Frames
+from world_modality_core.prophet.episode_split import OtherEpisodes, Split
 from world_modality_core.prophet.losses import frame_cosine, future_latent_loss, masked_mean, skill_metrics
 from world_modality_core.prophet.network import Futures, Prophet
-from world_modality_core.prophet.options import OtherEpisodes, ProphetTrainingConfig, Split
+from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.prophet.saved_prophet import CONFIG_FILE, CURVE_FILE, FORMAT_VERSION, WEIGHTS_FILE
 
 RESUME_FILE = "state/resume.safetensors"
@@ -131,7 +132,7 @@ class ProphetTraining:
 
         Raises:
             ConfigError: if the folder holds something else.
-            FloatingPointError: if the loss isn't finite.
+            UserError: if the loss isn't finite.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         try:
@@ -246,7 +247,7 @@ class ProphetTraining:
         n_steps = self.step - (self.curve[-1]["step"] if self.curve else 0)
         means = {name: float(total) / n_steps for name, total in sorted(self._sums.items())}
         if not all(math.isfinite(value) for value in means.values()):
-            raise FloatingPointError(f"loss is {means} at step {self.step}; lower lr={self.cfg.lr}")
+            raise UserError(f"loss is {means} at step {self.step}; lower lr={self.cfg.lr}")
         self._sums = {}
         self.curve.append({"step": self.step} | means | self.skill())
         with naming_full_disk(self.root / CURVE_FILE), open(self.root / CURVE_FILE, "a") as file:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from world_modality_core.io.errors import UserError
+
 SAME = ("env", "env_hash", "renderer", "image_height", "image_width", "episode_length", "n_action_steps")
 """Columns that must have one and the same value in all episodes of a task."""
 
@@ -16,7 +18,7 @@ _KEY = ["train_seed", *_SCENE]
 _COLUMNS = ["model", "arm", *_KEY, "init_hash", "checkpoint", "tier", "success", *SAME]
 
 
-class NotComparableError(ValueError):
+class NotComparableError(UserError, ValueError):
     """Episodes that must not be compared; the message names what differs, its values and the remedy."""
 
 

@@ -9,16 +9,11 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
-from itertools import zip_longest
 from pathlib import Path
 
-import draccus
-from draccus.utils import ParsingError
-
-from world_modality_core.io.commands import command_errors
+from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import write_text
-from world_modality_core.studies.evidence.comparable import NotComparableError
 from world_modality_core.studies.evidence.compare import Report, compare
 from world_modality_core.studies.evidence.compare_table import format_report
 from world_modality_core.studies.evidence.episodes import read_episodes
@@ -126,26 +121,21 @@ def run(cfg: CompareConfig) -> Report | None:
 
 
 def folders_as_option(arguments: list[str]) -> list[str]:
-    """Names before the first option become `--folders`, and a bare flag `--flag=true`, as draccus wants them."""
+    """Names before the first option become `--folders`."""
     n_names = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    names, options = arguments[:n_names], arguments[n_names:]
-    flags = {f"--{name}" for name, f in CompareConfig.__dataclass_fields__.items() if f.type in (bool, "bool")}
-    options = [
-        f"{option}=true" if option in flags and (after is None or after.startswith("--")) else option
-        for option, after in zip_longest(options, options[1:])
-    ]
-    return ([f"--folders={json.dumps(names)}"] if names else []) + options
+    names = arguments[:n_names]
+    return ([f"--folders={json.dumps(names)}"] if names else []) + arguments[n_names:]
 
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def main() -> None:
+def main() -> int:
     """Console script `wm-compare`: exits with 2 if it refuses."""
-    with command_errors("wm-compare", NotComparableError, ParsingError, remedy="begins anew", status=REFUSED):
-        run(draccus.parse(CompareConfig, args=folders_as_option(sys.argv[1:])))
+    arguments = folders_as_option(sys.argv[1:])
+    return run_command("wm-compare", CompareConfig, run, arguments, remedy="begins anew", status=REFUSED)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from world_modality_core.io.commands import command_errors
+from world_modality_core.io.commands import run_command
 from world_modality_core.studies.matrix.errors import MatrixError
 from world_modality_core.studies.matrix.estimate import Guess, duration, guess_all, time_left
 from world_modality_core.studies.matrix.expand import Job, expand, select
@@ -110,9 +110,7 @@ def main(
     Raises:
         SystemExit: 1 with one line where there is something to mend, 130 if interrupted.
     """
-    given = make_parser().parse_args(argv)
-    with command_errors("wm-matrix"):
-        return _run(given, find_program, check)
+    return run_command("wm-matrix", make_parser(), lambda given: _run(given, find_program, check), argv)
 
 
 def _run(given: argparse.Namespace, find_program: Callable[[str], str], check: Callable[[list[Job]], None]) -> int:

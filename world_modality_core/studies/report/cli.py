@@ -6,9 +6,10 @@ wm-report results/study1 --baseline=A_k4 --output=study1.html
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from world_modality_core.io.commands import command_errors
+from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import writing
 
@@ -77,11 +78,10 @@ def report(given: argparse.Namespace) -> Path | None:
     return given.output
 
 
-def main() -> None:
+def main() -> int:
     """Console script `wm-report`."""
-    with command_errors("wm-report", remedy="begins anew"):
-        report(make_parser().parse_args())
+    return run_command("wm-report", make_parser(), report, remedy="begins anew")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

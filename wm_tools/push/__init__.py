@@ -1,0 +1,1 @@
+"""`wm-push`: upload a checkpoint, a companion, a labelled dataset or labels."""
