@@ -373,7 +373,30 @@ def test_more_codes_than_vectors_are_refused(videos, tmp_path, tokens, fits):
 def test_a_full_disk_is_refused(videos, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(steps.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert_refused(config(videos, tmp_path / "out"), "are needed and 0.00 GB are free")
+    assert_refused(config(videos, tmp_path / "out"), "0.0 MB more are needed and 0.0 MB are free")
+
+
+def test_a_run_that_goes_on_needs_room_for_the_rest_alone(videos, tmp_path, monkeypatch):
+    """On a disk that was big enough for all of it when the killed run began."""
+    latents = sum(LENGTHS) * 2 * 3 * 2  # frames, tokens, width, bytes
+    usage, free = shutil.disk_usage(tmp_path), 3 * latents
+
+    def disk_usage(path):
+        used = sum(file.stat().st_size for file in (tmp_path / "out.partial").rglob("*.npy"))
+        return usage._replace(free=free - used)
+
+    monkeypatch.setattr(steps.shutil, "disk_usage", disk_usage)
+    stage = steps.stage_latents
+    with monkeypatch.context() as patch:  # as if killed when half of it was staged, the companion half written
+        patch.setattr(steps, "stage_latents", lambda *args: stage(*args[:3], args[3][:2], *args[4:]))
+        patch.setattr(steps, "finish", lambda *args: None)
+        with pytest.raises(IncompleteCompanionError):
+            precompute(config(videos, tmp_path / "out"))
+    assert disk_usage(None).free < 3 * latents
+    precompute(config(videos, tmp_path / "out"))
+    free = 0
+    precompute(config(videos, tmp_path / "out"))  # all is there
+    assert_refused(config(videos, tmp_path / "out", merge=True), "MB more are needed")
 
 
 def test_an_output_that_is_something_else_is_refused(videos, tmp_path):

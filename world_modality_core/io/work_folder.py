@@ -109,10 +109,19 @@ class WorkFolder:
         os.replace(self.dataset_root, root)
         self.remove()
 
+    def is_for(self, request: dict) -> bool:
+        """Whether the folder holds the unfinished work of a request."""
+        path = self.root / REQUEST_FILE
+        return path.is_file() and not option_differences(read_json(path, dict), request)
+
+    def n_bytes(self, request: dict) -> int:
+        """Bytes of a request's unfinished work: what is not done again, and what is deleted before it is."""
+        files = self.root.rglob("*") if self.is_for(request) else ()
+        return sum(path.stat().st_size for path in files if path.is_file())
+
     def remove(self, request: dict | None = None) -> None:
         """Delete the folder, if it is the command's own; with a request, only where it holds the work for that one."""
-        path = self.root / REQUEST_FILE
-        if not path.is_file() or (request is not None and option_differences(read_json(path, dict), request)):
+        if not (self.root / REQUEST_FILE).is_file() or (request is not None and not self.is_for(request)):
             return
         self._empty()  # the request goes last: a folder without one is a user's
         shutil.rmtree(self.root, ignore_errors=True)

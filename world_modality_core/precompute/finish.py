@@ -115,6 +115,11 @@ def _features(n_values: int, n_tokens: int) -> dict[str, dict]:
     return features
 
 
+def copy_root(root: Path, kind: str) -> Path:
+    """Folder of a copy of the source ("merged", "stripped") that belongs to the companion at `root`."""
+    return root.with_name(f"{root.name}_{kind}")
+
+
 def write_merged(source: Source, companion: Companion, overwrite: bool = False) -> Path:
     """Write `<companion root>_merged`: a copy of the source that has the latents (and tokens) as features.
 
@@ -161,7 +166,7 @@ def write_stripped(source: Source, companion: Companion, overwrite: bool = False
 
 
 def _write_copy(kind: str, source: Source, companion: Companion, overwrite: bool, write) -> Path:
-    root = companion.root.with_name(f"{companion.root.name}_{kind}")
+    root = copy_root(companion.root, kind)
     fingerprint = SourceFingerprint.of(source.meta)
     if root.exists() and any(root.iterdir()):
         marked = SourceFingerprint.read(root)

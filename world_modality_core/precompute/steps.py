@@ -29,7 +29,7 @@ from world_modality_core.latents.latent_quality import format_quality
 from world_modality_core.latents.pca import LatentPCA
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license
 from world_modality_core.precompute.encode import fit_pca, stage_latents
-from world_modality_core.precompute.finish import finish, push, write_merged, write_stripped
+from world_modality_core.precompute.finish import copy_root, finish, push, write_merged, write_stripped
 from world_modality_core.precompute.options import PrecomputeConfig
 from world_modality_core.precompute.source import Source
 from world_modality_core.precompute.staging import Staging
@@ -62,16 +62,19 @@ def precompute(cfg: PrecomputeConfig) -> Path:
     root = Path(cfg.output.root) if cfg.output.root else default_root(repo_id)
     request = _request(cfg, fingerprint, encoder.spec, reused)
     is_finished = _check_output(root, source, request, cfg)
-    n_bytes = _check_sizes(cfg, source, encoder.spec, root)
+    staging = Staging(partial_root(root))
+    _check_codes(cfg, source, encoder.spec)
+    n_bytes = _bytes_to_write(cfg, source, encoder.spec, root, is_finished) - staging.n_bytes(request["latents"])
+    _check_space(root, n_bytes)
     if state.is_main_process:
         print(_plan(cfg, source, encoder, device, root, n_bytes))
     if cfg.dry_run:
         return root
     state.wait_for_everyone()  # nobody writes before everybody has looked
     if is_finished and state.is_main_process:
-        Staging(partial_root(root)).remove(request["latents"])  # left by a run that was killed at its very end
+        staging.remove(request["latents"])  # left by a run that was killed at its very end
     if not is_finished:
-        _encode(cfg, source, encoder, reused, root, request, state)
+        _encode(cfg, source, encoder, reused, staging, root, request, state)
     if state.is_main_process:
         companion = open_companion(repo_id, root)
         print(format_quality(companion.quality))
@@ -150,34 +153,42 @@ def _check_output(root: Path, source: Source, request: dict, cfg: PrecomputeConf
     return True
 
 
-def _check_sizes(cfg: PrecomputeConfig, source: Source, spec: EncoderSpec, root: Path) -> int:
-    """Bytes that will be written.
-
-    Raises:
-        ConfigError: if the disk has less, or there are more codes than vectors.
-    """
-    n_frames, width = source.meta.total_frames, spec.n_tokens * spec.dim
+def _check_codes(cfg: PrecomputeConfig, source: Source, spec: EncoderSpec) -> None:
+    n_frames = source.meta.total_frames
     n_vectors = min(n_frames, cfg.tokens.n_samples) * (spec.n_tokens if cfg.tokens.per == "token" else 1)
     if cfg.tokens.n_codes > n_vectors:
         raise ConfigError(
             f"tokens.n_codes={cfg.tokens.n_codes}: the sample of {min(n_frames, cfg.tokens.n_samples)} frames has "
             f"{n_vectors} vectors to fit them on; use at most that many codes (or raise tokens.n_samples)"
         )
-    latents = n_frames * width * 2
-    n_bytes = 3 * latents  # staged, in the companion, and in the flat cache that training makes
-    if cfg.merge or cfg.strip_images:
-        data = sum(path.stat().st_size for path in data_files(source.root))
-        n_bytes += cfg.merge * (data + latents) + cfg.strip_images * data
-    if cfg.merge:
-        n_bytes += sum(path.stat().st_size for path in (source.root / "videos").rglob("*.mp4"))
-    parent = next(folder for folder in root.absolute().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
+
+
+def _bytes_to_write(cfg: PrecomputeConfig, source: Source, spec: EncoderSpec, root: Path, is_finished: bool) -> int:
+    """Bytes of the companion and its copies, without what is there already; unfinished work counts as not there."""
+    latents = source.meta.total_frames * spec.n_tokens * spec.dim * 2
+    n_bytes = 0 if is_finished else 3 * latents  # staged, in the companion, and in the flat cache that training makes
+    data = sum(path.stat().st_size for path in data_files(source.root)) if cfg.merge or cfg.strip_images else 0
+    for is_asked, kind, size in ((cfg.merge, "merged", data + latents), (cfg.strip_images, "stripped", data)):
+        copy = copy_root(root, kind)
+        if not is_asked or (copy.exists() and not cfg.overwrite):
+            continue
+        n_bytes += size
+        if kind == "merged" and source.root.stat().st_dev != _existing(root).stat().st_dev:  # else they are linked
+            n_bytes += sum(path.stat().st_size for path in (source.root / "videos").rglob("*.mp4"))
+    return n_bytes
+
+
+def _check_space(root: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(_existing(root)).free
     if n_bytes > free:
         raise ConfigError(
-            f"output.root={str(root)!r}: {_gb(n_bytes)} are needed and {_gb(free)} are free on that disk; name a "
+            f"output.root={str(root)!r}: {_mb(n_bytes)} more are needed and {_mb(free)} are free on that disk; name a "
             "folder on another one, or make the latents smaller with encoder.pca_dim or a coarser encoder.pooling"
         )
-    return n_bytes
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in path.absolute().parents if folder.exists())
 
 
 def _plan(cfg, source: Source, encoder: WorldEncoder, device, root: Path, n_bytes: int) -> str:
@@ -195,20 +206,19 @@ def _plan(cfg, source: Source, encoder: WorldEncoder, device, root: Path, n_byte
         + (f", by PCA from {spec.raw_dims}" if spec.pca_dim else "")
         + (f", as {cfg.reuse_from}" if cfg.reuse_from else ""),
         f"Tokens     {tokens}",
-        f"Output     {root}, at most {_gb(n_bytes)}",
+        f"Output     {root}, at most {_mb(max(0, n_bytes))} more",
     ])  # fmt: skip
 
 
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB"
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB"
 
 
 def _encode(
-    cfg: PrecomputeConfig, source: Source, encoder: WorldEncoder, reused: Companion | None, root: Path, request: dict,
-    state: PartialState,
+    cfg: PrecomputeConfig, source: Source, encoder: WorldEncoder, reused: Companion | None, staging: Staging,
+    root: Path, request: dict, state: PartialState,
 ) -> None:  # fmt: skip
     """Encode all episodes that are not staged yet, then write the companion."""
-    staging = Staging(partial_root(root))
     lock = staging.begin(request["latents"], cfg.overwrite) if state.is_main_process else None
     try:
         if encoder.spec.pca_dim and encoder.pca is None:
