@@ -118,7 +118,7 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
     Raises:
         WriteError: if something is there, the labels don't fit the dataset, or the disk is full.
     """
-    source, root = Path(source).resolve(), Path(root).absolute()
+    source, root = Path(source).resolve(), Path(root).resolve()
     if root.exists() and any(root.iterdir()):
         raise WriteError(f"write.root={str(root)!r} exists: name a new folder, or delete it")
     meta = _open(source, labels)

@@ -48,7 +48,7 @@ def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
     if cfg.env.type in LIBERO:
         check_libero_is_set_up()
     info = describe(cfg, folder)
-    output_dir = Path(cfg.output_dir)
+    output_dir = Path(cfg.output_dir).resolve()
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output_dir / ".lock", timeout=0):

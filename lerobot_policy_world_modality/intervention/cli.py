@@ -153,7 +153,7 @@ def intervene(cfg: InterveneConfig) -> dict:
     if cfg.companion.repo_id or cfg.companion.root:
         cfg.companion.rename_map = cfg.companion.rename_map or cfg.policy.companion.rename_map
         cfg.policy.companion = cfg.companion
-    folder = Folder(Path(cfg.output_dir), _request(cfg, checkpoint, meta, episodes))
+    folder = Folder(Path(cfg.output_dir).resolve(), _request(cfg, checkpoint, meta, episodes))
 
     try:
         subject = Subject(cfg.policy, checkpoint, meta)

@@ -263,8 +263,9 @@ def test_a_copy_that_was_killed_leaves_nothing_in_its_place(root, tmp_path, monk
         with pytest.raises(KeyboardInterrupt):
             write_copy(root, target, labels_for(root))
     assert not target.exists()
-    check(write_copy(root, target, labels_for(root)))
-    assert not target.with_name("copy.partial").exists()
+    (tmp_path / "link").symlink_to(target)  # which isn't there yet
+    check(write_copy(root, tmp_path / "link", labels_for(root)))
+    assert (tmp_path / "link").is_symlink() and not target.with_name("copy.partial").exists()
     with pytest.raises(WriteError, match="exists"):
         write_copy(root, target, labels_for(root))
 

@@ -328,6 +328,22 @@ def test_folders_of_the_users_beside_the_output_stay(videos, tmp_path):
     assert len(list(tmp_path.glob("*/mine"))) == 3
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_output_that_is_a_link_is_followed(videos, tmp_path, is_there):
+    (tmp_path / "scratch").mkdir()
+    for name in ("out", "out_merged"):
+        if is_there:
+            (tmp_path / "scratch" / name).mkdir()
+        (tmp_path / name).symlink_to(tmp_path / "scratch" / name)
+    for pooling in ("mean", "mean", "grid:2x2"):
+        cfg = config(videos, tmp_path / "out", replace(COLOUR, pooling=pooling), merge=True, overwrite=True)
+        precompute(cfg)
+        assert open_companion(root=tmp_path / "out").spec.pooling == pooling
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "out_merged").is_symlink()
+    merged = tmp_path / "scratch/out_merged"
+    assert open_companion(root=merged).spec.pooling == "grid:2x2" and not list(tmp_path.rglob("*.partial"))
+
+
 # Refusals, before any work.
 
 

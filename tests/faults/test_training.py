@@ -138,9 +138,11 @@ def test_a_prophet_and_ctrl_c(prophet, tiny_companion, tmp_path):
     assert_goes_on(tiny_companion, tmp_path / "P", tmp_path / "log", prophet)
 
 
-def test_one_prophet_at_a_time(prophet, tiny_companion, tmp_path):
+@pytest.mark.parametrize("name", ["P", "link"])
+def test_one_prophet_at_a_time(prophet, tiny_companion, tmp_path, name):
+    (tmp_path / "link").symlink_to(tmp_path / "P")  # leads to a folder that isn't there yet
     with FileLock(tmp_path / ".P.lock"):
-        done = run(prophet_cli.main, *prophet_options(tiny_companion, tmp_path / "P"), log=tmp_path / "log")
+        done = run(prophet_cli.main, *prophet_options(tiny_companion, tmp_path / name), log=tmp_path / "log")
         assert done.status == 1 and "another wm-prophet is writing there" in done.told
         assert not any((tmp_path / "P").iterdir())
     assert_goes_on(tiny_companion, tmp_path / "P", tmp_path / "log", prophet)

@@ -117,7 +117,7 @@ def _features(n_values: int, n_tokens: int) -> dict[str, dict]:
 
 def copy_root(root: Path, kind: str) -> Path:
     """Folder of a copy of the source ("merged", "stripped") that belongs to the companion at `root`."""
-    return root.with_name(f"{root.name}_{kind}")
+    return root.with_name(f"{root.name}_{kind}").resolve()
 
 
 def write_merged(source: Source, companion: Companion, overwrite: bool = False) -> Path:

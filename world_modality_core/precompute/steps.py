@@ -59,7 +59,8 @@ def precompute(cfg: PrecomputeConfig) -> Path:
     repo_id = cfg.output.repo_id or f"{source.meta.repo_id}_world_{encoder.spec.family}"
     if cfg.push_to_hub and not cfg.dry_run:
         _check_upload(repo_id)
-    root = Path(cfg.output.root) if cfg.output.root else default_root(repo_id)
+    # A link is followed: the folder that it leads to is replaced as a whole, and unfinished work lies beside that one.
+    root = (Path(cfg.output.root) if cfg.output.root else default_root(repo_id)).resolve()
     request = _request(cfg, fingerprint, encoder.spec, reused)
     is_finished = _check_output(root, source, request, cfg)
     staging = Staging(partial_root(root))

@@ -107,7 +107,7 @@ class ProphetTraining:
 
     def __init__(self, cfg: ProphetTrainingConfig, frames: Frames, split: Split, device: torch.device):
         self.cfg, self.frames, self.split, self.device = cfg, frames, split, device
-        self.root = Path(cfg.output_dir)
+        self.root = Path(cfg.output_dir).resolve()
         self.language = None
         if cfg.prophet.use_language:
             sentences = SentenceEncoder(cfg.language.model_id, revision=cfg.language.revision)
