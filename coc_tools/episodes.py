@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from PIL import Image
 from coc_tools.language_rows import COC_STYLE
 from world_modality_core.io.errors import UserError
 from world_modality_core.io.files import open_parquet, reading
-from world_modality_core.precompute.source import open_metadata, video_frames
+from world_modality_core.precompute.source import decode_image, open_metadata, video_frames
 
 
 class EpisodeError(UserError, ValueError):
@@ -201,12 +200,13 @@ class EpisodeReader:
         """
         if camera not in self.cameras:
             raise EpisodeError(f"camera {camera!r} is not one of {self.cameras} of {self.meta.repo_id!r}")
+        size = self.frame_size(camera)
         if camera in self.meta.video_keys:
             start_s = self.meta.episodes[episode.index][f"videos/{camera}/from_timestamp"]
             path = self.root / self.meta.get_video_file_path(episode.index, camera)
             times = start_s + episode.timestamps[list(positions)]
-            return [Image.fromarray(frame) for frame in video_frames(path, times, episode.index)]
+            return [Image.fromarray(frame) for frame in video_frames(path, size, times, episode.index)]
         column = self.rows(episode.index, [camera])[camera]
         path = self.root / self.meta.get_data_file_path(episode.index)
         with reading(path, f"images of {camera}", "copy or download this file of the dataset again"):
-            return [Image.open(io.BytesIO(column[p]["bytes"].as_py())).convert("RGB") for p in positions]
+            return [decode_image(column[p]["bytes"].as_py(), size, f"{path}, an image of {camera}") for p in positions]

@@ -220,7 +220,7 @@ def _sources(base: Path, source: Path) -> list[Target]:
     Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3)).save(folder / "p.jpg")
 
     def frames(root: Path) -> None:
-        for _ in video_frames(root / "v.mp4", np.arange(12) / 10):
+        for _ in video_frames(root / "v.mp4", (64, 64), np.arange(12) / 10):
             pass
 
     return [

@@ -4,19 +4,23 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lerobot.datasets import LeRobotDatasetMetadata
+from PIL import Image
 
 from coc_tools.episodes import EpisodeError, EpisodeReader
 from lerobot_policy_world_modality.intervention import cli as wm_intervene
 from tests.faults.commands import run
+from tests.fixtures_datasets import make_dataset
 from tests.intervention.helpers import make_checkpoint
 from tests.security.test_checkpoints import edit
 from world_modality_core.io.dataset_files import named_files
-from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.errors import ConfigError, DamagedFileError, UserError
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.precompute import cli as wm_precompute
-from world_modality_core.precompute.source import Source
+from world_modality_core.precompute import source as source_module
+from world_modality_core.precompute.source import Source, video_frames
 
 VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
 USUAL = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -90,6 +94,37 @@ def test_latents_from_elsewhere_are_not_read(tiny_companion, tmp_path):
     data.symlink_to(tmp_path / "latents.parquet")
     with pytest.raises(ConfigError, match="is a link to"):
         _ = open_companion(root=root).table
+
+
+@pytest.mark.parametrize("use_videos", [True, False])
+def test_pictures_larger_than_declared_are_refused_before_they_are_decoded(tmp_path, use_videos, monkeypatch):
+    """A PNG of 172 kB can take 8 GB once it is decoded."""
+    camera = "observation.images.top"
+    source = tmp_path / "source"
+    make_dataset(source, lengths=(3,), cameras=[camera], use_videos=use_videos)
+
+    def declare(info: dict) -> None:
+        info["features"][camera]["shape"] = [32, 48, 3]
+
+    edit(source / "meta/info.json", declare)
+    said = r"64 x 64 px \(height x width\), but meta/info.json declares 32 x 48"
+    reader, opened = EpisodeReader("tests/source", str(source)), Source("tests/source", str(source))
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+        with pytest.raises(UserError, match=said):
+            list(opened.chunks([0], [camera], 8, 0))
+        with pytest.raises(UserError, match=said):
+            reader[0].frames(camera, [0])
+
+
+def test_frames_larger_than_the_videos_own_header_says_are_not_decoded(source, monkeypatch):
+    monkeypatch.setattr(source_module, "_check_size", lambda *given: None)
+    video = next((source / "videos").rglob("*.mp4"))
+    assert len(list(video_frames(video, (64, 64), np.arange(3) / 10))) == 3
+    # Decoders round sizes up: they are let take 128 px more.
+    monkeypatch.setattr(source_module, "DECODER_MARGIN_PX", 8)
+    with pytest.raises(DamagedFileError, match="can't be read as video"):
+        list(video_frames(video, (32, 32), np.arange(3) / 10))
 
 
 def test_videos_on_another_disk_are_read(source, tmp_path):

@@ -29,6 +29,8 @@ from world_modality_core.io.hub import hub_errors
 
 # LeRobot's own default (`LeRobotDataset.tolerance_s`).
 TOLERANCE_S = 1e-4
+# Decoders round heights and widths up, by at most one block of the largest size that a codec has.
+DECODER_MARGIN_PX = 128
 _REPAIR = "copy or download this file of the source dataset again, then give the same command again"
 
 
@@ -54,6 +56,7 @@ class _Stream:
     """Where one camera's frames of one episode lie."""
 
     path: Path
+    size: tuple[int, int]  # (height, width)
     is_video: bool
     start_s: float = 0.0
 
@@ -138,7 +141,7 @@ class Source:
         return list(wanted) or usable
 
     def camera_shape(self, camera: str) -> list[int]:
-        """[height, width, channels] of a camera's frames."""
+        """[height, width, channels] of a camera's frames, as the metadata declares them."""
         feature = self.meta.features[camera]
         names = [str(name) for name in feature.get("names") or ["height", "width", "channels"]]
         shape = list(feature["shape"])
@@ -174,10 +177,11 @@ class Source:
             yield Chunk(*item)
 
     def _stream(self, episode: int, camera: str) -> _Stream:
+        height, width, _ = self.camera_shape(camera)
         if camera in self.meta.video_keys:
             start_s = self.meta.episodes[episode][f"videos/{camera}/from_timestamp"]
-            return _Stream(self.root / self.meta.get_video_file_path(episode, camera), True, start_s)
-        return _Stream(self.root / self.meta.get_data_file_path(episode), False)
+            return _Stream(self.root / self.meta.get_video_file_path(episode, camera), (height, width), True, start_s)
+        return _Stream(self.root / self.meta.get_data_file_path(episode), (height, width), False)
 
 
 class _FrameReader(IterableDataset):
@@ -198,9 +202,9 @@ class _FrameReader(IterableDataset):
         mine = self.work if worker is None else self.work[worker.id :: worker.num_workers]
         for episode, streams, timestamps, first_index in mine:
             iterators = {
-                camera: video_frames(s.path, s.start_s + timestamps.astype(np.float64), episode)
+                camera: video_frames(s.path, s.size, s.start_s + timestamps.astype(np.float64), episode)
                 if s.is_video
-                else self.images.frames(s.path, camera, first_index, len(timestamps))
+                else self.images.frames(s.path, s.size, camera, first_index, len(timestamps))
                 for camera, s in streams.items()
             }
             for start in range(0, len(timestamps), self.n_frames):
@@ -214,13 +218,39 @@ def _stack(frames: Iterator[np.ndarray], n: int) -> Tensor:
     return torch.from_numpy(np.stack(list(islice(frames, n)))).permute(0, 3, 1, 2)
 
 
-def video_frames(path: Path, timestamps: np.ndarray, episode: int = 0) -> Iterator[np.ndarray]:
+def _check_size(found: tuple[int, int], size: tuple[int, int], where: str) -> None:
+    """Refuse a picture of another size than declared before it is decoded: a small file can hold gigabytes."""
+    if found != size:
+        raise UserError(
+            f"{where}: {found[0]} x {found[1]} px (height x width), but meta/info.json declares {size[0]} x {size[1]}; "
+            f"{_REPAIR}"
+        )
+
+
+def decode_image(data: bytes, size: tuple[int, int], where: str) -> Image.Image:
+    """Decode an image of a dataset, in RGB.
+
+    Args:
+        data: The file's content.
+        size: (height, width) that the dataset declares.
+        where: What it is, for the message.
+
+    Raises:
+        UserError: if it has another size.
+    """
+    image = Image.open(io.BytesIO(data))  # reads the header
+    _check_size((image.height, image.width), size, where)
+    return image.convert("RGB")
+
+
+def video_frames(path: Path, size: tuple[int, int], timestamps: np.ndarray, episode: int = 0) -> Iterator[np.ndarray]:
     """Decode the frames nearest to some increasing timestamps: one seek, then front to back.
 
     Gives the frames of LeRobot's `decode_video_frames_pyav`, without keeping an episode in memory.
 
     Args:
         path: Video file; it may hold many episodes.
+        size: (height, width) that the dataset declares.
         timestamps: Seconds in the file, increasing.
         episode: Named in the error.
 
@@ -228,13 +258,17 @@ def video_frames(path: Path, timestamps: np.ndarray, episode: int = 0) -> Iterat
         (h, w, 3) uint8.
 
     Raises:
-        UserError: if a timestamp has no frame within LeRobot's tolerance.
+        UserError: if the frames have another size, or a timestamp has no frame within LeRobot's tolerance.
         DamagedFileError: if the file is no video.
     """
     with reading(path, "video", _REPAIR), av.open(str(path)) as container:
         stream = container.streams.video[0]
         # Workers run side by side; a decoder that takes all cores as well would only get in the encoder's way.
         stream.codec_context.thread_count = 1
+        _check_size((stream.codec_context.height, stream.codec_context.width), size, str(path))
+        # Frames within the stream may say otherwise than its header.
+        most = (size[0] + DECODER_MARGIN_PX) * (size[1] + DECODER_MARGIN_PX)
+        stream.codec_context.options = {"max_pixels": str(most)}
         container.seek(round(timestamps[0] / stream.time_base) - 1, backward=True, any_frame=False, stream=stream)
         decoded = (frame for frame in container.decode(stream) if frame.pts is not None)
         before, after = None, next(decoded, None)
@@ -258,7 +292,7 @@ class _ImageColumn:
         self._files: dict[Path, tuple[pq.ParquetFile, np.ndarray]] = {}
         self._rows: dict[str, tuple[tuple[Path, int], pa.ChunkedArray]] = {}
 
-    def frames(self, path: Path, camera: str, first_index: int, n: int) -> Iterator[np.ndarray]:
+    def frames(self, path: Path, size: tuple[int, int], camera: str, first_index: int, n: int) -> Iterator[np.ndarray]:
         """Decode the images of frames `first_index`, ..., `first_index + n - 1`: (h, w, 3) uint8 each."""
         if path not in self._files:
             file = open_parquet(path)
@@ -275,5 +309,5 @@ class _ImageColumn:
                     self._rows[camera] = ((path, group), file.read_row_group(group, columns=[camera])[camera])
             for row in self._rows[camera][1][int(low - starts[group]) : int(high - starts[group])]:
                 with reading(path, f"images of {camera}", _REPAIR):
-                    image = np.asarray(Image.open(io.BytesIO(row["bytes"].as_py())).convert("RGB"))
+                    image = np.asarray(decode_image(row["bytes"].as_py(), size, f"{path}, an image of {camera}"))
                 yield image
