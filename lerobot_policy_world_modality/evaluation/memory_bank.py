@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import writing
 
 FOLDER = "memory_bank"
 
@@ -42,9 +42,8 @@ class MemoryBank:
         if path.exists():
             raise FileExistsError(f"{path} exists: the memories of a scene are kept once")
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.partial")
-        save_file({"memories": memories.half().contiguous().cpu()}, aside)
-        os.replace(aside, path)
+        with writing(path) as aside:
+            save_file({"memories": memories.half().contiguous().cpu()}, aside)
 
     def load(self, task: str, seed: int) -> Tensor:
         """(n_plans, m, d) fp16 memories of an episode."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from world_modality_core.io.files import (
     write_text,
     writing,
 )
+from world_modality_core.io.work_folder import write_folder
 
 
 @dataclass
@@ -68,6 +70,43 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
     os.utime(old, (0, time.time() - 25 * 3600))
     assert run(main, log=tmp_path / "log").status == 0 and path.read_text() == "new"
     assert sorted(p.name for p in tmp_path.glob("*.partial")) == sorted(kept)
+
+
+def test_a_power_cut_leaves_all_of_what_was_renamed(tmp_path, monkeypatch):
+    """What a rename makes visible is on the disk before, and the name itself before anything is deleted for it."""
+    order = []
+    fsync, replace, rmtree = os.fsync, os.replace, shutil.rmtree
+
+    def synced(descriptor):
+        order.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        return fsync(descriptor)
+
+    def replaced(source, target):
+        order.append(("rename", str(target)))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda *given, **named: order.append(("delete", "")) or rmtree(*given, **named)
+    )
+
+    with writing(tmp_path / "a") as aside:
+        aside.write_text("x")
+    assert order == [("sync", str(aside)), ("rename", str(tmp_path / "a")), ("sync", str(tmp_path))]
+
+    def write(folder):
+        (folder / "meta").mkdir(parents=True)
+        for name in ("meta/info.json", "data.parquet"):
+            (folder / name).write_text("x")
+
+    write_folder(tmp_path / "out", {}, write)
+    renamed = order.index(("rename", str(tmp_path / "out")))
+    inside = tmp_path / "out.partial/dataset"
+    assert {path for what, path in order[:renamed] if what == "sync"} >= {
+        str(inside / name) for name in ("", "meta", "meta/info.json", "data.parquet")
+    }
+    assert order[renamed + 1] == ("sync", str(tmp_path)) and order[renamed + 2][0] == "delete"
 
 
 def test_processes_of_another_container_are_known_as_such():

@@ -83,7 +83,7 @@ def check_own(path: Path, root: Path) -> None:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """Write a file so that it is either the old or the new one, whenever the process dies or the disk is full.
+    """Write a file so that it is the old or the new one, whenever the process dies, the disk is full or power is cut.
 
     Yields:
         The name to write to; it becomes `path` when the block ends, and is removed if the block fails.
@@ -97,7 +97,7 @@ def writing(path: str | Path) -> Iterator[Path]:
     with naming_full_disk(path):
         try:
             yield aside
-            os.replace(aside, path)
+            move_durably(aside, path)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -141,11 +141,30 @@ def _is_alive(number: int) -> bool:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file by `writing`, onto the disk before this returns."""
-    with writing(path) as aside, aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a text file by `writing`."""
+    with writing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """`os.replace`, after which a power cut leaves all of what was moved, and the name (as SQLite has it)."""
+    folders = [source, *(path for path in source.rglob("*") if path.is_dir())] if source.is_dir() else []
+    for path in [*(path for folder in folders for path in folder.iterdir() if path.is_file()), *folders] or [source]:
+        _sync(path)
+    os.replace(source, target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk before this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that can't do that
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

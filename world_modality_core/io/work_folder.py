@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from world_modality_core.io.errors import ConfigError, DamagedFileError
-from world_modality_core.io.files import read_json, write_text
+from world_modality_core.io.files import move_durably, read_json, write_text
 from world_modality_core.io.option_differences import option_differences
 
 REQUEST_FILE = "request.json"
@@ -106,7 +106,7 @@ class WorkFolder:
         if root.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             os.replace(root, replaced)
-        os.replace(self.dataset_root, root)
+        move_durably(self.dataset_root, root)  # before what it was made of is deleted
         self.remove()
 
     def is_for(self, request: dict) -> bool:
