@@ -48,7 +48,7 @@ import lerobot_policy_world_modality  # noqa: F401  registers the types
 from world_modality_core.configs import MemorySource
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.companion import open_companion
-from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig
+from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig
 from world_modality_core.precompute.steps import precompute
 
 IMAGE_PX, LENGTH, CHUNK = 64, 40, 4

@@ -39,7 +39,7 @@ from report import report
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.precompute.encode import encode_episodes, stage_latents
-from world_modality_core.precompute.source import Source
+from world_modality_core.precompute.source import SourceDataset
 from world_modality_core.precompute.staging import Staging
 
 
@@ -71,10 +71,10 @@ def main() -> None:
         if args.root is None:
             lengths, cameras = [args.length] * args.episodes, ["observation.image"]
             make_dataset(root, lengths=lengths, cameras=cameras, size=args.size, use_videos=not args.images)
-        measure(args, Source("bench/source", str(root)), Path(folder))
+        measure(args, SourceDataset("bench/source", str(root)), Path(folder))
 
 
-def measure(args: argparse.Namespace, source: Source, folder: Path) -> None:
+def measure(args: argparse.Namespace, source: SourceDataset, folder: Path) -> None:
     """Run the repeats and report them."""
     cameras, episodes = source.cameras([]), range(source.meta.total_episodes)
     spec = EncoderSpec(args.family, args.model_id, cameras=cameras, height_px=args.height_px, width_px=args.height_px,

@@ -65,7 +65,12 @@ def main() -> None:
 def precompute_tiny(source: Path, companion: Path) -> None:
     """The companion of a tiny dataset, with PCA and tokens."""
     from world_modality_core.encoders.spec import EncoderSpec
-    from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
+    from world_modality_core.precompute.precompute_options import (
+        OutputConfig,
+        PrecomputeConfig,
+        SourceConfig,
+        TokensConfig,
+    )
     from world_modality_core.precompute.steps import precompute
 
     precompute(PrecomputeConfig(

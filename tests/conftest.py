@@ -33,7 +33,12 @@ def tiny_companion(tmp_path_factory, worker_id) -> TinyCompanion:
     """
     from tests.fixtures_datasets import make_dataset
     from world_modality_core.encoders.spec import EncoderSpec
-    from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
+    from world_modality_core.precompute.precompute_options import (
+        OutputConfig,
+        PrecomputeConfig,
+        SourceConfig,
+        TokensConfig,
+    )
     from world_modality_core.precompute.steps import precompute
 
     base = tmp_path_factory.getbasetemp()

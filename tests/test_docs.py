@@ -18,8 +18,8 @@ from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConf
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
 from lerobot_policy_world_modality.record.cli import RecordConfig
 from wm_tools.push.cli import make_parser as push_parser
-from world_modality_core.precompute.options import PrecomputeConfig
-from world_modality_core.prophet.options import ProphetTrainingConfig
+from world_modality_core.precompute.precompute_options import PrecomputeConfig
+from world_modality_core.prophet.training_options import ProphetTrainingConfig
 from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
 from world_modality_core.studies.matrix.cli import make_parser as matrix_parser
 from world_modality_core.studies.report.cli import make_parser as report_parser

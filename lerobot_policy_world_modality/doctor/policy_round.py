@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from world_modality_core.configs import CompanionConfig
 from world_modality_core.encoders.spec import EncoderSpec
-from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
+from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
 from world_modality_core.precompute.steps import precompute
 
 IMAGE_PX = 28

@@ -46,7 +46,7 @@ from world_modality_core.io.commands import run_command
 from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json
-from world_modality_core.precompute.options import SourceConfig
+from world_modality_core.precompute.precompute_options import SourceConfig
 from world_modality_core.studies.evidence.checkpoint import label_of
 
 SCHEMA = 1

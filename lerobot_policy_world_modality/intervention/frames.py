@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.precompute.options import SourceConfig
+from world_modality_core.precompute.precompute_options import SourceConfig
 
 # Loaded frames that are kept in memory from one source to the next.
 HELD_BYTES = 2 * 2**30

@@ -15,7 +15,7 @@ from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import checked, read_json
 from world_modality_core.latents.companion import default_root
 from world_modality_core.latents.fingerprint import SourceFingerprint
-from world_modality_core.precompute.options import SourceConfig
+from world_modality_core.precompute.precompute_options import SourceConfig
 from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_hash, training_seed
 
 

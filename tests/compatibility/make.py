@@ -45,10 +45,10 @@ from tests.report.synthetic import VERSIONS, episode
 from world_modality_core.configs import ProphetConfig
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.companion import open_companion
-from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
+from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
 from world_modality_core.precompute.steps import precompute
-from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.prophet.train_prophet import train_prophet
+from world_modality_core.prophet.training_options import ProphetTrainingConfig
 from world_modality_core.studies.evidence.checkpoint import checkpoint_hash
 from world_modality_core.studies.evidence.compare import compare
 from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes, write_eval_info

@@ -21,8 +21,8 @@ from world_modality_core.latents.companion import (
 )
 from world_modality_core.latents.fingerprint import SourceFingerprint
 from world_modality_core.precompute.finish import write_merged, write_stripped
-from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig
-from world_modality_core.precompute.source import Source
+from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig
+from world_modality_core.precompute.source import SourceDataset
 from world_modality_core.precompute.steps import precompute
 
 LENGTHS = (12, 17, 14, 20)
@@ -66,7 +66,7 @@ def test_its_source_and_copies_of_it_are_accepted(tiny_companion, tmp_path):
     shutil.copytree(tiny_companion.source_root, tmp_path / "bytes")
     companion.check_source(LeRobotDatasetMetadata("another/name", root=tmp_path / "bytes"))
     shutil.copytree(tiny_companion.companion_root, tmp_path / "companion")
-    source, elsewhere = Source("s", str(tmp_path / "bytes")), open_companion(root=tmp_path / "companion")
+    source, elsewhere = SourceDataset("s", str(tmp_path / "bytes")), open_companion(root=tmp_path / "companion")
     for write in (write_merged, write_stripped):
         companion.check_source(LeRobotDatasetMetadata("copy", root=write(source, elsewhere)))
 
@@ -116,7 +116,7 @@ def test_another_revision_of_the_same_repository_is_refused(tiny_companion, tmp_
 
 def test_a_stripped_copy_of_a_dataset_of_images_alone_is_known_by_its_mark(tiny_companion, tmp_path):
     root, other_root = tmp_path / "video_only", tmp_path / "other"
-    source = Source("tests/source", str(tiny_companion.source_root))
+    source = SourceDataset("tests/source", str(tiny_companion.source_root))
     # Take action and state away, as from a pool of videos.
     from world_modality_core.precompute.assemble import write_derived
 

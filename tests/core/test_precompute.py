@@ -26,7 +26,7 @@ from world_modality_core.encoders.windows import causal_windows
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import IncompleteCompanionError, open_companion, partial_root
 from world_modality_core.precompute import cli, steps
-from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
+from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
 from world_modality_core.precompute.staging import Staging
 from world_modality_core.precompute.steps import precompute
 
@@ -473,7 +473,7 @@ def test_a_dry_run_writes_nothing(videos, tmp_path, capsys):
 
 def test_flags_may_be_bare(videos, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(steps, "Source", lambda *args: (_ for _ in ()).throw(ConfigError("stop")))
+    monkeypatch.setattr(steps, "SourceDataset", lambda *args: (_ for _ in ()).throw(ConfigError("stop")))
     monkeypatch.setattr(PrecomputeConfig, "__post_init__", lambda self: seen.update(vars(self)))
     arguments = ["--merge", "--strip_images=true", "--push_to_hub=false", "--dry_run", "--encoder.cameras=[a,b]"]
     monkeypatch.setattr(sys, "argv", ["wm-precompute", f"--dataset.root={videos}", *arguments])

@@ -18,12 +18,12 @@ from world_modality_core.configs import ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.latents.gpu_latent_table import GpuLatentTable
-from world_modality_core.prophet.data import Frames, open_companions
+from world_modality_core.prophet.data import CompanionFrames, open_companions
 from world_modality_core.prophet.episode_split import OtherEpisodes, parse_episodes, split_frames
-from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.prophet.saved_prophet import CONFIG_FILE, CURVE_FILE, WEIGHTS_FILE, ProphetCheckpoint
 from world_modality_core.prophet.train_prophet import train_prophet
 from world_modality_core.prophet.training import RESUME_FILE, ProphetTraining
+from world_modality_core.prophet.training_options import ProphetTrainingConfig
 
 LENGTHS = (12, 17, 14, 20)
 CPU = torch.device("cpu")
@@ -41,10 +41,10 @@ def options(tiny, out, **more) -> ProphetTrainingConfig:
 
 
 @pytest.fixture(scope="module")
-def twice(tiny_companion) -> Frames:
+def twice(tiny_companion) -> CompanionFrames:
     """The tiny companion and its copy, as one sequence."""
     root = str(tiny_companion.companion_root)
-    return Frames(open_companions([root, root]), [tiny_companion.source_root] * 2)
+    return CompanionFrames(open_companions([root, root]), [tiny_companion.source_root] * 2)
 
 
 def test_windows_over_two_companions_are_their_rows_and_stay_inside_episodes(tiny_companion, twice):
@@ -62,7 +62,7 @@ def test_windows_over_two_companions_are_their_rows_and_stay_inside_episodes(tin
 
 def test_latents_on_the_device_give_the_same_windows(tiny_companion, twice):
     root = str(tiny_companion.companion_root)
-    there = Frames(open_companions([root, root]))
+    there = CompanionFrames(open_companions([root, root]))
     there._device_tables = [GpuLatentTable(companion.table, CPU) for companion in there.companions]
     index = torch.tensor([100, 3, 64, 62])
     for mine, its in zip(twice.latents(index, [-4, 0, 5], CPU), there.latents(index, [-4, 0, 5], CPU), strict=True):
@@ -85,11 +85,11 @@ def test_tasks_are_numbered_by_their_text(twice):
 
 def test_moments_of_one_companion_are_its_own_and_of_several_the_union_s(tiny_companion, twice):
     companion = open_companion(root=tiny_companion.companion_root)
-    mean, std = Frames([companion]).moments()
+    mean, std = CompanionFrames([companion]).moments()
     assert torch.equal(mean, companion.mean) and torch.equal(std, companion.std)
     shifted = open_companion(root=tiny_companion.companion_root)
     shifted.mean = companion.mean + 2
-    mean, std = Frames([companion, shifted]).moments()
+    mean, std = CompanionFrames([companion, shifted]).moments()
     torch.testing.assert_close(mean, companion.mean + 1)
     torch.testing.assert_close(std, (companion.std.square() + 1).sqrt())
 
@@ -143,7 +143,7 @@ def test_shuffled_targets_are_of_another_episode_of_the_same_task(twice):
 
 def test_what_it_sees_is_the_past_and_what_it_learns_the_future(tiny_companion, tmp_path):
     cfg = options(tiny_companion, tmp_path / "out", targets="shuffled", history_stride=2, eval_split=0.0)
-    frames = Frames(open_companions(cfg.companion_names))
+    frames = CompanionFrames(open_companions(cfg.companion_names))
     training = ProphetTraining(cfg, frames, split_frames(frames, cfg), CPU)
     table, space = frames.companions[0].table, training.model.space
     index, target = torch.tensor([13, 20]), torch.tensor([30, 50])
@@ -181,7 +181,7 @@ def test_a_run_leaves_config_weights_and_curve(finished, capsys, tiny_companion)
     assert (made.n_obs_steps, made.n_future_steps, made.prophet.d_model, made.language.dim) == (3, 2, 16, 384)
     assert made.encoder == open_companion(root=tiny_companion.companion_root).spec
     weights = made.weights()
-    states = Frames(open_companions([str(tiny_companion.companion_root)]), [tiny_companion.source_root]).states
+    states = CompanionFrames(open_companions([str(tiny_companion.companion_root)]), [tiny_companion.source_root]).states
     n_learned = len(json.loads((finished / CONFIG_FILE).read_text())["training"]["companions"][0]["episodes"])
     assert n_learned == 2 and weights.state_scale.shape == (states.shape[1],)
     assert not any(name.startswith("future_state") for name in load_file(finished / WEIGHTS_FILE))
@@ -217,7 +217,7 @@ def test_a_finished_run_is_not_run_again(finished, tiny_companion, capsys):
     train_prophet(options(tiny_companion, finished, prophet=prophet, state_loss_weight=0.5, steps=40))
     assert "frames ahead" in capsys.readouterr().out
     assert before == ((finished / WEIGHTS_FILE).read_bytes(), (finished / CURVE_FILE).read_bytes())
-    with pytest.raises(ConfigError, match=r"training.lr: 0.003 there, 0.1 asked"):
+    with pytest.raises(ConfigError, match=r"training.lr: saved 0.003, asked for 0.1"):
         train_prophet(options(tiny_companion, finished, prophet=prophet, state_loss_weight=0.5, steps=40, lr=0.1))
 
 

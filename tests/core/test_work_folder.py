@@ -73,7 +73,7 @@ def test_the_work_of_another_request_stays_unless_it_is_to_be_overwritten(tmp_pa
     work = WorkFolder(tmp_path / "w")
     work.begin({"n": 1}).release()
     (work.root / "done").write_text("an hour's work")
-    with pytest.raises(ConfigError, match="n: 1 there, 2 asked.*--overwrite"):
+    with pytest.raises(ConfigError, match="n: saved 1, asked for 2.*--overwrite"):
         work.begin({"n": 2})
     work.remove({"n": 2})
     work.begin({"n": 1}).release()

@@ -138,7 +138,7 @@ def check_grows_as_if_run_at_once(checkpoint, tmp_path, arms=("intact",)):
         grown = evaluate(options(checkpoint, tmp_path / "grown", arms, task="dark", n_episodes=n))
     pd.testing.assert_frame_equal(sorted_results(grown), sorted_results(whole))
     assert json.loads((tmp_path / "grown/eval.json").read_text())["depends_on_batch"]
-    with pytest.raises(ConfigError, match="batch_size: 2 there, 3 asked"):
+    with pytest.raises(ConfigError, match="batch_size: saved 2, asked for 3"):
         evaluate(options(checkpoint, tmp_path / "grown", arms, task="dark", n_episodes=6, batch_size=3))
     return whole
 

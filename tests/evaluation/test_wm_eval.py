@@ -133,10 +133,10 @@ def test_an_arm_does_as_it_would_alone(checkpoint, finished, tmp_path):
 
 def test_another_evaluation_in_the_same_folder_is_refused(copy, checkpoint, tmp_path):
     for changed, told in [
-        ({"episode_length": 50}, "env.episode_length: 40 there, 50 asked"),
-        ({"seed": 7}, "seed: 100 there, 7 asked"),
-        ({"train_seed": 9}, "train_seed: 0 there, 9 asked"),
-        ({"task": "push-v3"}, "env.task: drawer-close-v3 there, push-v3 asked"),
+        ({"episode_length": 50}, "env.episode_length: saved 40, asked for 50"),
+        ({"seed": 7}, "seed: saved 100, asked for 7"),
+        ({"train_seed": 9}, "train_seed: saved 0, asked for 9"),
+        ({"task": "push-v3"}, "env.task: saved drawer-close-v3, asked for push-v3"),
     ]:
         with pytest.raises(ConfigError, match=f"holds another evaluation .*{told}"):
             evaluate(options(checkpoint, copy, **changed))
@@ -211,10 +211,10 @@ def test_an_evaluation_from_before_draws_were_recorded_is_gone_on_with_in_its_ba
     info = json.loads((copy / "eval.json").read_text())
     old = {k: v for k, v in info.items() if k not in ("bank_size", "noise", "depends_on_batch")}
     (copy / "eval.json").write_text(json.dumps(old))
-    with pytest.raises(ConfigError, match="batch_size: 2 there, 3 asked"):
+    with pytest.raises(ConfigError, match="batch_size: saved 2, asked for 3"):
         evaluate(options(checkpoint, copy, arms="shuffle", n_episodes=4, batch_size=3))
     (copy / "eval.json").write_text(json.dumps(old | {"noise": [4, 4]}))  # as if this policy drew noise
-    with pytest.raises(ConfigError, match="noise: .*4, 4.* there, None asked"):
+    with pytest.raises(ConfigError, match="noise: saved .*4, 4.*, asked for None"):
         evaluate(options(checkpoint, copy, arms="shuffle", n_episodes=4))
     (copy / "eval.json").write_text(json.dumps(old | {"arms": [*old["arms"], "stale"]}))
     with pytest.raises(ConfigError, match="in which the arm stale overwrote the memories that shuffle read"):

@@ -16,7 +16,7 @@ from lerobot.configs.train import TrainPipelineConfig
 import lerobot_policy_world_modality  # noqa: F401 - registers types
 from coc_tools.config import LabelConfig
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
-from world_modality_core.precompute.options import PrecomputeConfig
+from world_modality_core.precompute.precompute_options import PrecomputeConfig
 from world_modality_core.studies.matrix.cli import make_parser
 
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"

@@ -14,7 +14,7 @@ from lerobot.configs.train import TrainPipelineConfig
 import lerobot_policy_world_modality  # noqa: F401 - registers types
 import run
 from lerobot_policy_world_modality.record.cli import RecordConfig
-from world_modality_core.precompute.options import PrecomputeConfig
+from world_modality_core.precompute.precompute_options import PrecomputeConfig
 
 CONFIGS = {
     "wm-record": RecordConfig,

@@ -17,7 +17,7 @@ from world_modality_core.encoders.spec import EncoderSpec, parse_pooling
 from world_modality_core.encoders.windows import causal_windows
 from world_modality_core.io.files import as_dataclass, parse_json
 from world_modality_core.latents.gpu_latent_table import GpuLatentTable
-from world_modality_core.prophet.data import Frames
+from world_modality_core.prophet.data import CompanionFrames
 from world_modality_core.prophet.episode_split import parse_episodes
 from world_modality_core.prophet.losses import masked_mean
 from world_modality_core.studies.report.records import read_metrics
@@ -59,7 +59,7 @@ def test_windows_on_the_device_stay_in_their_episode(lengths, picks, offsets):
 @given(lengths=st.lists(lengths_of, min_size=1, max_size=3), picks=picks_of, offsets=offsets_of)
 def test_windows_over_several_companions_stay_in_theirs(lengths, picks, offsets):
     tables = [Table(each, number) for number, each in enumerate(lengths)]
-    frames = Frames.__new__(Frames)  # without files: only what the windows are made of
+    frames = CompanionFrames.__new__(CompanionFrames)  # without files: only what the windows are made of
     frames.companions = [SimpleNamespace(bounds=table.bounds) for table in tables]
     frames._starts = np.cumsum([0, *(len(table.latents) for table in tables)])
     frames._device_tables = [GpuLatentTable(table, torch.device("cpu")) for table in tables]

@@ -19,7 +19,7 @@ from tests.plugin import qwen_helpers, smolvla_helpers
 from world_modality_core.configs import MemoryConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.fingerprint import SourceFingerprint
-from world_modality_core.precompute.options import SourceConfig
+from world_modality_core.precompute.precompute_options import SourceConfig
 
 N_FRAMES = 17 + 14 + 20  # of the held-out episodes
 CORRUPT = [source for source in Source if source is not Source.pred]
@@ -152,7 +152,7 @@ def test_another_checkpoint_or_other_options_are_refused(opened, checkpoints, tm
     folder, _ = opened
     with pytest.raises(ConfigError, match="holds the numbers of another run.*checkpoint_hash"):
         run(checkpoints["shut"], folder)
-    with pytest.raises(ConfigError, match="n_frames: 0 there, 5 asked"):
+    with pytest.raises(ConfigError, match="n_frames: saved 0, asked for 5"):
         run(checkpoints["open"], folder, n_frames=5)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty and no folder of wm-intervene"):

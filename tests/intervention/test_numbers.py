@@ -25,7 +25,7 @@ from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoin
 from tests.intervention.helpers import HELD_OUT, make_checkpoint
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
-from world_modality_core.precompute.options import SourceConfig
+from world_modality_core.precompute.precompute_options import SourceConfig
 from world_modality_core.prophet.network import Futures
 
 

@@ -20,7 +20,7 @@ from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoin
 from tests.intervention.helpers import HELD_OUT, make_checkpoint, run
 from tests.plugin.test_prophet_start import STATES, train
 from world_modality_core.configs import ProphetConfig
-from world_modality_core.precompute.options import SourceConfig
+from world_modality_core.precompute.precompute_options import SourceConfig
 
 AHEAD = (2, 4)  # frames, of the two future steps
 

@@ -12,7 +12,7 @@ from lerobot.configs.train import TrainPipelineConfig
 
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
-from world_modality_core.prophet.options import ProphetTrainingConfig
+from world_modality_core.prophet.training_options import ProphetTrainingConfig
 from world_modality_core.studies.matrix import expand as expanding
 from world_modality_core.studies.matrix.cli import make_parser
 from world_modality_core.studies.matrix.errors import MatrixError

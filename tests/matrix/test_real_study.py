@@ -14,7 +14,7 @@ import yaml
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import SMALL
 from world_modality_core.encoders.spec import EncoderSpec
-from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig
+from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig
 from world_modality_core.precompute.steps import precompute
 from world_modality_core.studies.evidence.episodes import read_episodes
 

@@ -23,9 +23,9 @@ from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfi
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.prophet.network import Prophet
-from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
 from world_modality_core.prophet.train_prophet import train_prophet
+from world_modality_core.prophet.training_options import ProphetTrainingConfig
 
 FRAMES = [3, 9, 14, 20, 30, 41, 50, 60]
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import SMALL, TYPES, run_training
-from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig
+from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig
 from world_modality_core.precompute.steps import precompute
 
 

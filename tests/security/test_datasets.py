@@ -20,7 +20,7 @@ from world_modality_core.io.errors import ConfigError, DamagedFileError, UserErr
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.precompute import cli as wm_precompute
 from world_modality_core.precompute import source as source_module
-from world_modality_core.precompute.source import Source, video_frames
+from world_modality_core.precompute.source import SourceDataset, video_frames
 
 VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
 USUAL = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -63,13 +63,13 @@ def lead_out(source: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", [*PATTERNS, "link", "linked_folder"])
 def test_videos_from_elsewhere_are_not_decoded(source, how):
-    Source("tests/source", str(source))
+    SourceDataset("tests/source", str(source))
     lead_out(source, how)
     said = "leads out of|expected a pattern like|is a link to"
     with pytest.raises(ConfigError, match=said):
         named_files(LeRobotDatasetMetadata("tests/source", root=source))
     with pytest.raises(ConfigError, match=said):
-        Source("tests/source", str(source))
+        SourceDataset("tests/source", str(source))
     with pytest.raises(EpisodeError, match=said):
         EpisodeReader("tests/source", str(source))
 
@@ -79,7 +79,7 @@ def test_frames_from_elsewhere_are_not_read(source, tmp_path):
     shutil.move(data, tmp_path / "other/frames.parquet")
     data.symlink_to(tmp_path / "other/frames.parquet")
     with pytest.raises(ConfigError, match="is a link to"):
-        Source("tests/source", str(source))
+        SourceDataset("tests/source", str(source))
     data.unlink()
     edit(source / "meta/info.json", lambda info: info.update(data_path="../other/frames.parquet"))
     with pytest.raises(EpisodeError, match="leads out of"):
@@ -108,7 +108,7 @@ def test_pictures_larger_than_declared_are_refused_before_they_are_decoded(tmp_p
 
     edit(source / "meta/info.json", declare)
     said = r"64 x 64 px \(height x width\), but meta/info.json declares 32 x 48"
-    reader, opened = EpisodeReader("tests/source", str(source)), Source("tests/source", str(source))
+    reader, opened = EpisodeReader("tests/source", str(source)), SourceDataset("tests/source", str(source))
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
         with pytest.raises(UserError, match=said):
@@ -131,7 +131,7 @@ def test_videos_on_another_disk_are_read(source, tmp_path):
     """The folder `videos` as a whole may be a link, as people have it who are short of room."""
     shutil.move(source / "videos", tmp_path / "disk")
     (source / "videos").symlink_to(tmp_path / "disk")
-    assert VIDEO in named_files(Source("tests/source", str(source)).meta)
+    assert VIDEO in named_files(SourceDataset("tests/source", str(source)).meta)
 
 
 @pytest.mark.parametrize("how", ["above", "link"])

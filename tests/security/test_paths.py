@@ -16,8 +16,8 @@ from world_modality_core.io.files import write_text
 from world_modality_core.latents import companion
 from world_modality_core.latents.companion import default_root, open_companion
 from world_modality_core.precompute.assemble import write_derived
-from world_modality_core.precompute.options import OutputConfig, PrecomputeConfig, SourceConfig
-from world_modality_core.precompute.source import Source
+from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig
+from world_modality_core.precompute.source import SourceDataset
 from world_modality_core.precompute.steps import precompute
 from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
 from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes
@@ -64,7 +64,7 @@ def test_names_in_a_source_s_metadata_stay_in_the_copy(tiny_companion, work):
     root = shutil.copytree(tiny_companion.source_root, work / "source")
     info = json.loads((root / "meta/info.json").read_text())
     good = info["video_path"]
-    source = Source("tests/source", str(root))
+    source = SourceDataset("tests/source", str(root))
     write_derived(source.meta, work / "good", source.meta.features)
     assert list((work / "good").rglob("*.mp4"))
     for pattern in (f"../../outside/{good}", f"/{good}"):
@@ -75,7 +75,7 @@ def test_names_in_a_source_s_metadata_stay_in_the_copy(tiny_companion, work):
 
 def test_a_source_s_links_are_not_carried_away(tiny_companion, work):
     root = shutil.copytree(tiny_companion.source_root, work / "source")
-    source = Source("tests/source", str(root))
+    source = SourceDataset("tests/source", str(root))
     (root / "meta/secret.json").symlink_to(work.parent / "outside/file.txt")
     with pytest.raises(ConfigError, match="secret.json is a link to .*outside of its folder"):
         write_derived(source.meta, work / "copy", ())
@@ -85,7 +85,7 @@ def test_a_source_s_links_are_not_carried_away(tiny_companion, work):
     (work / "cache/blobs").mkdir()
     os.replace(snapshot / "meta/stats.json", work / "cache/blobs/1")
     (snapshot / "meta/stats.json").symlink_to("../../../blobs/1")
-    write_derived(Source("tests/source", str(snapshot)).meta, work / "good", ())
+    write_derived(SourceDataset("tests/source", str(snapshot)).meta, work / "good", ())
     assert (work / "good/meta/stats.json").is_file()
 
 

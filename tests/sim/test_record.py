@@ -141,9 +141,9 @@ def test_a_second_run_changes_nothing_and_other_options_are_refused(clean, capsy
     before = {path: path.stat().st_mtime_ns for path in clean.rglob("*")}
     record(config(clean))
     assert "already" in capsys.readouterr().out
-    with pytest.raises(RecordError, match="other options.*action_noise: 0.0 there, 0.3 asked.*--output.root"):
+    with pytest.raises(RecordError, match="other options.*action_noise: saved 0.0, asked for 0.3.*--output.root"):
         record(config(clean, action_noise=0.3))
-    with pytest.raises(RecordError, match="n_episodes: 2 there, 3 asked"):
+    with pytest.raises(RecordError, match="n_episodes: saved 2, asked for 3"):
         record(config(clean, n_episodes=3))
     assert {path: path.stat().st_mtime_ns for path in clean.rglob("*")} == before
 

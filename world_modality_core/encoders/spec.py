@@ -11,9 +11,12 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
+from world_modality_core.configs import check_at_least, check_choices
 from world_modality_core.io.errors import ConfigError
 
+EncoderDtype = Literal["float32", "bfloat16", "float16"]
 _PART = re.compile(r"(?P<kind>cls|mean|grid:(?P<gg>\d+x\d+)|s2d:(?P<ss>\d+x\d+))(@(?P<layer>-?\d+))?")
 
 
@@ -98,8 +101,8 @@ class EncoderSpec:
     n_frames: int = 1
     # Frames between two frames of the window.
     frame_stride: int = 1
-    # Arithmetic of the encoder: "float32" (never TF32), "bfloat16" or "float16".
-    dtype: str = "float32"
+    # Arithmetic of the encoder; "float32" is never TF32.
+    dtype: EncoderDtype = "float32"
     # Dimensions kept by the PCA, 0 for none. Parts of unequal width need one.
     pca_dim: int = 0
     # Hash of the fitted PCA; None without one.
@@ -113,13 +116,9 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         parse_pooling(self.pooling, self.layer)
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ConfigError(f"encoder.dtype={self.dtype!r}: expected 'float32', 'bfloat16' or 'float16'")
-        for name, low in (
-            ("height_px", 0), ("width_px", 0), ("n_frames", 1), ("frame_stride", 1), ("pca_dim", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < low:
-                raise ConfigError(f"encoder.{name}={getattr(self, name)}: expected at least {low}")
+        check_choices(self, "encoder.")
+        check_at_least(self, 0, "height_px", "width_px", "pca_dim", prefix="encoder.")
+        check_at_least(self, 1, "n_frames", "frame_stride", prefix="encoder.")
         if len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f"encoder.cameras={self.cameras}: a camera is named twice")
 

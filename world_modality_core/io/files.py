@@ -203,8 +203,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _free(path: Path) -> str:
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB"
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    return f"{shutil.disk_usage(existing).free / 1e6:.1f} MB"
 
 
 # Reading.
@@ -214,7 +214,7 @@ def _free(path: Path) -> str:
 def reading(path: str | Path, what: str = "", remedy: str = _AGAIN) -> Iterator[None]:
     """Turn whatever a library says of a damaged file into one message.
 
-    A missing file, one that may not be read, and errors that are told already stay what they are.
+    A missing file, one that may not be read, and errors that have such a message already stay what they are.
 
     Args:
         path: The file.
@@ -258,7 +258,7 @@ def read_json(path: str | Path, kind: type | tuple[type, ...] = object) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads`, but a key that is there twice is an error: the second would silently replace the first.
+    """`json.loads`, but a key that stands twice is an error: the second would silently replace the first.
 
     Raises:
         ValueError: if it is no JSON.
@@ -274,7 +274,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:60]!r} is there twice")
+        raise ValueError(f"the key {twice[:60]!r} stands twice")
     return values
 
 

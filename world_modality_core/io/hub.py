@@ -70,11 +70,11 @@ def hub_errors(
     try:
         yield
     except Exception as error:
-        told = explain(error, repo_id, revision, again if uploads else "")
-        if told is None:
+        line = explain(error, repo_id, revision, again if uploads else "")
+        if line is None:
             raise
         # Without the chain: a server's own words may repeat what was sent to it.
-        raise HubError(told) from None
+        raise HubError(line) from None
 
 
 def explain(error: BaseException, repo_id: str, revision: str | None, again: str) -> str | None:
@@ -88,10 +88,10 @@ def explain(error: BaseException, repo_id: str, revision: str | None, again: str
     """
     what = f"repo_id={repo_id!r}"
     while True:
-        told = _explain_one(error, what, revision, again)
+        line = _explain_one(error, what, revision, again)
         # An upload's threads, and LeRobot, wrap the error that says why.
-        if told is not None or (error.__cause__ or error.__context__) is None:
-            return told
+        if line is not None or (error.__cause__ or error.__context__) is None:
+            return line
         error = error.__cause__ or error.__context__
 
 
@@ -251,10 +251,10 @@ def _stage(folder: Path, staged: Path, files: Iterable[str], texts: Mapping[str,
 def _move_tag(api: HfApi, repo_id: str, repo_type: str, tag: str, branch: str | None) -> None:
     refs = api.list_repo_refs(repo_id, repo_type=repo_type)
     head = next((ref.target_commit for ref in refs.branches if ref.name == (branch or "main")), None)
-    there = {ref.name: ref.target_commit for ref in refs.tags}
-    if tag in there and there[tag] == head:
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    if tags.get(tag) == head and head:
         return
-    if tag in there:
+    if tag in tags:
         api.delete_tag(repo_id, tag=tag, repo_type=repo_type)
     api.create_tag(repo_id, tag=tag, revision=branch, repo_type=repo_type)
 

@@ -10,29 +10,29 @@ from typing import Any
 MAX_SHOWN = 80
 
 
-def option_differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+def option_differences(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """Compare two nested descriptions, as JSON has them (a tuple equals a list).
 
     Args:
-        there: What a file says.
+        saved: What a file says.
         asked: What this command asks for.
 
     Returns:
-        "name.of.option: 0.1 there, 0.3 asked" for each value that differs; a value that is missing shows as None.
+        "name.of.option: saved 0.1, asked for 0.3" for each value that differs; a value that is missing shows as None.
     """
-    return _compare(json.loads(json.dumps(there)), json.loads(json.dumps(asked)))
+    return _compare(json.loads(json.dumps(saved)), json.loads(json.dumps(asked)))
 
 
-def _compare(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
-    told = []
-    for name in dict.fromkeys([*there, *asked]):
-        a, b = there.get(name), asked.get(name)
+def _compare(saved: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for name in dict.fromkeys([*saved, *asked]):
+        a, b = saved.get(name), asked.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            told += _compare(a, b, f"{prefix}{name}.")
+            lines += _compare(a, b, f"{prefix}{name}.")
         elif a != b:
             first, second = _shown(a, b)
-            told.append(f"{prefix}{name}: {first} there, {second} asked")
-    return told
+            lines.append(f"{prefix}{name}: saved {first}, asked for {second}")
+    return lines
 
 
 def _shown(a: Any, b: Any) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from world_modality_core.io.commands import run_command
-from world_modality_core.precompute.options import PrecomputeConfig
+from world_modality_core.precompute.precompute_options import PrecomputeConfig
 
 
 def work(cfg: PrecomputeConfig) -> None:

@@ -12,7 +12,7 @@ from world_modality_core.encoders import WorldEncoder
 from world_modality_core.encoders.windows import causal_windows
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.pca import LatentPCA
-from world_modality_core.precompute.source import Chunk, Source
+from world_modality_core.precompute.source import Chunk, SourceDataset
 from world_modality_core.precompute.staging import Staging
 
 # The PCA's sample comes from at most so many episodes (each is decoded to its end) and holds at most so many tokens
@@ -22,7 +22,7 @@ PCA_MAX_TOKENS = 65_536
 
 
 def stage_latents(
-    source: Source,
+    source: SourceDataset,
     encoder: WorldEncoder,
     staging: Staging,
     episodes: Sequence[int],
@@ -81,7 +81,7 @@ def _to_host(episode: int, latents: Tensor) -> np.ndarray:
     return latents.cpu().numpy()
 
 
-def fit_pca(source: Source, encoder: WorldEncoder, n_frames: int, seed: int, batch_size: int, n_workers: int):
+def fit_pca(source: SourceDataset, encoder: WorldEncoder, n_frames: int, seed: int, batch_size: int, n_workers: int):
     """Fit the encoder's PCA on a seeded sample of frames, spread over a seeded sample of episodes.
 
     Args:

@@ -28,13 +28,13 @@ from world_modality_core.latents.fingerprint import SourceFingerprint
 from world_modality_core.latents.latent_quality import RANK_SAMPLE, LatentStatistics, token_figures
 from world_modality_core.latents.latent_table import LATENTS, TOKENS, ContentHash
 from world_modality_core.precompute.assemble import write_derived
-from world_modality_core.precompute.options import TokensConfig
-from world_modality_core.precompute.source import Source
+from world_modality_core.precompute.precompute_options import TokensConfig
+from world_modality_core.precompute.source import SourceDataset
 from world_modality_core.precompute.staging import Staging
 
 
 def finish(
-    source: Source,
+    source: SourceDataset,
     encoder: WorldEncoder,
     book: Codebook | None,
     staging: Staging,
@@ -120,7 +120,7 @@ def copy_root(root: Path, kind: str) -> Path:
     return root.with_name(f"{root.name}_{kind}").resolve()
 
 
-def write_merged(source: Source, companion: Companion, overwrite: bool = False) -> Path:
+def write_merged(source: SourceDataset, companion: Companion, overwrite: bool = False) -> Path:
     """Write `<companion root>_merged`: a copy of the source that has the latents (and tokens) as features.
 
     Videos are hard-linked where the file system can, else copied. The result can be opened as a companion too.
@@ -152,7 +152,7 @@ def write_merged(source: Source, companion: Companion, overwrite: bool = False) 
     return _write_copy("merged", source, companion, overwrite, write)
 
 
-def write_stripped(source: Source, companion: Companion, overwrite: bool = False) -> Path:
+def write_stripped(source: SourceDataset, companion: Companion, overwrite: bool = False) -> Path:
     """Write `<companion root>_stripped`: a copy of the source without image and video features.
 
     Returns:
@@ -165,7 +165,7 @@ def write_stripped(source: Source, companion: Companion, overwrite: bool = False
     return _write_copy("stripped", source, companion, overwrite, lambda root: write_derived(source.meta, root, keep))
 
 
-def _write_copy(kind: str, source: Source, companion: Companion, overwrite: bool, write) -> Path:
+def _write_copy(kind: str, source: SourceDataset, companion: Companion, overwrite: bool, write) -> Path:
     root = copy_root(companion.root, kind)
     fingerprint = SourceFingerprint.of(source.meta)
     if root.exists() and any(root.iterdir()):

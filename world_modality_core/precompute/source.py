@@ -76,7 +76,7 @@ def open_metadata(repo_id: str, root: str | Path | None = None, revision: str | 
     return meta
 
 
-class Source:
+class SourceDataset:
     """A source dataset whose files are all at hand.
 
     Attributes:

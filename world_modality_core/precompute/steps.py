@@ -30,8 +30,8 @@ from world_modality_core.latents.pca import LatentPCA
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license
 from world_modality_core.precompute.encode import fit_pca, stage_latents
 from world_modality_core.precompute.finish import copy_root, finish, push, write_merged, write_stripped
-from world_modality_core.precompute.options import PrecomputeConfig
-from world_modality_core.precompute.source import Source
+from world_modality_core.precompute.precompute_options import PrecomputeConfig
+from world_modality_core.precompute.source import SourceDataset
 from world_modality_core.precompute.staging import Staging
 
 # Its weights ship inside a package and it runs on a CPU.
@@ -52,7 +52,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
     # Processes wait for the first one while it writes, which takes as long as it takes.
     state = PartialState(cpu=cfg.device == "cpu", timeout=timedelta(days=7))
     device = state.device if state.num_processes > 1 or cfg.device is None else cfg.device
-    source = Source(cfg.dataset.repo_id or Path(cfg.dataset.root).name, cfg.dataset.root, cfg.dataset.revision)
+    source = SourceDataset(cfg.dataset.repo_id or Path(cfg.dataset.root).name, cfg.dataset.root, cfg.dataset.revision)
     fingerprint = SourceFingerprint.of(source.meta)
     reused = _open_reused(cfg.reuse_from) if cfg.reuse_from else None
     encoder = _build_encoder(cfg, source, reused, device)
@@ -111,7 +111,7 @@ def _open_reused(name: str) -> Companion:
         raise ConfigError(f"reuse_from={name!r}: {error}") from error
 
 
-def _build_encoder(cfg: PrecomputeConfig, source: Source, reused: Companion | None, device) -> WorldEncoder:
+def _build_encoder(cfg: PrecomputeConfig, source: SourceDataset, reused: Companion | None, device) -> WorldEncoder:
     wanted = reused.spec if reused else replace(cfg.encoder, family=cfg.encoder.family or DEFAULT_FAMILY)
     spec = replace(wanted, cameras=source.cameras(wanted.cameras))
     return make_world_encoder(spec, reused.pca if reused else None, device)
@@ -131,7 +131,7 @@ def _request(
     }
 
 
-def _check_output(root: Path, source: Source, request: dict, cfg: PrecomputeConfig) -> bool:
+def _check_output(root: Path, source: SourceDataset, request: dict, cfg: PrecomputeConfig) -> bool:
     """Whether the companion asked for is there already.
 
     Raises:
@@ -154,7 +154,7 @@ def _check_output(root: Path, source: Source, request: dict, cfg: PrecomputeConf
     return True
 
 
-def _check_codes(cfg: PrecomputeConfig, source: Source, spec: EncoderSpec) -> None:
+def _check_codes(cfg: PrecomputeConfig, source: SourceDataset, spec: EncoderSpec) -> None:
     n_frames = source.meta.total_frames
     n_vectors = min(n_frames, cfg.tokens.n_samples) * (spec.n_tokens if cfg.tokens.per == "token" else 1)
     if cfg.tokens.n_codes > n_vectors:
@@ -164,7 +164,9 @@ def _check_codes(cfg: PrecomputeConfig, source: Source, spec: EncoderSpec) -> No
         )
 
 
-def _bytes_to_write(cfg: PrecomputeConfig, source: Source, spec: EncoderSpec, root: Path, is_finished: bool) -> int:
+def _bytes_to_write(
+    cfg: PrecomputeConfig, source: SourceDataset, spec: EncoderSpec, root: Path, is_finished: bool
+) -> int:
     """Bytes of the companion and its copies, without what is there already; unfinished work counts as not there."""
     latents = source.meta.total_frames * spec.n_tokens * spec.dim * 2
     n_bytes = 0 if is_finished else 3 * latents  # staged, in the companion, and in the flat cache that training makes
@@ -192,7 +194,7 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in path.absolute().parents if folder.exists())
 
 
-def _plan(cfg, source: Source, encoder: WorldEncoder, device, root: Path, n_bytes: int) -> str:
+def _plan(cfg, source: SourceDataset, encoder: WorldEncoder, device, root: Path, n_bytes: int) -> str:
     spec = encoder.spec
     cameras = "" if cfg.encoder.cameras else " (all of the dataset's; choose with --encoder.cameras)"
     tokens = f"{cfg.tokens.n_codes} codes per {cfg.tokens.per}" if cfg.tokens.n_codes else "none"
@@ -216,7 +218,7 @@ def _mb(n_bytes: int) -> str:
 
 
 def _encode(
-    cfg: PrecomputeConfig, source: Source, encoder: WorldEncoder, reused: Companion | None, staging: Staging,
+    cfg: PrecomputeConfig, source: SourceDataset, encoder: WorldEncoder, reused: Companion | None, staging: Staging,
     root: Path, request: dict, state: PartialState,
 ) -> None:  # fmt: skip
     """Encode all episodes that are not staged yet, then write the companion."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from world_modality_core.io.commands import run_command
-from world_modality_core.prophet.options import ProphetTrainingConfig
+from world_modality_core.prophet.training_options import ProphetTrainingConfig
 
 
 def work(cfg: ProphetTrainingConfig) -> None:

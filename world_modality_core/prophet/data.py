@@ -64,7 +64,7 @@ def default_source(companion: Companion) -> Path:
     return stripped if stripped.is_dir() else default_root(companion.source.repo_id)
 
 
-class Frames:
+class CompanionFrames:
     """Frames of companions, numbered through.
 
     Args:

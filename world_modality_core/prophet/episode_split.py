@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.prophet.data import Frames
-from world_modality_core.prophet.options import ProphetTrainingConfig
+from world_modality_core.prophet.data import CompanionFrames
+from world_modality_core.prophet.training_options import ProphetTrainingConfig
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Split:
     held_out_episodes: list[list[int]]
 
 
-def split_frames(frames: Frames, cfg: ProphetTrainingConfig) -> Split:
+def split_frames(frames: CompanionFrames, cfg: ProphetTrainingConfig) -> Split:
     """Choose the frames to learn from and to measure on.
 
     Raises:
@@ -115,7 +115,7 @@ class OtherEpisodes:
         ConfigError: if a task has a single episode.
     """
 
-    def __init__(self, frames: Frames, training: torch.Tensor):
+    def __init__(self, frames: CompanionFrames, training: torch.Tensor):
         index = training.numpy()
         episode = np.searchsorted(frames.bounds[:, 0], index, side="right") - 1
         task = frames.episode_task()[episode]

@@ -9,10 +9,10 @@ import torch
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import writing
-from world_modality_core.prophet.data import Frames, default_source, open_companions
+from world_modality_core.prophet.data import CompanionFrames, default_source, open_companions
 from world_modality_core.prophet.episode_split import Split, split_frames
-from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.prophet.training import ProphetTraining
+from world_modality_core.prophet.training_options import ProphetTrainingConfig
 
 
 def train_prophet(cfg: ProphetTrainingConfig) -> Path:
@@ -34,7 +34,7 @@ def train_prophet(cfg: ProphetTrainingConfig) -> Path:
     sources = None
     if cfg.reads_states:
         sources = cfg.source_names if cfg.sources else [default_source(companion) for companion in companions]
-    frames = Frames(companions, sources)
+    frames = CompanionFrames(companions, sources)
     split = split_frames(frames, cfg)
     training = ProphetTraining(cfg, frames, split, device)
     print(_plan(cfg, training, split, sources))

@@ -21,12 +21,12 @@ from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import naming_full_disk, read_json, read_json_lines, reading, write_text, writing
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
-from world_modality_core.prophet.data import Frames
+from world_modality_core.prophet.data import CompanionFrames
 from world_modality_core.prophet.episode_split import OtherEpisodes, Split
 from world_modality_core.prophet.losses import frame_cosine, future_latent_loss, masked_mean, skill_metrics
 from world_modality_core.prophet.network import Futures, Prophet
-from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.prophet.saved_prophet import CONFIG_FILE, CURVE_FILE, FORMAT_VERSION, WEIGHTS_FILE
+from world_modality_core.prophet.training_options import ProphetTrainingConfig
 
 RESUME_FILE = "state/resume.safetensors"
 
@@ -60,7 +60,7 @@ class ProphetModel(nn.Module):
         language_dim: Width of a task embedding.
     """
 
-    def __init__(self, cfg: ProphetTrainingConfig, frames: Frames, split: Split, language_dim: int):
+    def __init__(self, cfg: ProphetTrainingConfig, frames: CompanionFrames, split: Split, language_dim: int):
         super().__init__()
         first = frames.companions[0]
         self.space = LatentNormaliser(first.spec)
@@ -105,7 +105,7 @@ class ProphetTraining:
         curve: Lines of `curve.jsonl` so far.
     """
 
-    def __init__(self, cfg: ProphetTrainingConfig, frames: Frames, split: Split, device: torch.device):
+    def __init__(self, cfg: ProphetTrainingConfig, frames: CompanionFrames, split: Split, device: torch.device):
         self.cfg, self.frames, self.split, self.device = cfg, frames, split, device
         self.root = Path(cfg.output_dir).resolve()
         self.language = None

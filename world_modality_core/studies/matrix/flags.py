@@ -80,7 +80,7 @@ def _top(kind: str) -> type | None:
     from lerobot.configs.eval import EvalPipelineConfig
     from lerobot.configs.train import TrainPipelineConfig
 
-    from world_modality_core.prophet.options import ProphetTrainingConfig
+    from world_modality_core.prophet.training_options import ProphetTrainingConfig
 
     return {"train": TrainPipelineConfig, "eval": EvalPipelineConfig, "prophet": ProphetTrainingConfig}.get(kind)
 

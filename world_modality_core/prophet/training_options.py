@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from world_modality_core.configs import LanguageConfig, ProphetConfig
+from world_modality_core.configs import LanguageConfig, ProphetConfig, check_at_least, check_choices
 from world_modality_core.io.errors import ConfigError
 
+ProphetTargets = Literal["future", "shuffled"]
 DEFAULT_WIDTH = 256
 
 
@@ -40,8 +41,8 @@ class ProphetTrainingConfig:
     exclude_episodes: str = ""
     # Share of each task's episodes that is held out to measure the skill on; 0 for none.
     eval_split: float = 0.05
-    # "future", or "shuffled": futures of another episode of the same task, a control that can't know what will happen.
-    targets: Literal["future", "shuffled"] = "future"
+    # "shuffled": futures of another episode of the same task, a control that can't know what will happen.
+    targets: ProphetTargets = "future"
     # Weight of a loss on the robot's future states, predicted from the Prophet's hidden states; 0 for none.
     state_loss_weight: float = 0.0
     # Optimiser steps.
@@ -73,13 +74,10 @@ class ProphetTrainingConfig:
         for name in ("companions", "output_dir"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty: name it with --{name}")
-        for name, low in (
-            ("n_obs_steps", 1), ("history_stride", 1), ("n_future_steps", 1), ("future_stride", 1), ("steps", 1),
-            ("batch_size", 1), ("warmup_steps", 0), ("eval_freq", 1), ("eval_frames", 1), ("save_freq", 1),
-            ("state_loss_weight", 0), ("weight_decay", 0), ("seed", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")
+        check_choices(self)
+        check_at_least(self, 1, "n_obs_steps", "history_stride", "n_future_steps", "future_stride", "steps")
+        check_at_least(self, 1, "batch_size", "eval_freq", "eval_frames", "save_freq")
+        check_at_least(self, 0, "warmup_steps", "state_loss_weight", "weight_decay", "seed")
         for name in ("lr", "grad_clip_norm"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected a positive number")

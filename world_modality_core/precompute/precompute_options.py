@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
 
+from world_modality_core.configs import TokensPer, check_at_least, check_choices
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
 
@@ -39,7 +39,7 @@ class TokensConfig:
     # Codes of the codebook; 0 for no tokens.
     n_codes: int = 0
     # One token for all of a frame, or one for each of its latent's tokens.
-    per: Literal["frame", "token"] = "frame"
+    per: TokensPer = "frame"
     # Frames in the seeded sample that the codebook is fitted on.
     n_samples: int = 65536
 
@@ -82,9 +82,10 @@ class PrecomputeConfig:
     def __post_init__(self) -> None:
         if not self.dataset.repo_id and not self.dataset.root:
             raise ConfigError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
-        for name, low in (("batch_size", 1), ("num_workers", 0), ("pca_n_frames", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")
+        check_at_least(self, 1, "batch_size", "pca_n_frames")
+        check_at_least(self, 0, "num_workers")
+        check_choices(self.tokens, "tokens.")
+        check_at_least(self.tokens, 1, "n_samples", prefix="tokens.")
         if self.reuse_from and (self.encoder != EncoderSpec() or self.tokens != TokensConfig()):
             raise ConfigError(
                 f"reuse_from={self.reuse_from!r} brings its encoder and codebook: leave out --encoder and --tokens"
