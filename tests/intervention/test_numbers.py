@@ -11,7 +11,7 @@ from lerobot_policy_world_modality.intervention.forecasts import Foresight
 from lerobot_policy_world_modality.intervention.frames import Frames, targets
 from lerobot_policy_world_modality.intervention.memories import Source, plans, scored_frames
 from lerobot_policy_world_modality.intervention.results import (
-    SHUT,
+    SHUT_GATE,
     Bootstrap,
     action_errors,
     action_spread,
@@ -214,10 +214,10 @@ def test_what_ratios_are_said_to_mean():
     assert reading(Source.oracle, 0.8, 1.1) == "not shown that better predictions would help"
     assert reading(Source.oracle, 1.1, 1.2) == "the true future makes its actions worse"
     assert reading(Source.pred, 0.8, 0.9, own=Source.zero) == "the Prophet's memory would be better"
-    assert "the gate is shut" in reading(Source.shuffle, 1.1, 1.3, gate=SHUT / 2)
+    assert "the gate is shut" in reading(Source.shuffle, 1.1, 1.3, gate=SHUT_GATE / 2)
     assert "at least 2 episodes" in reading(Source.shuffle, None, None)
-    assert gate_note({"a": {"gate": SHUT / 2}, "b": {"gate": 0.3}})[0] == 0.3
-    assert "never opened" in gate_note({"a": {"gate": SHUT / 2}})[1] and gate_note({}) == (None, None)
+    assert gate_note({"a": {"gate": SHUT_GATE / 2}, "b": {"gate": 0.3}})[0] == 0.3
+    assert "never opened" in gate_note({"a": {"gate": SHUT_GATE / 2}})[1] and gate_note({}) == (None, None)
 
 
 def test_steps_that_no_episode_reaches_are_left_out():
