@@ -41,7 +41,7 @@ from lerobot_policy_world_modality.hub.on_hub import forget_disk
 from tests.coc.helpers import label_of
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import make_config, open_gates
-from tests.report.synthetic import VERSIONS, episode
+from tests.studies.report.synthetic import VERSIONS, episode
 from world_modality_core.configs import ProphetConfig
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.companion import open_companion

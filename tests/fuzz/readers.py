@@ -119,7 +119,7 @@ def make_targets(base: Path, source: Path, companion: Path, write_study: Callabl
         base: A new folder.
         source: A small LeRobotDataset with videos.
         companion: Its companion, with PCA and tokens.
-        write_study: `tests.report.synthetic.write_study`.
+        write_study: `tests.studies.report.synthetic.write_study`.
     """
     from world_modality_core.latents.companion import open_companion
 

@@ -10,7 +10,7 @@ import yaml
 
 from coc_tools.dataset_writer import INFO, WriteError, recover
 from lerobot_policy_world_modality.record.cli import RecordConfig, RecordEnv, RecordOutput, record
-from tests.report.synthetic import episode, write_eval
+from tests.studies.report.synthetic import episode, write_eval
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import write_text
 from world_modality_core.latents import companion

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from lerobot.utils.io_utils import write_video
 
-from tests.report.synthetic import TASKS, write_eval, write_study
+from tests.studies.report.synthetic import TASKS, write_eval, write_study
 from world_modality_core.studies.evidence.compare import compare
 from world_modality_core.studies.evidence.episodes import read_episodes
 from world_modality_core.studies.matrix.expand import Job

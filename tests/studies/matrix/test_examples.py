@@ -20,7 +20,7 @@ from world_modality_core.studies.matrix.expand import Job, expand
 from world_modality_core.studies.matrix.flags import check_flags, has_metrics_file
 from world_modality_core.studies.matrix.study import load_study
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 FOLDER = REPO / "examples/studies"
 CONFIGS = {
     "train": TrainPipelineConfig,

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from lerobot_policy_world_modality.evaluation.arms import BANK_ARMS
-from tests.matrix.helpers import BASE, Fakes, is_alive
+from tests.studies.matrix.helpers import BASE, Fakes, is_alive
 from world_modality_core.studies.matrix.job_record import EXCHANGING_ARMS
 
 JOBS = [f"{kind}-{model}-s{seed}" for seed in (1, 2) for model in "AF" for kind in ("train", "eval")]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.report.synthetic import episode, write_eval, write_study
+from tests.studies.report.synthetic import episode, write_eval, write_study
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.report import film, media
 from world_modality_core.studies.report.charts import Line, line_chart, nice_step, scale_around, strip
