@@ -300,7 +300,6 @@ def _read_imagined(read: Callable) -> Callable[[Path], object]:
 def _queues(base: Path) -> list[Target]:
     import yaml
 
-    from world_modality_core.studies.matrix.estimate import guess_all
     from world_modality_core.studies.matrix.expand import expand
     from world_modality_core.studies.matrix.job_record import check_unchanged, new_record, prepare, state, write_record
     from world_modality_core.studies.matrix.study import load_study
@@ -308,7 +307,7 @@ def _queues(base: Path) -> list[Target]:
     folder = base / "matrix"
     folder.mkdir()
     study = {
-        "vars": {"data": "d"}, "root": "root", "seeds": [1, 2], "arms": ["intact", "zero"], "seconds": {"train": 0.5},
+        "vars": {"data": "d"}, "root": "root", "seeds": [1, 2], "arms": ["intact", "zero"],
         "prophets": {"P": {"steps": 10, "companions": "${data}"}},
         "train": {"policy.type": "world_A", "steps": 10, "dataset.root": "${data}"},
         "eval": {"env.task": "a,b", "eval.n_episodes": 3},
@@ -343,7 +342,6 @@ def _queues(base: Path) -> list[Target]:
         here = expand(load_study(folder / "study.yaml", root=str(root)), lambda _: True)
         job = next(job for job in here if job.name == train.name)
         check_unchanged([job])
-        guess_all([job], {})
         state(job)
         prepare(job, read_record(job.folder))
 

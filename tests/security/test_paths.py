@@ -20,7 +20,6 @@ from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, S
 from world_modality_core.precompute.source import Source
 from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
 from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes
-from world_modality_core.studies.matrix.errors import MatrixError
 from world_modality_core.studies.matrix.study import load_study
 from world_modality_core.studies.report.clips import choose_clips
 from world_modality_core.studies.report.film import read_imagined
@@ -144,7 +143,7 @@ def test_names_of_a_study_are_names_of_folders(work, key, name):
     )
     load_study(work / "s.yaml")
     (work / "s.yaml").write_text(yaml.safe_dump(study | {key: {name: {}}}))
-    with pytest.raises(MatrixError, match="a name is made of"):
+    with pytest.raises(ConfigError, match="a name is made of"):
         load_study(work / "s.yaml")
     (work / "s.yaml").unlink()
 
@@ -153,7 +152,7 @@ def test_a_yaml_bomb_is_refused(work):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
     (work / "s.yaml").write_text("\n".join(lines))
-    with pytest.raises(MatrixError, match="with all aliases written out"):
+    with pytest.raises(ConfigError, match="with all aliases written out"):
         load_study(work / "s.yaml")
 
 
