@@ -56,7 +56,7 @@ from world_modality_core.prophet.cli import train_prophet
 from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.studies.evidence.checkpoint import checkpoint_hash
 from world_modality_core.studies.evidence.compare import compare
-from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes, write_eval_info
+from world_modality_core.studies.evidence.episode_records import EpisodeWriter, read_episodes, write_eval_info
 
 HERE = Path(__file__).parent
 SOURCE = "compatibility/source"

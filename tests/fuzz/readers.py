@@ -237,10 +237,10 @@ def _records(base: Path, write_study: Callable) -> list[Target]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from world_modality_core.studies.evidence.episodes import read_episodes, read_eval_infos
+    from world_modality_core.studies.evidence.episode_records import read_episodes, read_eval_infos
     from world_modality_core.studies.report.film import read_imagined
-    from world_modality_core.studies.report.page import make_page, render
     from world_modality_core.studies.report.records import CURVE_COLUMNS, read_records
+    from world_modality_core.studies.report.report_page import make_page, render
 
     evaluation = write_study(base / "records/all", n_seeds=1, n_scenes=2) / "eval-F_k4-0"
     parts = {str(p.relative_to(evaluation)): "binary" for p in evaluation.rglob("episodes/*.parquet")}

@@ -19,7 +19,7 @@ from world_modality_core.precompute.assemble import write_derived
 from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
 from world_modality_core.precompute.source import Source
 from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
-from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes
+from world_modality_core.studies.evidence.episode_records import EpisodeWriter, read_episodes
 from world_modality_core.studies.matrix.study import load_study
 from world_modality_core.studies.report.clips import choose_clips
 from world_modality_core.studies.report.film import read_imagined

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from world_modality_core.studies.evidence.episodes import EpisodeWriter, write_eval_info
+from world_modality_core.studies.evidence.episode_records import EpisodeWriter, write_eval_info
 
 TASKS = ("push-v3", "reach-v3", "peg-insert-side-v3")
 VERSIONS = {"lerobot": "0.6.1", "torch": "2.11.0", "python": "3.12.0"}

@@ -13,7 +13,7 @@ from lerobot.utils.io_utils import write_video
 
 from tests.studies.report.synthetic import TASKS, write_eval, write_study
 from world_modality_core.studies.evidence.compare import compare
-from world_modality_core.studies.evidence.episodes import read_episodes
+from world_modality_core.studies.evidence.episode_records import read_episodes
 from world_modality_core.studies.matrix.expand import Job
 from world_modality_core.studies.matrix.export import export
 from world_modality_core.studies.matrix.study import Study

@@ -14,6 +14,7 @@ import pytest
 
 from tests.studies.report.synthetic import episode, write_eval, write_study
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.studies.evidence.comparable import ModelArm
 from world_modality_core.studies.report import film, media
 from world_modality_core.studies.report.charts import Line, line_chart, nice_step, scale_around, strip
 from world_modality_core.studies.report.cli import main, make_parser, report
@@ -92,7 +93,7 @@ def filmed(tmp_path):
     return pd.DataFrame(rows), folders
 
 
-SIDES = [(("F", "intact"), ("F", "zero"))]
+SIDES = [(ModelArm("F", "intact"), ModelArm("F", "zero"))]
 
 
 def test_clips_are_of_scenes_in_which_arms_disagree(filmed):
@@ -108,7 +109,7 @@ def test_no_rollout_is_shown_twice(filmed):
     episodes, folders = filmed
     again = episodes[episodes["arm"] == "zero"].assign(arm="random")
     pairs = choose_clips(
-        pd.concat([episodes, again], ignore_index=True), [*SIDES, (SIDES[0][0], ("F", "random"))],
+        pd.concat([episodes, again], ignore_index=True), [*SIDES, (SIDES[0][0], ModelArm("F", "random"))],
         {**folders, ("F", 0, "random"): folders["F", 0, "zero"]}, 12, 10**6,
     )  # fmt: skip
     paths = [clip.path for pair in pairs for clip in pair.clips]
@@ -223,8 +224,8 @@ def test_records_of_another_schema_are_refused(tmp_path, name):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is no folder"),
-        (["{}", "--baseline=Z"], "baseline='Z': there is no such model; there are A"),
-        (["{}", "--matched=Z"], "matched='Z': there is no such model"),
+        (["{}", "--baseline=Z"], "baseline='Z' is no model of these episodes; they are of A"),
+        (["{}", "--matched=Z"], "matched='Z' is no model"),
         (["{}", "--max_videos=-1"], "--max_videos=-1: expected at least 0"),
         (["{}", "--n_bootstrap=5"], "--n_bootstrap=5: expected at least 100"),
         (["{}/empty"], "nothing to report"),

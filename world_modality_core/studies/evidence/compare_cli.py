@@ -18,11 +18,6 @@ from draccus.utils import ParsingError
 from world_modality_core.io.commands import command_errors
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import write_text
-from world_modality_core.studies.evidence.comparable import NotComparableError
-from world_modality_core.studies.evidence.compare import Report, compare
-from world_modality_core.studies.evidence.compare_table import format_report
-from world_modality_core.studies.evidence.episodes import read_episodes
-from world_modality_core.studies.evidence.plan_text import Wanted, make_plan
 
 REFUSED = 2
 
@@ -88,7 +83,7 @@ class CompareConfig:
             )
 
 
-def run(cfg: CompareConfig) -> Report | None:
+def run(cfg: CompareConfig) -> None:
     """Compare, print, and write what was asked for; or plan.
 
     Raises:
@@ -97,6 +92,12 @@ def run(cfg: CompareConfig) -> Report | None:
         NotComparableError: episodes must not be compared.
     """
     cfg.validate()
+    # pandas and scipy take longer to import than wrong options take to be refused.
+    from world_modality_core.studies.evidence.compare import compare
+    from world_modality_core.studies.evidence.compare_table import format_report
+    from world_modality_core.studies.evidence.episode_records import read_episodes
+    from world_modality_core.studies.evidence.plan_text import PlanOptions, make_plan
+
     names = {
         "baseline": cfg.baseline,
         "candidates": _split(cfg.candidates),
@@ -107,9 +108,9 @@ def run(cfg: CompareConfig) -> Report | None:
     }
     if cfg.plan:
         pilot = compare(read_episodes(cfg.folders), **names, n_bootstrap=0) if cfg.folders else None
-        wanted = Wanted(cfg.difference, cfg.rate, cfg.discordance, cfg.power, cfg.alpha, cfg.n)
+        wanted = PlanOptions(cfg.difference, cfg.rate, cfg.discordance, cfg.power, cfg.alpha, cfg.n)
         print(make_plan(wanted, pilot))
-        return None
+        return
     report = compare(
         read_episodes(cfg.folders), **names, sequential=cfg.sequential, n_bootstrap=cfg.n_bootstrap, seed=cfg.seed
     )
@@ -122,7 +123,6 @@ def run(cfg: CompareConfig) -> Report | None:
         from world_modality_core.studies.evidence.compare_plot import save_plot
 
         save_plot(report, Path(cfg.plot))
-    return report
 
 
 def folders_as_option(arguments: list[str]) -> list[str]:
@@ -143,7 +143,7 @@ def _split(names: str) -> list[str]:
 
 def main() -> None:
     """Console script `wm-compare`: exits with 2 if it refuses."""
-    with command_errors("wm-compare", NotComparableError, ParsingError, remedy="begins anew", status=REFUSED):
+    with command_errors("wm-compare", ParsingError, remedy="begins anew", status=REFUSED):
         run(draccus.parse(CompareConfig, args=folders_as_option(sys.argv[1:])))
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from world_modality_core.io.files import writing
-from world_modality_core.studies.evidence.compare import Report
+from world_modality_core.studies.evidence.compare import ComparisonReport
 
 ROW_IN = 0.26
 
 
-def save_plot(report: Report, path: Path) -> None:
+def save_plot(report: ComparisonReport, path: Path) -> None:
     """Draw every comparison: over all episodes, over training runs where there are several, and per task.
 
     Args:

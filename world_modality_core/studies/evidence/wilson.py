@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statsmodels.stats.proportion import proportion_confint
+from scipy.stats import binomtest
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -23,5 +23,5 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"successes={successes} of n={n}: expected n >= 1 and 0 <= successes <= n")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a level between 0 and 1, such as 0.95")
-    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
+    low, high = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(low), float(high)

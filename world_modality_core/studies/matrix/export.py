@@ -24,7 +24,12 @@ import pandas as pd
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json, read_json_lines, write_text, writing
-from world_modality_core.studies.evidence.episodes import EPISODES_FILE, read_episodes, read_eval_info, write_episodes
+from world_modality_core.studies.evidence.episode_records import (
+    EPISODES_FILE,
+    read_episodes,
+    read_eval_info,
+    write_episodes,
+)
 from world_modality_core.studies.matrix.expand import Job
 from world_modality_core.studies.matrix.job_record import read_record
 from world_modality_core.studies.matrix.study import KINDS, Study

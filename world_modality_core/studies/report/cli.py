@@ -54,9 +54,9 @@ def report(given: argparse.Namespace) -> Path | None:
         if getattr(given, name) < least:
             raise ConfigError(f"--{name}={getattr(given, name)}: expected at least {least}")
     try:
-        from world_modality_core.studies.report.page import make_page, markdown_row, render
         from world_modality_core.studies.report.paired_differences import compare_all
         from world_modality_core.studies.report.records import read_records
+        from world_modality_core.studies.report.report_page import make_page, markdown_row, render
     except ImportError as error:
         raise ConfigError(
             f"{error.name} is not installed: pip install 'lerobot_policy_world_modality[report]'"

@@ -11,8 +11,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.evidence.comparable import NotComparableError, Side, pair
-from world_modality_core.studies.evidence.compare import INTACT, Comparison, Overall, Report, compare
+from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, pair
+from world_modality_core.studies.evidence.compare import INTACT, Comparison, ComparisonReport, OverallMean, compare
 from world_modality_core.studies.evidence.verdicts import (
     CLOSED_ARM,
     NEEDED,
@@ -141,7 +141,7 @@ class Compared:
 
     Attributes:
         groups: Forests.
-        sides: Pairs of (model, arm) in the order of the comparisons.
+        sides: First and second of the comparisons, those of models first.
         findings: Of models against the baseline.
         verdicts: On memories.
         overall: (model, arm) -> means over tasks and tiers.
@@ -150,10 +150,10 @@ class Compared:
     """
 
     groups: list[DifferenceGroup] = field(default_factory=list)
-    sides: list[tuple[tuple[str, str], tuple[str, str]]] = field(default_factory=list)
+    sides: list[tuple[ModelArm, ModelArm]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     verdicts: list[Finding] = field(default_factory=list)
-    overall: dict[tuple[str, str], tuple[Overall, ...]] = field(default_factory=dict)
+    overall: dict[tuple[str, str], tuple[OverallMean, ...]] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
     n_left_out: int = 0
 
@@ -179,12 +179,14 @@ def compare_all(
         n_bootstrap: Draws of the bootstrap.
 
     Raises:
-        ConfigError: if the baseline or the matched model is not there.
+        ConfigError: if there are no episodes of the baseline or the matched model.
     """
     models = sorted(episodes["model"].unique()) if len(episodes) else []
     for name, value in (("baseline", baseline), ("matched", matched)):
         if value and value not in models:
-            raise ConfigError(f"{name}={value!r}: there is no such model; there are {', '.join(models) or 'none'}")
+            raise ConfigError(
+                f"{name}={value!r} is no model of these episodes; they are of {', '.join(models) or 'none'}"
+            )
     options = {"common_scenes": common_scenes, "n_bootstrap": n_bootstrap}
     refusals: list[str] = []
     try:
@@ -200,7 +202,7 @@ def compare_all(
     comparisons = [c for report in reports for c in report.comparisons]
     return Compared(
         groups=_groups(comparisons),
-        sides=[((c.first.model, c.first.arm), (c.second.model, c.second.arm)) for c in _models_first(comparisons)],
+        sides=[(c.first, c.second) for c in sorted(comparisons, key=lambda c: c.kind == "arm")],
         findings=[_against_baseline(c, r.alpha) for r in reports for c in r.comparisons if c.kind != "arm"],
         verdicts=[_verdict(v, r) for r in reports for v in r.verdicts],
         overall={(s.side.model, s.side.arm): s.overall for r in reports for s in r.sides},
@@ -218,7 +220,7 @@ def _comparable(episodes, models: Sequence[str], baseline: str, matched: str, co
     """
     refusals, against, dropped = [], {}, []
 
-    def fits(first: Side, second: Side, rows: pd.DataFrame) -> bool:
+    def fits(first: ModelArm, second: ModelArm, rows: pd.DataFrame) -> bool:
         try:
             pair(rows, first, second, common_scenes)
         except NotComparableError as error:
@@ -228,24 +230,20 @@ def _comparable(episodes, models: Sequence[str], baseline: str, matched: str, co
 
     by_model = dict(list(episodes.groupby("model"))) if models else {}
     for model in models:
-        rows, intact = by_model[model], Side(model, INTACT)
+        rows, intact = by_model[model], ModelArm(model, INTACT)
         if model in (baseline, matched):
             continue
         arms = [arm for arm in sorted(rows["arm"].unique()) if arm != INTACT]
-        refused = [arm for arm in arms if not fits(intact, Side(model, arm), rows)]
+        refused = [arm for arm in arms if not fits(intact, ModelArm(model, arm), rows)]
         dropped += [rows.index[rows["arm"] == arm] for arm in refused]
         found = tuple(
-            other if other and fits(intact, Side(other, INTACT), pd.concat([rows, by_model[other]])) else ""
+            other if other and fits(intact, ModelArm(other, INTACT), pd.concat([rows, by_model[other]])) else ""
             for other in (baseline, matched)
         )
         if any(found) or len(arms) > len(refused):
             against[model] = found
     kept = episodes.drop(index=[i for index in dropped for i in index])
     return kept, list(dict.fromkeys(refusals)), against
-
-
-def _models_first(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    return sorted(comparisons, key=lambda c: c.kind == "arm")
 
 
 def _groups(comparisons: list[Comparison]) -> list[DifferenceGroup]:
@@ -310,7 +308,7 @@ def _against_baseline(c: Comparison, alpha: float) -> Finding:
     return Finding(kind, f"against {c.second.model}{control}", answer + negative, tuple(reasons), c.first.model)
 
 
-def _verdict(verdict: Verdict, report: Report) -> Finding:
+def _verdict(verdict: Verdict, report: ComparisonReport) -> Finding:
     is_negative = verdict.answer in (NOT_SHOWN, SHUT)
     kind = "shown" if verdict.answer == SHOWN else "not" if is_negative else "open"
     answer = verdict.answer + (" (negative)" if is_negative else "")
@@ -339,7 +337,7 @@ def count_answers(findings: Iterable[Finding]) -> list[str]:
     ]
 
 
-def _mean_text(mean: Overall, signed: bool = False) -> str:
+def _mean_text(mean: OverallMean, signed: bool = False) -> str:
     """Such as "+12.3 (+1.0 to +20.1)", in points or per cent."""
     sign = "+" if signed else ""
     text = f"{100 * mean.value:{sign}.1f}"
@@ -348,7 +346,7 @@ def _mean_text(mean: Overall, signed: bool = False) -> str:
     return f"{text} ({100 * mean.low:{sign}.1f} to {100 * mean.high:{sign}.1f})"
 
 
-def overall_texts(overall: Iterable[Overall]) -> dict[str, str]:
+def overall_texts(overall: Iterable[OverallMean]) -> dict[str, str]:
     """Name of a mean -> its value with its interval, in per cent; without the mean over episodes."""
     return {mean.name: _mean_text(mean) for mean in overall if mean.name != "episodes"}
 

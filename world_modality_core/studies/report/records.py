@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import checked, parse_json, read_json, read_parquet, reading
-from world_modality_core.studies.evidence.episodes import (
+from world_modality_core.studies.evidence.episode_records import (
     EPISODE_SCHEMA,
     EPISODES_FILE,
     INFO_FILE,
