@@ -19,6 +19,7 @@ from world_modality_core.precompute.assemble import write_derived
 from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
 from world_modality_core.precompute.source import Source
 from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
+from world_modality_core.studies.evidence.comparable import ModelArm
 from world_modality_core.studies.evidence.episode_records import EpisodeWriter, read_episodes
 from world_modality_core.studies.matrix.study import load_study
 from world_modality_core.studies.report.clips import choose_clips
@@ -111,7 +112,7 @@ def test_a_page_shows_no_file_from_outside(work, name):
     import pandas as pd
 
     folders = {(model, 0, "intact"): work / model / "eval" for model in "AF"}
-    sides = [(("A", "intact"), ("F", "intact"))]
+    sides = [(ModelArm("A", "intact"), ModelArm("F", "intact"))]
     assert choose_clips(pd.DataFrame(rows[2:]), sides, folders, 4, 10**6)  # what is its own it shows
     assert not choose_clips(pd.DataFrame(rows[:2]), sides, folders, 4, 10**6)
 

@@ -145,7 +145,7 @@ def test_gate_that_never_opened(episodes):
 
 def test_command_writes_table_json_and_plot(folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    out, plot = tmp_path / "made" / "comparison.json", tmp_path / "made" / "forest.svg"
+    out, plot = tmp_path / "new" / "comparison.json", tmp_path / "new" / "forest.svg"
     options = ["--baseline=A", "--matched=B", "--n_bootstrap=100", f"--json={out}", f"--plot={plot}"]
     code, printed, _ = run([folder, *options], monkeypatch, capsys)
     assert code == 0
@@ -163,7 +163,7 @@ def test_command_writes_table_json_and_plot(folder, tmp_path, monkeypatch, capsy
     first = record["comparisons"][0]
     assert {"kind", "first", "second", "parts", "overall", "runs", "sequential", "p", "p_holm"} <= set(first)
     assert record["verdicts"][0]["answer"] == "shown"
-    assert plot.read_text().lstrip().startswith("<?xml")
+    assert plot.read_text().lstrip().startswith("<?xml") and ">F/intact - A/intact</text>" in plot.read_text()
     assert sorted(path.name for path in out.parent.iterdir()) == ["comparison.json", "forest.svg"]
 
 

@@ -108,6 +108,8 @@ class ComparisonReport:
     verdicts: tuple[Verdict, ...]
     # Holm's p-value of each verdict's p-value over the models judged, by (model, question).
     verdict_p_holm: dict[tuple[str, str], float] = field(default_factory=dict)
+    # Why comparisons were refused; empty if that was an error.
+    refusals: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists, dictionaries, numbers and strings."""
@@ -137,6 +139,7 @@ def compare(
     common_scenes: bool = False,
     n_bootstrap: int = 2000,
     seed: int = 0,
+    all_or_nothing: bool = True,
 ) -> ComparisonReport:
     """Compare arms with intact, and models with a baseline, on the same scenes.
 
@@ -152,6 +155,8 @@ def compare(
         common_scenes: Compare on the scenes that both sides have, rather than refuse.
         n_bootstrap: Draws of the bootstrap; 0 leaves its intervals out.
         seed: Seed of the bootstrap.
+        all_or_nothing: Raise if a comparison must be refused or nothing is left to compare; else make the others, and
+            name what was refused in the report.
 
     Returns:
         Rates, comparisons and verdicts.
@@ -165,20 +170,25 @@ def compare(
     models = sorted(episodes["model"].unique())
     candidates = _check_names(episodes, models, baseline, candidates, arms, matched)
     wanted = _wanted(episodes, baseline, candidates, arms, matched)
+    if all_or_nothing and not wanted:
+        raise ConfigError(f"baseline={baseline!r}: nothing to compare; {_remedy(models)}")
     paired, problems = [], []
     for kind, first, second in wanted:
         try:
             paired.append((kind, pair(episodes, first, second, common_scenes)))
         except NotComparableError as error:
             problems.append(str(error))
-    if problems:
-        raise NotComparableError("\n".join(dict.fromkeys(problems)))
+    problems = list(dict.fromkeys(problems))
+    if all_or_nothing and problems:
+        raise NotComparableError("\n".join(problems))
     bootstrap = (n_bootstrap, seed, 1 - alpha)
     comparisons = _with_holm([_compare(kind, pairs, alpha, sequential, bootstrap) for kind, pairs in paired])
     names = list(dict.fromkeys(side for c in comparisons for side in (c.second, c.first)))
     sides = [rates_of(episodes, side, *bootstrap) for side in sorted(names, key=lambda s: (s.model, s.arm != INTACT))]
     verdicts = _judge(candidates, comparisons, {side.side: side.gates for side in sides}, alpha)
-    return ComparisonReport(alpha, tuple(sides), tuple(comparisons), tuple(verdicts), _verdict_holm(verdicts))
+    return ComparisonReport(
+        alpha, tuple(sides), tuple(comparisons), tuple(verdicts), _verdict_holm(verdicts), tuple(problems)
+    )
 
 
 def _check_names(episodes, models, baseline, candidates, arms, matched) -> list[str]:
@@ -186,7 +196,9 @@ def _check_names(episodes, models, baseline, candidates, arms, matched) -> list[
     for name, values in (("baseline", [baseline]), ("candidates", candidates), ("matched", [matched])):
         for value in values:
             if value and value not in models:
-                raise ConfigError(f"{name}={value!r} is no model of these episodes; they are of {', '.join(models)}")
+                raise ConfigError(
+                    f"{name}={value!r} is no model of these episodes; they are of {', '.join(models) or 'none'}"
+                )
     known = sorted(episodes["arm"].unique())
     for arm in arms:
         if arm not in known:
@@ -213,15 +225,13 @@ def _wanted(episodes, baseline: str, candidates: list[str], arms, matched: str) 
             wanted.append(("model", intact, ModelArm(baseline, INTACT)))
         if matched:
             wanted.append(("matched", intact, ModelArm(matched, INTACT)))
-    if not wanted:
-        models = sorted(episodes["model"].unique())
-        remedy = (
-            f"name one of the models {', '.join(models)} with --baseline"
-            if len(models) > 1
-            else f"evaluate {models[0]} with other arms than {INTACT}, or another model"
-        )
-        raise ConfigError(f"baseline={baseline!r}: nothing to compare; {remedy}")
     return wanted
+
+
+def _remedy(models: list[str]) -> str:
+    if len(models) > 1:
+        return f"name one of the models {', '.join(models)} with --baseline"
+    return f"evaluate {models[0]} with other arms than {INTACT}, or another model"
 
 
 def _compare(kind: str, pairs: Pairs, alpha: float, sequential: bool, bootstrap: tuple[int, int, float]) -> Comparison:
