@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests/studies/evidence")]
 from provenance import provenance
+from simulated_studies import StudyShape, simulate_study
 
-from tests.studies.evidence.simulated_studies import StudyShape, simulate_study
 from world_modality_core.studies.evidence.comparable import ModelArm, pair
 from world_modality_core.studies.evidence.compare import INTACT, compare
 from world_modality_core.studies.evidence.hierarchical_bootstrap import bootstrap_intervals

@@ -280,13 +280,10 @@ def _records(base: Path, write_study: Callable) -> list[Target]:
 
 
 def _imagined(folder: Path) -> Path:
-    import numpy as np
+    from tests.studies.report.synthetic import make_imagined
+    from world_modality_core.studies.report.film import write_imagined
 
-    from world_modality_core.studies.report.film import Imagined, Moment, Step, write_imagined
-
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    steps = [Step(4, pixels, "episode 1, frame 2", pixels, 0.9, 0.8)]
-    write_imagined(Imagined([Moment("push", 0, 1, pixels, steps)], [4], [0.9], [0.8], 10, 1, 20, 10.0, "F"), folder)
+    write_imagined(make_imagined(n_steps=1), folder)
     return folder
 
 

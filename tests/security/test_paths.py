@@ -10,7 +10,7 @@ import yaml
 
 from coc_tools.dataset_writer import INFO, WriteError, recover
 from lerobot_policy_world_modality.record.cli import RecordConfig, RecordEnv, RecordOutput, record
-from tests.studies.report.synthetic import episode, write_eval
+from tests.studies.report.synthetic import episode, make_imagined, write_eval
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import write_text
 from world_modality_core.latents import companion
@@ -23,7 +23,7 @@ from world_modality_core.studies.evidence.comparable import ModelArm
 from world_modality_core.studies.evidence.episode_records import EpisodeWriter, read_episodes
 from world_modality_core.studies.matrix.study import load_study
 from world_modality_core.studies.report.clips import choose_clips
-from world_modality_core.studies.report.film import read_imagined
+from world_modality_core.studies.report.film import read_imagined, write_imagined
 
 OUTSIDE = ["../../outside", "/outside", "user/../../outside", "..", "user/.."]
 
@@ -118,13 +118,7 @@ def test_a_page_shows_no_file_from_outside(work, name):
 
 
 def test_a_filmstrip_names_pictures_of_its_own_folder_only(work):
-    import numpy as np
-
-    from world_modality_core.studies.report.film import Imagined, Moment, Step, write_imagined
-
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    moment = Moment("push", 0, 1, pixels, [Step(4, pixels, "e", pixels, 0.9, 0.8)])
-    path = write_imagined(Imagined([moment], [4], [0.9], [0.8], 10, 1, 20, 10.0), work)
+    path = write_imagined(make_imagined(), work)
     assert read_imagined(path).moments[0].now == work / "0001.jpg"
     (work / "link.jpg").symlink_to(work.parent / "outside/file.txt")
     record = json.loads(path.read_text())

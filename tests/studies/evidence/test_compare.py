@@ -188,7 +188,7 @@ def test_command_refuses_with_code_2(folder, episodes, tmp_path, monkeypatch, ca
         (tmp_path / "nowhere",): "nowhere does not exist",
         (folder, "--alpha=95", "--baseline=A"): "alpha=95",
         (folder, "--baseline=A", "--plot=x.gif"): "plot='x.gif'",
-        (folder, tmp_path, "--baseline=A"): "there more than once",
+        (folder, tmp_path, "--baseline=A"): "found more than once",
         (): "folders is empty",
         ("--plan", "--rate=0.95"): "rate=0.95 and difference=0.1",
         ("--plan", "--discordance=0.05"): "discordance=0.05",

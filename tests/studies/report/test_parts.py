@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.studies.report.synthetic import episode, write_eval, write_study
+from tests.studies.report.synthetic import episode, make_imagined, write_eval, write_study
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence.comparable import ModelArm
 from world_modality_core.studies.report import film, media
@@ -145,24 +145,17 @@ def test_videos_that_are_gone_or_elsewhere_are_left_out(filmed, tmp_path):
 
 @pytest.fixture
 def imagined() -> film.Imagined:
-    rng = np.random.default_rng(0)
-
-    def picture():
-        return rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
-
-    steps = [film.Step(4 * k, picture(), f"episode {k}", picture(), 0.9, 0.8) for k in (1, 2)]
-    moments = [film.Moment("push <b>", 3, 21, picture(), steps)]
-    return film.Imagined(moments, [4, 8], [0.9, 0.8], [0.8, 0.7], 480, 6, 8400, 80.0, "F")
+    return make_imagined("push <b>")
 
 
 def test_imagined_futures_are_written_read_and_shown(imagined, tmp_path):
     path = film.write_imagined(imagined, tmp_path / "imagined")
     read = film.read_imagined(path)
     assert (read.model, read.offsets, read.moments[0].task) == ("F", [4, 8], "push <b>")
-    assert [step.found_where for step in read.moments[0].steps] == ["episode 1", "episode 2"]
+    assert [step.found_where for step in read.moments[0].steps] == ["episode 1, frame 7", "episode 2, frame 7"]
     assert len({step.found for step in read.moments[0].steps} | {step.real for step in read.moments[0].steps}) == 4
     html = report(make_parser().parse_args([str(tmp_path), f"--output={tmp_path / 'r.html'}"])).read_text()
-    assert html.count("<img") == 5 and "push &lt;b&gt;" in html and "cosine 0.90, copy 0.80" in html
+    assert html.count("<img") == 10 and "push &lt;b&gt;" in html and "cosine 0.85, copy 0.70" in html
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "gone.jpg"])

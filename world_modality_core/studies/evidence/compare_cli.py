@@ -26,20 +26,20 @@ REFUSED = 2
 class CompareConfig:
     """Options of `wm-compare`."""
 
-    # Folders with episodes, of evaluations, of studies or of records, or episodes.parquet files; names before the first
-    # option are these.
+    # Folders of evaluations, studies or records, or episodes.parquet files; names before the first option are taken as
+    # folders.
     folders: list[str] = field(default_factory=list)
     # Model that the candidates are compared with.
     baseline: str = ""
     # Models to judge, with commas between them; all but the baseline and the matched one if not given.
     candidates: str = ""
-    # Arms to compare with intact, with commas between them; all that there are if not given.
+    # Arms to compare with intact, with commas between them; all if not given.
     arms: str = ""
     # Model with as many parameters, trained without memory: the control of "needed at test time".
     matched: str = ""
     # Level of each test; the intervals have level 1 - alpha.
     alpha: float = 0.05
-    # Test by the e-process, which may be looked at at any time, while episodes still come in.
+    # Test by the e-process: you may look at the result, and stop, at any time while episodes still come in.
     sequential: bool = False
     # Compare on the scenes and training seeds that both sides have, rather than refuse.
     common_scenes: bool = False
@@ -53,18 +53,19 @@ class CompareConfig:
     markdown: bool = False
     # Also draw the paired differences into this file (.png or .svg).
     plot: str | None = None
-    # Say how many episodes a difference needs, and stop; folders, if there are any, are a pilot. For it alone:
+    # Say how many episodes a difference needs, and stop. Folders, if given, are a pilot study. Only for this are the
+    # options that follow:
     plan: bool = False
     # Difference of success rates to find, in (0, 1).
     difference: float = 0.1
-    # Success rate of the baseline, in (0, 1); without a discordance and a pilot, the two are taken to succeed
+    # Success rate of the baseline, in (0, 1). Without --discordance and a pilot the two models are taken to succeed
     # independently of each other.
     rate: float = 0.6
     # Share of pairs in which only one of the two succeeds, in (0, 1].
     discordance: float | None = None
-    # Probability to find the difference if it is there.
+    # Probability to find the difference if it is real.
     power: float = 0.8
-    # Pairs (scenes x training seeds): also say what this many see.
+    # Pairs (scenes x training seeds): also say which difference this many would find.
     n: int | None = None
 
     def validate(self) -> None:

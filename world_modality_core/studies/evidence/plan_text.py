@@ -79,7 +79,7 @@ def make_plan(wanted: PlanOptions, pilot: ComparisonReport | None = None) -> str
 
 
 def _needed(source: str, discordance: float, wanted: PlanOptions) -> list[str]:
-    # A difference can't be larger than the discordance: a pilot with less would have more of it, were the effect there.
+    # A difference can't be larger than the discordance: a pilot with less had more of it if the effect were real.
     used = max(discordance, wanted.difference)
     n = episodes_needed(wanted.difference, used, wanted.power, wanted.alpha)
     lines = [f"{n} pairs at a discordance of {100 * used:.1f} % ({source})"]
