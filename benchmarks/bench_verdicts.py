@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests/studies/evidence")]
+sys.path.extend([str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests/studies/evidence")])
 from provenance import provenance
 from simulated_studies import StudyShape, simulate_study
 

@@ -179,6 +179,8 @@ def _merge(common: Flags, own: Flags, where: str, kind: str) -> Flags:
     for flag in [*common, *own]:
         if flag in _SET_BY_THE_STUDY[kind]:
             raise ConfigError(f"{where}: {flag} is given by the study itself; leave it out")
+        if flag.rpartition(".")[2] == "trust_remote_code":
+            raise ConfigError(f"{where}: {flag}: a file can't ask for code to be run; leave it out")
     taken_away = [pattern for pattern, value in own.items() if value is None]
     kept = {
         flag: value
