@@ -22,8 +22,8 @@ import runpy, sys
 sys.argv = {argv}
 try:
     runpy.run_module({module!r}, run_name="__main__")
-except SystemExit:
-    pass
+except SystemExit as stop:
+    assert bool(stop.code) == {is_wrong}, stop.code
 """
 
 
@@ -44,5 +44,6 @@ def test_no_module_brings_torch_or_lerobot():
     [("evidence.compare_cli", "--alpha=7"), ("matrix.cli", "--jobs=0"), ("report.cli", "--n_bootstrap=1")],
 )
 def test_help_and_wrong_options_bring_nothing_heavy(module, wrong):
-    for argv in (["wm", "--help"], ["wm", "somewhere", wrong]):
-        assert heavy_imports(A_COMMAND.format(argv=argv, module=f"world_modality_core.studies.{module}")) == set()
+    module = f"world_modality_core.studies.{module}"
+    for argv, is_wrong in ((["wm", "--help"], False), (["wm", "somewhere", wrong], True)):
+        assert heavy_imports(A_COMMAND.format(argv=argv, module=module, is_wrong=is_wrong)) == set()

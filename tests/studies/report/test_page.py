@@ -148,7 +148,7 @@ def test_the_summary_says_the_verdicts_in_words(study, html):
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", html))
     for verdict in found.verdicts:
         assert f"{verdict.model}: {verdict.question}: {verdict.answer}" in text
-        assert all(reason.replace(" - ", " - ") in text for reason in verdict.reasons)
+        assert all(reason in text for reason in verdict.reasons)
     assert "F_k4: memory used: shown" in text and "F_k4 against A_k4: higher success" in text
     headings = Parsed(html).headings
     assert headings["differences"] == "Paired differences" and "negative" not in headings["verdicts"]
@@ -181,7 +181,7 @@ def test_every_section_is_there_with_an_anchor(html):
 
 def test_the_page_needs_nothing_else(html):
     page = Parsed(html)
-    assert page.tags.count("script") == 1 and not set(page.tags) & {"iframe", "object", "link rel=stylesheet"}
+    assert page.tags.count("script") == 1 and not set(page.tags) & {"iframe", "object", "embed"}
     assert page.tags.count("video") == 6
     assert page.loads and all(load.startswith(("data:", "#")) for load in page.loads)
     assert not re.search(r"url\((?!#)|@import|fetch\(|https?:", html)
