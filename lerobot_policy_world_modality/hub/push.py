@@ -27,7 +27,7 @@ from world_modality_core.precompute.cards import companion_card, copy_card, know
 from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_hash
 from world_modality_core.studies.evidence.compare import INTACT, compare
 from world_modality_core.studies.evidence.compare_table import format_report
-from world_modality_core.studies.evidence.episodes import read_episodes, read_eval_infos
+from world_modality_core.studies.evidence.episode_records import read_episodes, read_eval_infos
 from world_modality_core.studies.evidence.wilson import wilson_interval
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"

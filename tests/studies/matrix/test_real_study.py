@@ -16,7 +16,7 @@ from tests.plugin.helpers import SMALL
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig
 from world_modality_core.precompute.steps import precompute
-from world_modality_core.studies.evidence.episodes import read_episodes
+from world_modality_core.studies.evidence.episode_records import read_episodes
 
 
 @pytest.fixture(scope="module")
