@@ -16,11 +16,12 @@ import tomllib
 from pathlib import Path
 
 REPO = Path(__file__).parent.parent
-# The parts of LeRobot that a command's options are made of.
+# The parts of LeRobot that a command's options are made of: its config classes, and those that ours extend.
+POLICIES = "lerobot.configs.parser, lerobot.policies.smolvla.configuration_smolvla"
 LEROBOT = {
-    "wm-eval": "lerobot.configs.parser, lerobot.configs.eval, lerobot.envs.configs, lerobot.policies",
-    "wm-intervene": "lerobot.configs.parser, lerobot.policies",
-    "wm-record": "lerobot.configs.video",
+    "wm-eval": f"{POLICIES}, lerobot.configs.eval, lerobot.envs.configs",
+    "wm-intervene": POLICIES,
+    "wm-record": "lerobot.configs.video, lerobot.envs.configs",
 }
 
 
