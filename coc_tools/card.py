@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lerobot.datasets import LeRobotDatasetMetadata
 
-from coc_tools.import_export import iter_lines
+from coc_tools.label_lines import iter_lines
 from coc_tools.schema import EpisodeLabel
 from coc_tools.store import StoreError
 from world_modality_core.precompute.cards import PACKAGE, PARQUET, code, dataset_card, license_words, table

@@ -20,7 +20,7 @@ from coc_tools import TOOL_VERSION
 from coc_tools.backends import BackendUnusable, Cancelled, Labeller, LabelRequest, Rejected
 from coc_tools.episodes import EpisodeReader
 from coc_tools.request import RequestBuilder
-from coc_tools.schema import EpisodeLabel, Provenance, Step
+from coc_tools.schema import EpisodeLabel, LabelStep, Provenance
 from coc_tools.store import Failure, LabelFile, utc_now
 from coc_tools.validate import ReplyError, check_reply
 
@@ -61,7 +61,7 @@ class _Result:
 
     request: LabelRequest | None
     episode_index: int
-    steps: list[Step] | None = None
+    steps: list[LabelStep] | None = None
     error: str = ""
     # Whether there was a reply at all.
     is_answered: bool = False
@@ -150,6 +150,7 @@ def _write(result: _Result, labeller: Labeller, builder: RequestBuilder, labels:
         prompt_sha256=prompt and prompt.sha256,
         sampling=labeller.sampling,
         frames_shown=shown,
+        gripper=str(builder.gripper) if shown and builder.gripper else None,
         date=utc_now(),
         tool_version=TOOL_VERSION,
     )

@@ -41,12 +41,15 @@ class Relation(_Model):
     object: Name
 
 
-class Step(_Model):
+class LabelStep(_Model):
     """One step of an episode.
 
     `what` is a sentence of what can be seen ("The gripper closes on the puck"), `why` a clause that completes
     "because ..." with its precondition, contact or goal ("it must be held before it can be lifted").
     """
+
+    __qualname__ = "Step"  # pydantic's name of it in the schema's $defs
+    model_config = ConfigDict(title="Step")
 
     start_s: Seconds
     end_s: Seconds
@@ -57,7 +60,7 @@ class Step(_Model):
     outcome: Outcome
 
     @model_validator(mode="after")
-    def _lasts(self) -> Step:
+    def _lasts(self) -> LabelStep:
         if self.end_s <= self.start_s:
             raise ValueError(f"end_s={self.end_s} must be after start_s={self.start_s}")
         return self
@@ -66,7 +69,7 @@ class Step(_Model):
 class StepList(_Model):
     """What a labelling model replies with."""
 
-    steps: list[Step]
+    steps: list[LabelStep]
 
 
 class Provenance(_Model):
@@ -81,6 +84,8 @@ class Provenance(_Model):
     sampling: dict[str, Any] = {}
     # Camera key -> timestamps (s) of the frames that the model was shown.
     frames_shown: dict[str, list[Seconds]] = {}
+    # Dimension whose changes helped to choose these frames: "action[3] gripper".
+    gripper: str | None = None
     # UTC, ISO 8601.
     date: str
     tool_version: str
@@ -96,7 +101,7 @@ class EpisodeLabel(_Model):
     episode_index: Annotated[int, Field(ge=0)]
     task: str
     length_s: Seconds
-    steps: list[Step]
+    steps: list[LabelStep]
     text: str = ""
     provenance: Provenance
 
@@ -116,7 +121,7 @@ class EpisodeLabel(_Model):
         return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, sort_keys=True)
 
 
-def step_text(step: Step) -> str:
+def step_text(step: LabelStep) -> str:
     """One step as a sentence: "The gripper closes on the puck, because it must be held before it can be lifted."."""
     what = step.what.rstrip(" .")
     why = step.why.rstrip(" .")
@@ -125,9 +130,16 @@ def step_text(step: Step) -> str:
     return f"{what}, because {why}.{outcome}"
 
 
-def render_text(steps: Sequence[Step]) -> str:
+def render_text(steps: Sequence[LabelStep]) -> str:
     """All steps as numbered sentences on one line; empty without steps."""
     return " ".join(f"{number}. {step_text(step)}" for number, step in enumerate(steps, start=1))
+
+
+def label_starts(label: EpisodeLabel) -> list[tuple[float, str]]:
+    """(start in seconds, text) of what a label says, in order; without steps its text from the start on."""
+    if not label.steps:
+        return [(0.0, label.text)]
+    return [(step.start_s, step_text(step)) for step in label.steps]
 
 
 def reply_schema() -> dict:

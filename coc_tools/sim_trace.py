@@ -12,7 +12,7 @@ from itertools import groupby
 
 import numpy as np
 
-from coc_tools.schema import Relation, RelationName, Step
+from coc_tools.schema import LabelStep, Relation, RelationName
 from coc_tools.sim_scene import SceneTrace
 from coc_tools.sim_words import TaskWords
 
@@ -51,7 +51,7 @@ class Segment:
     last: int
 
 
-def trace_steps(trace: SceneTrace, words: TaskWords, fps: float) -> list[Step]:
+def trace_steps(trace: SceneTrace, words: TaskWords, fps: float) -> list[LabelStep]:
     """The steps of an episode.
 
     Args:
@@ -325,7 +325,7 @@ _ABLE = {
 }  # fmt: skip
 
 
-def _step(segments: list[Segment], i: int, trace: SceneTrace, words: TaskWords, fps: float) -> Step:
+def _step(segments: list[Segment], i: int, trace: SceneTrace, words: TaskWords, fps: float) -> LabelStep:
     """One segment in words. It ends where the next one starts, the last one with the episode."""
     event, first = segments[i].event, segments[i].first
     n = len(trace.opening) - 1
@@ -334,7 +334,7 @@ def _step(segments: list[Segment], i: int, trace: SceneTrace, words: TaskWords, 
     if event.relation in ("pushes", "pulls", "slides"):
         what += f" {direction(trace, event.object, first, last)}"
     subject = [] if event.subject == "gripper" else [event.subject]
-    return Step(
+    return LabelStep(
         start_s=round(first / fps, 6),
         end_s=round(last / fps, 6),
         what=what,

@@ -21,7 +21,7 @@ from world_modality_core.io.errors import UserError
 from world_modality_core.io.files import naming_full_disk, write_text
 
 
-class StoreError(UserError, ValueError):
+class StoreError(UserError):
     """A label file cannot be used."""
 
 
@@ -68,18 +68,26 @@ def iter_labels(path: str | Path) -> Iterator[tuple[int, EpisodeLabel]]:
                     label = EpisodeLabel.model_validate_json(line)
                 except ValidationError as error:
                     raise StoreError(
-                        f"{path}, line {number}: not a label ({_first(error)}). Mend or delete that line"
+                        f"{path}, line {number}: not a label ({problem_of(error)}). Mend or delete it"
                     ) from error
-                first = seen.setdefault(label.episode_index, number)
-                if first != number:
-                    raise StoreError(
-                        f"{path}, lines {first} and {number}: both label episode {label.episode_index}. Delete one"
-                    )
+                refuse_second(seen, label.episode_index, number, path)
                 yield offset, label
             offset += len(line)
 
 
-def _first(error: ValidationError) -> str:
+def refuse_second(seen: dict[int, int], episode: int, number: int, path: str | Path) -> None:
+    """Note on which line an episode's label stands.
+
+    Raises:
+        StoreError: if it stands on an earlier one too.
+    """
+    first = seen.setdefault(episode, number)
+    if first != number:
+        raise StoreError(f"{path}, lines {first} and {number} are both of episode {episode}: delete one of them")
+
+
+def problem_of(error: ValidationError) -> str:
+    """The first thing that does not fit, with its field."""
     detail = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in detail["loc"])
     return f"{where}: {detail['msg']}" if where else detail["msg"]
@@ -105,7 +113,9 @@ def read_failures(path: str | Path) -> dict[int, Failure]:
                 try:
                     failure = Failure.model_validate_json(line)
                 except ValidationError as error:
-                    raise StoreError(f"{failed}: a line is not a failure ({_first(error)}). Delete the file") from error
+                    raise StoreError(
+                        f"{failed}: a line is not a failure ({problem_of(error)}). Delete the file"
+                    ) from error
                 failures[failure.episode_index] = failure
     return failures
 

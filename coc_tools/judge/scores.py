@@ -9,7 +9,7 @@ from functools import cached_property
 from coc_tools.judge.gripper import GripperSignal, gripper_agreement
 from coc_tools.judge.matching import Pairs, concordance, match_by_content, match_by_time, object_overlap
 from coc_tools.judge.words import relation_of, things
-from coc_tools.schema import Step
+from coc_tools.schema import LabelStep
 
 Counts = tuple[float, float]
 """(numerator, denominator): a score over episodes is the quotient of the sums."""
@@ -26,8 +26,8 @@ class Case:
         min_iou: of steps that are matched by time.
     """
 
-    label: Sequence[Step]
-    reference: Sequence[Step]
+    label: Sequence[LabelStep]
+    reference: Sequence[LabelStep]
     gripper: GripperSignal | None
     min_iou: float
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from coc_tools.schema import RelationName, Step
+from coc_tools.schema import LabelStep, RelationName
 from coc_tools.validate import ROBOT_NAMES
 
 # "The gripper closes on the puck", not "the gripper closes the window".
@@ -54,12 +54,12 @@ def same_thing(one: str, other: str) -> bool:
     return n > 0 and one[-n:] == other[-n:]
 
 
-def things(step: Step) -> list[str]:
+def things(step: LabelStep) -> list[str]:
     """What a step names, each once, without the robot and its parts."""
     return list(dict.fromkeys(name for name in map(normal, step.objects) if name and name not in _ROBOT))
 
 
-def relation_of(step: Step) -> RelationName | None:
+def relation_of(step: LabelStep) -> RelationName | None:
     """The one relation of a step: its own, or the one that `what` tells; None if there is none or several."""
     names = {relation.relation for relation in step.relations} or _told(step.what)
     return names.pop() if len(names) == 1 else None

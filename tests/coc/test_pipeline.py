@@ -15,9 +15,9 @@ import pytest
 
 from coc_tools import pipeline
 from coc_tools.backends import BackendUnusable
-from coc_tools.cli import label
 from coc_tools.config import ConfigError, DatasetConfig, EndpointConfig, LabelConfig, PricesConfig
 from coc_tools.episodes import EpisodeReader
+from coc_tools.labelling import label
 from coc_tools.store import StoreError, failed_path, read_failures, read_labels
 from tests.coc.helpers import ScriptedLabeller, run_pipeline, steps_json
 from tests.coc.many_episodes import make_many
@@ -85,11 +85,11 @@ def test_a_thousand_episodes_with_five_percent_faults(one_episode, tmp_path):
         assert path.read_bytes() == before
 
 
-def coc_label(cfg: LabelConfig, **kwargs) -> subprocess.Popen:
+def coc_label(cfg: LabelConfig, *more: str, **kwargs) -> subprocess.Popen:
     """A real `coc-label` process."""
     command = [
         sys.executable, "-m", "coc_tools.cli", f"--dataset.root={cfg.dataset.root}", f"--labels={cfg.labels}",
-        f"--endpoint.api_base={cfg.endpoint.api_base}", f"--endpoint.model={MODEL}", "--endpoint.concurrency=4",
+        f"--endpoint.api_base={cfg.endpoint.api_base}", f"--endpoint.model={MODEL}", "--endpoint.concurrency=4", *more,
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
@@ -135,6 +135,21 @@ def test_sigkill_then_ctrl_c_then_the_rest(one_episode, tmp_path):
         # Only what was not yet on disk at the kill was asked for again: at most one per connection, the replies that
         # wait to be written (two per connection, where the disk doesn't keep pace), and the one that is being written.
         assert set(asked.values()) <= {1, 2} and sum(asked.values()) <= 60 + 4 + 2 * 4 + 1
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_whose_server_drips(forty, tmp_path):
+    with MockEndpoint(lambda asked: Answer(drips="headers")) as server:
+        process = coc_label(config(forty, tmp_path, server), "--endpoint.timeout_s=4")
+        deadline = time.monotonic() + 120
+        while not server.requests:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and "Traceback" not in said and "at most endpoint.timeout_s=4 s" in said
+    assert len(server.requests) == 4  # one per connection, and none again
+    assert not (tmp_path / "labels.jsonl").exists()
 
 
 def test_a_run_without_any_reply_gives_up(many, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from coc_tools.judge.gripper import GripperSignal
 from coc_tools.judge.scores import METRICS, Case
 from coc_tools.judge.words import things
 from coc_tools.schema import EpisodeLabel
+from world_modality_core.io.errors import ConfigError
 
 N_DRAWS = 4
 """Corrupted versions of each episode, added up."""
@@ -37,7 +38,7 @@ class Score:
 
 
 @dataclass
-class Report:
+class ScoreReport:
     """What `coc-eval` found.
 
     Attributes:
@@ -65,7 +66,7 @@ def judge(
     min_iou: float = 0.5,
     n_bootstrap: int = 2000,
     seed: int = 0,
-) -> Report:
+) -> ScoreReport:
     """Score labels against a reference.
 
     Args:
@@ -77,19 +78,19 @@ def judge(
         seed: of the resamples and of the corruptions.
 
     Raises:
-        ValueError: the two have no episode in common, or an episode has another task in one than in the other.
+        ConfigError: the two have no episode in common, or an episode has another task in one than in the other.
     """
     episodes = sorted(set(labels) & set(reference))
     if not episodes:
-        raise ValueError("the labels and the reference have no episode in common")
+        raise ConfigError("the labels and the reference have no episode in common")
     for episode in episodes:
         if labels[episode].task != reference[episode].task:
-            raise ValueError(
+            raise ConfigError(
                 f"episode {episode} is {labels[episode].task!r} in the labels and {reference[episode].task!r} in the "
                 "reference: they are of different datasets"
             )
     tasks = [reference[episode].task for episode in episodes]
-    report = Report(
+    report = ScoreReport(
         n_reference=len(reference),
         n_labelled=len(episodes),
         n_unknown=len(labels) - len(episodes),
@@ -182,7 +183,7 @@ def _score(counts: np.ndarray, rows: np.ndarray) -> Score:
     return Score(value, float(low), float(high), float(total[1]))
 
 
-def format_report(report: Report) -> str:
+def format_report(report: ScoreReport) -> str:
     """The report as text."""
     metrics = list(report.scores[ALL])
     header = ["task", "episodes", *metrics]
