@@ -11,7 +11,7 @@ BLIND ?=
 PYTHON ?= $(shell for p in python3.12 python3.13 python3 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python3; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
-.PHONY: help env demo test lint format doctor wheel docs audit nightly clean
+.PHONY: help env demo test lint format doctor wheel docs audit nightly bare clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,7 +21,7 @@ env: $(STAMP)  ## make .venv and install everything that the demo and the tests 
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || { \
-		echo "No Python >= 3.12 with venv found. Install one (Debian: apt-get install python3.12-venv; or pyenv install 3.12)" \
+		echo "No Python >= 3.12 with venv found. Install one (Debian 13: apt-get install python3-venv; or pyenv install 3.12)" \
 			"or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@test -x $(BIN)/python || { echo "Making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
 	@echo "Installing (first time: about 4 minutes, 7 GB; log: $(VENV)/install.log)"
@@ -59,6 +59,9 @@ audit:  ## known vulnerabilities of the versions in constraints.txt (needs a net
 nightly:  ## LeRobot's newest release in an environment of its own, our tests in it, what broke (ARGS=tests/core)
 	@$(MAKE) --no-print-directory env VENV=build/nightly/venv CONSTRAINTS=
 	@build/nightly/venv/bin/python .ci/nightly.py -n $(JOBS) $(ARGS)
+
+bare:  ## both commands in a new Debian with what README asks for and no more (root; COMMANDS='make env')
+	@.ci/bare.sh $(if $(COMMANDS),'$(COMMANDS)')
 
 clean:  ## remove the demo's outputs, what was built, and caches; keep .venv
 	rm -rf outputs/demo .pytest_cache .ruff_cache build dist *.egg-info

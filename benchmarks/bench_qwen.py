@@ -24,8 +24,8 @@ from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 
 import lerobot_policy_world_modality  # noqa: F401  registers the type
 from lerobot_policy_world_modality.policies.qwen_world_fplus.world_parts import QwenWorld
-from lerobot_policy_world_modality.policies.shared.latent_reader import WorldBatch
 from lerobot_policy_world_modality.policies.shared.memory_filling import predict_futures
+from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.latent_table import LatentTable
 

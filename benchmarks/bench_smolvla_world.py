@@ -204,7 +204,7 @@ def sampling(pair: Pair) -> list[dict]:
         policy.model.sample_actions(images, masks, *prompt, policy.prepare_state(batch), noise=noise)
 
     with torch.no_grad():
-        world_batch = world._recorded_batch(batch)
+        world_batch = world.recorded_batch(batch)
         with world._reading(world_batch, world.config.memory.source):
             works = {"smolvla": lambda: sample(plain), "smolvla_world": lambda: sample(world)}
             ready = compare(f"{pair.size}: sampling a chunk, memory ready", works, "<= 1.05", pair.args)
@@ -238,11 +238,11 @@ def waits(pair: Pair) -> dict:
 
     counted = {"smolvla": count(policies["smolvla"])}
     for place, on_device in (("device", True), ("host", False)):
-        world.config.companion.on_device, world.latent_reader._device_table = on_device, None
+        world.config.companion.on_device, world.latent_reader._gpu_table = on_device, None
         count(world)  # the first step opens the table
         counted[f"smolvla_world, latents on the {place}"] = count(world)
     counted["smolvla, log read"] = count(policies["smolvla"], True)
-    world.config.companion.on_device, world.latent_reader._device_table = True, None
+    world.config.companion.on_device, world.latent_reader._gpu_table = True, None
     count(world)
     counted["smolvla_world, latents on the device, log read"] = count(world, True)
     print(f"\n{pair.size}: waits for the device in a training step  (target: as many as smolvla)")

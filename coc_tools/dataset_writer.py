@@ -33,8 +33,10 @@ from tqdm import tqdm
 
 from coc_tools.language_rows import COC_STYLE, rows_of_label
 from coc_tools.schema import EpisodeLabel
+from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.errors import UserError
 from world_modality_core.io.files import (
+    check_own,
     checked,
     naming_full_disk,
     open_parquet,
@@ -43,7 +45,7 @@ from world_modality_core.io.files import (
     reading,
     write_text,
 )
-from world_modality_core.precompute.assemble import check_own, link_or_copy
+from world_modality_core.precompute.assemble import link_or_copy
 
 INFO = "meta/info.json"
 # What is going to be replaced; renamed to JOURNAL when all is ready for it.
@@ -72,7 +74,7 @@ def write_in_place(root: Path, labels: Mapping[int, EpisodeLabel]) -> tuple[Path
     with _lock(root):
         _finish_or_undo(root)
         meta = _open(root, labels)
-        names = [str(path.relative_to(root)) for path in _data_files(root)] + [INFO]
+        names = [str(path.relative_to(root)) for path in data_files(root)] + [INFO]
         _check_space(root, sum((root / name).stat().st_size for name in names))
         backup = root.with_name(f"{root.name}.coc_backup-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
         try:
@@ -120,7 +122,7 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
         raise WriteError(f"write.root={str(root)!r} exists: name a new folder, or delete it")
     meta = _open(source, labels)
     root.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(root.parent, sum(path.stat().st_size for path in _data_files(source)))
+    _check_space(root.parent, sum(path.stat().st_size for path in data_files(source)))
     aside = root.with_name(f"{root.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -221,10 +223,6 @@ def _lock(root: Path) -> FileLock:
         raise WriteError(f"{root}: another coc-label writes into this dataset; wait for it") from error
 
 
-def _data_files(root: Path) -> list[Path]:
-    return sorted((root / "data").glob("*/*.parquet"))
-
-
 def _check_space(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < 1.2 * n_bytes:
@@ -249,7 +247,7 @@ def _write_files(meta: LeRobotDatasetMetadata, root: Path, out: Path, labels: Ma
     """Write all data files and `info.json` with the labels into `out`."""
     features = {**meta.features, LANGUAGE_PERSISTENT: language_feature_info()[LANGUAGE_PERSISTENT]}
     schema_metadata = get_hf_features_from_features(features).arrow_schema.metadata
-    for path in tqdm(_data_files(root), desc="Writing rows", unit="file"):
+    for path in tqdm(data_files(root), desc="Writing rows", unit="file"):
         target = out / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         _rewrite(path, target, labels, schema_metadata)

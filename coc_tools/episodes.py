@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.datasets.language import LANGUAGE_PERSISTENT
 from lerobot.utils.constants import ACTION, OBS_STATE
 from PIL import Image
@@ -21,8 +20,7 @@ from PIL import Image
 from coc_tools.language_rows import COC_STYLE
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import open_parquet, reading
-from world_modality_core.io.hub import hub_errors
-from world_modality_core.precompute.source import video_frames
+from world_modality_core.precompute.source import open_metadata, video_frames
 
 
 class EpisodeError(UserError):
@@ -137,10 +135,7 @@ class EpisodeReader:
             raise EpisodeError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
         name = repo_id or Path(root).name
         try:
-            with hub_errors(name, revision):
-                self.meta = LeRobotDatasetMetadata(name, root=root, revision=revision)
-                if not all((Path(self.meta.root) / path).exists() for path in self._files()):
-                    self.meta = LeRobotDataset(name, root=root, revision=revision).meta
+            self.meta = open_metadata(name, root, revision)
         except Exception as error:
             raise EpisodeError(
                 f"dataset.repo_id={repo_id!r}, dataset.root={root!r}, dataset.revision={revision!r}: cannot be opened "
@@ -165,17 +160,6 @@ class EpisodeReader:
             )
         self._lock = threading.Lock()
         self._file: tuple[Path, pq.ParquetFile, np.ndarray] | None = None
-
-    def _files(self) -> set[str]:
-        files = set()
-        kinds = [("data", self.meta.data_path, {})]
-        kinds += [(f"videos/{key}", self.meta.video_path, {"video_key": key}) for key in self.meta.video_keys]
-        for kind, pattern, names in kinds:
-            columns = [f"{kind}/chunk_index", f"{kind}/file_index"]
-            where = self.meta.episodes.with_format("numpy", columns=columns)[:]
-            for chunk, file in {*zip(*(where[name].tolist() for name in columns), strict=True)}:
-                files.add(pattern.format(chunk_index=chunk, file_index=file, **names))
-        return files
 
     def __len__(self) -> int:
         return self.meta.total_episodes

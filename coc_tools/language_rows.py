@@ -26,6 +26,7 @@ from torch import Tensor
 from coc_tools.label_lines import iter_texts
 from coc_tools.schema import EpisodeLabel, label_starts
 from coc_tools.store import StoreError
+from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.files import open_parquet
 
 COC_STYLE = "coc"
@@ -122,7 +123,7 @@ def labels_by_index(dataset: LeRobotDatasetMetadata | str | Path) -> LabelLookup
         FileNotFoundError: if the folder holds no data files.
     """
     root = Path(dataset.root) if isinstance(dataset, LeRobotDatasetMetadata) else Path(dataset)
-    files = sorted((root / "data").glob("*/*.parquet"))
+    files = data_files(root)
     if not files:
         raise FileNotFoundError(f"{root}/data holds no parquet files: give the folder of a complete LeRobotDataset")
     return LabelLookup(_changes_in(files))

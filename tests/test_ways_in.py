@@ -10,6 +10,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from lerobot_policy_world_modality.envs.mujoco_gl import HOW_TO_GET_A_RENDERER
+
 REPO = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 USER_EXTRAS = set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
@@ -43,6 +45,13 @@ def test_the_image_is_made_as_ci_makes_its_environment():
     assert "USER 1000" in stages[-1].splitlines() and 'VOLUME ["/home/user/.cache/huggingface"]' in stages[-1]
     assert not re.search(r"(?i)token|password|secret|--build-arg \w*key", text)
     assert {".git", ".venv", "outputs", ".env"} <= set((REPO / ".dockerignore").read_text().splitlines())
+
+
+def test_a_bare_machine_gets_what_readme_names_and_errors_ask_for():
+    packages = re.search(r"^apt-get install ([^#\n]+)", (REPO / "README.md").read_text(), flags=re.MULTILINE)[1].split()
+    renderer = re.search(r"apt-get install -y ([^`]+)`", HOW_TO_GET_A_RENDERER)[1].split()
+    assert packages == ["git", "make", "python3-venv", *renderer]
+    assert set(renderer) - {"libopengl0"} | {"libgl1"} <= set((REPO / "Dockerfile").read_text().split())
 
 
 def test_pins_satisfy_what_the_project_asks_for():

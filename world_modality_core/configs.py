@@ -6,36 +6,50 @@ default are a disk format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
+from dataclasses import MISSING, Field, dataclass, field, fields
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.memory.sources import TRAITS, MemorySource
+
+# Closed choices have names: the help reads a field's comment only where its type has no quotes.
+GateKind = Literal["scalar", "per_head", "per_token"]
+MemoryEntry = Literal["gated", "appended"]
+MemoryContent = Literal["latents", "hidden", "states"]
+TokensPer = Literal["frame", "token"]
 
 
-class MemorySource(StrEnum):
-    """What the action path reads as world memory (docs/memory.md).
+def check_choices(config: Any, prefix: str = "") -> None:
+    """Refuse a value outside the closed choice (`Literal`) that its field's type names.
 
-    The same values are used in training, in offline interventions and in closed-loop rollouts.
+    The command line refuses it already; a config built in Python or read from a file comes here.
+
+    Args:
+        config: A dataclass.
+        prefix: What the messages put before a field's name.
+
+    Raises:
+        ConfigError: naming field, value and choices.
     """
-
-    pred = "pred"  # the Prophet's prediction
-    oracle = "oracle"  # the true future; needs recorded data
-    zero = "zero"  # all zeros: the capacity control E1
-    random = "random"  # Gaussian directions with the norm of a typical latent
-    shuffle = "shuffle"  # the memory of a sample of another episode of the batch
-    shuffle_within_task = "shuffle_within_task"  # the same, among episodes of the same task
-    copy_current = "copy_current"  # the current latent, repeated: more vision, no future
-    scheduled = "scheduled"  # oracle at the start of training, pred at its end
+    for name, hint in get_type_hints(type(config)).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        value = getattr(config, name, None)
+        if choices and value not in choices and not (value is None and type(None) in kinds):
+            expected = ", ".join(repr(choice) for choice in choices)
+            raise ConfigError(f"{prefix}{name}={value!r}: expected one of {expected}")
 
 
-# Sources that need the recorded future, so that a rollout can't have them.
-OFFLINE_SOURCES = (MemorySource.oracle, MemorySource.scheduled)
+def check_at_least(config: Any, low: float, *names: str, prefix: str = "") -> None:
+    """Refuse numbers below a bound.
 
-# Sources that the Prophet has to run for.
-PREDICTED_SOURCES = (
-    MemorySource.pred, MemorySource.scheduled, MemorySource.shuffle, MemorySource.shuffle_within_task
-)  # fmt: skip
+    Raises:
+        ConfigError: naming field and value.
+    """
+    for name in names:
+        if getattr(config, name) < low:
+            raise ConfigError(f"{prefix}{name}={getattr(config, name)}: expected at least {low}")
 
 
 @dataclass
@@ -59,12 +73,21 @@ class TracksGivenFields:
     """A mixin for a config: tells what it was given from what has its default value.
 
     Some fields are taken over from a checkpoint unless they were given. `_given` holds the names of keyword arguments.
+    Where all fields are there at once (`dataclasses.replace`, a config file that was saved), nobody typed them all:
+    those that differ from their defaults count.
     """
 
     def __new__(cls, *args: Any, **given: Any):
         self = super().__new__(cls)
+        own = [each for each in fields(cls) if each.init]
+        if len(given) == len(own):
+            given = {each.name: None for each in own if given[each.name] != _default(each)}
         self._given = set(given)
         return self
+
+
+def _default(of: Field) -> Any:
+    return of.default if of.default_factory is MISSING else of.default_factory()
 
 
 @dataclass
@@ -112,9 +135,8 @@ class ProphetConfig(TracksGivenFields):
     freeze: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in (("d_model", 0), ("n_layers", 1), ("n_heads", 1), ("n_hypotheses", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"prophet.{name}={getattr(self, name)}: expected at least {low}")
+        check_at_least(self, 0, "d_model", prefix="prophet.")
+        check_at_least(self, 1, "n_layers", "n_heads", "n_hypotheses", prefix="prophet.")
 
 
 @dataclass
@@ -128,7 +150,7 @@ class MemoryConfig:
     # For `scheduled`: steps over which the share of oracle memory falls from 1 to 0.
     schedule_steps: int = 10_000
     # "scalar" (one gate), "per_head" (one per attention head) or "per_token" (a learned function of the query).
-    gate: str = "scalar"
+    gate: GateKind = "scalar"
     # The gate's learning rate over the policy's.
     gate_lr_factor: float = 10.0
     # Optimiser steps during which the gate is held shut, so that the Prophet knows something when it opens.
@@ -141,21 +163,18 @@ class MemoryConfig:
     seed: int = 0
     # How the action path reads the memory: "gated" (cross-attention behind a gate), or "appended" (world_F only: as
     # further context tokens of the trunk, without a gate; not the do-no-harm start).
-    entry: str = "gated"
+    entry: MemoryEntry = "gated"
     # What of the Prophet's prediction enters: "latents" (the predicted futures), "hidden" (the states that it predicts
     # them from), or "states" (how far the robot's state will have moved; with entry "appended", and a Prophet that
     # tells it: `prophet.tells_state`). The last two only for sources that run the Prophet, and "zero".
-    content: str = "latents"
+    content: MemoryContent = "latents"
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("gate", ("scalar", "per_head", "per_token")),
-            ("entry", ("gated", "appended")),
-            ("content", ("latents", "hidden", "states")),
-        ):
-            if getattr(self, name) not in choices:
-                expected = ", ".join(repr(choice) for choice in choices)
-                raise ConfigError(f"memory.{name}={getattr(self, name)!r}: expected one of {expected}")
+        check_choices(self, "memory.")
+        check_at_least(self, 0, "gate_warmup_steps", prefix="memory.")
+        check_at_least(self, 1, "n_heads", "schedule_steps", prefix="memory.")
+        if self.gate_lr_factor <= 0:
+            raise ConfigError(f"memory.gate_lr_factor={self.gate_lr_factor}: expected a positive number")
         if self.entry == "appended" and self.gate_warmup_steps:
             raise ConfigError(
                 f"memory.gate_warmup_steps={self.gate_warmup_steps} has no effect with memory.entry='appended', which "
@@ -168,19 +187,11 @@ class MemoryConfig:
             )
         for source in (self.source, self.rollout_source):
             self.check_content(source)
-        if self.eval_source in OFFLINE_SOURCES:
+        if self.eval_source is not None and TRAITS[self.eval_source].is_offline:
             raise ConfigError(
                 f"memory.eval_source={self.eval_source.value!r} needs the recorded future, which a rollout doesn't "
                 "have; use 'pred', or one of the interventions 'zero', 'random', 'shuffle', 'copy_current'"
             )
-        if self.gate_warmup_steps < 0:
-            raise ConfigError(f"memory.gate_warmup_steps={self.gate_warmup_steps}: expected at least 0")
-        if self.n_heads < 1:
-            raise ConfigError(f"memory.n_heads={self.n_heads}: expected at least 1")
-        if self.schedule_steps < 1:
-            raise ConfigError(f"memory.schedule_steps={self.schedule_steps}: expected at least 1")
-        if self.gate_lr_factor <= 0:
-            raise ConfigError(f"memory.gate_lr_factor={self.gate_lr_factor}: expected a positive number")
 
     def check_content(self, source: MemorySource) -> None:
         """Refuse a source behind which there is no Prophet whose own states could enter.
@@ -188,7 +199,8 @@ class MemoryConfig:
         Raises:
             ConfigError: naming source and remedy.
         """
-        is_known = source is MemorySource.zero or (source in PREDICTED_SOURCES and source not in OFFLINE_SOURCES)
+        traits = TRAITS[source]
+        is_known = source is MemorySource.zero or (traits.runs_prophet and not traits.is_offline)
         if self.content == "states" and source is MemorySource.copy_current:
             return  # the robot stays where it is: no displacement
         if self.content != "latents" and not is_known:
@@ -203,7 +215,7 @@ class MemoryConfig:
         """The source in closed loop."""
         if self.eval_source is not None:
             return self.eval_source
-        return MemorySource.pred if self.source in OFFLINE_SOURCES else self.source
+        return MemorySource.pred if TRAITS[self.source].is_offline else self.source
 
 
 @dataclass
@@ -213,46 +225,8 @@ class TokenizerConfig:
     # Codes in the codebook.
     n_codes: int = 0
     # "frame" or "token": what one code stands for.
-    per: str = "frame"
+    per: TokensPer = "frame"
     # Codes per frame.
     n_per_frame: int = 0
     # Width of a centroid.
     dim: int = 0
-
-
-class ReadsFutures:
-    """What follows from the options of a policy that reads predicted futures.
-
-    A mixin for a config that has the fields `lambda_world`, `prophet` and `memory`.
-    """
-
-    @property
-    def reads_memory(self) -> bool:
-        """Whether the action path reads a memory at all."""
-        return True
-
-    @property
-    def world_weight(self) -> float:
-        """Weight of the Prophet's objective in the loss; a frozen Prophet's is only logged."""
-        return 0.0 if self.prophet.freeze else self.lambda_world
-
-    @property
-    def trains_prophet(self) -> bool:
-        """Whether a training step runs the Prophet."""
-        return self.world_weight > 0 or (self.reads_memory and self.memory.source in PREDICTED_SOURCES)
-
-    @property
-    def needs_history(self) -> bool:
-        """Whether a training step looks at latents of the history."""
-        return self.trains_prophet or (self.reads_memory and self.memory.source is MemorySource.copy_current)
-
-    @property
-    def needs_future(self) -> bool:
-        """Whether a training step looks at latents of the future."""
-        return self.trains_prophet or (self.reads_memory and self.memory.source in OFFLINE_SOURCES)
-
-    @property
-    def needs_live_history(self) -> bool:
-        """Whether a rollout looks at latents of the history."""
-        source = self.memory.rollout_source
-        return self.reads_memory and (source in PREDICTED_SOURCES or source is MemorySource.copy_current)

@@ -37,16 +37,19 @@ class LocalLabeller:
         self._sampling = sampling
         device = config.device or PartialState().device
         try:
-            self._processor = AutoProcessor.from_pretrained(config.model, revision=config.revision)
-            self._model = AutoModelForImageTextToText.from_pretrained(
-                config.model, revision=config.revision, dtype=config.dtype, device_map=config.device_map
+            self._processor = AutoProcessor.from_pretrained(
+                config.model, revision=config.revision, trust_remote_code=False
             )
+            self._model = AutoModelForImageTextToText.from_pretrained(
+                config.model, revision=config.revision, dtype=config.dtype, device_map=config.device_map,
+                trust_remote_code=False, use_safetensors=True,
+            )  # fmt: skip
             if config.device_map is None:
                 self._model.to(device)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise BackendUnusable(
                 f"local.model={config.model!r}, local.revision={config.revision!r}: cannot be loaded "
-                f"({type(error).__name__}: {error})"
+                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
             ) from error
         if getattr(self._processor, "chat_template", None) is None or not hasattr(self._processor, "image_processor"):
             raise BackendUnusable(f"local.model={config.model!r}: has no processor for chats with images")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 import lerobot_policy_world_modality  # noqa: F401 - registers the policy types
+from lerobot_policy_world_modality.hub.trusted_files import check_checkpoint
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
 from world_modality_core.latents.latent_table import LatentTable
@@ -45,6 +46,7 @@ def _predict(checkpoint: Path, device: str) -> tuple[LeRobotDataset, Tensor, Ten
         The held-out dataset, the dataset index (n,) of its frames, their predicted latents (n, k, p * d), standardised;
         the policy's space, and the k offsets in frames.
     """
+    check_checkpoint(checkpoint)
     config = TrainPipelineConfig.from_pretrained(checkpoint)
     config.policy.pretrained_path = checkpoint
     config.policy.device = device

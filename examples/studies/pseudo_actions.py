@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from world_modality_core.io.dataset_files import data_files
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.studies.matrix.draw import draw_episodes, read_tasks
 from world_modality_core.studies.matrix.study import load_study
@@ -110,7 +111,7 @@ def write_copy(
     Returns:
         R^2 of what is told against what was recorded (and is not used), over all dimensions: column -> R^2.
     """
-    files = sorted((source / "data").glob("*/*.parquet"))
+    files = data_files(source)
     tables = [pq.read_table(file) for file in files]
     whole = pa.concat_tables(tables).to_pandas()
     states, actions = (np.stack(whole[name].to_numpy()) for name in ("observation.state", "action"))

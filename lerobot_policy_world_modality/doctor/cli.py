@@ -7,7 +7,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -161,14 +160,11 @@ def check_video() -> list[Row]:
     """Which decoder LeRobot will read videos with."""
     from lerobot.utils.import_utils import get_safe_default_video_backend
 
-    logging.disable(logging.WARNING)  # the fallback comes with a page of warnings
-    try:
-        backend = get_safe_default_video_backend()
-    finally:
-        logging.disable(logging.NOTSET)
+    backend = get_safe_default_video_backend()
     if backend == "torchcodec":
         return [Row("video decoder", "ok", backend)]
-    return [Row("video decoder", "warn", f"{backend}; torchcodec needs FFmpeg's libraries", "apt-get install ffmpeg")]
+    remedy = "apt-get install ffmpeg; if that changes nothing, `python -c 'import torchcodec'` shows what is missing"
+    return [Row("video decoder", "warn", f"{backend}; torchcodec can't be loaded", remedy)]
 
 
 def check_encoders(device: str) -> list[Row]:

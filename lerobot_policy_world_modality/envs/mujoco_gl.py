@@ -13,7 +13,7 @@ import sys
 from contextlib import contextmanager
 
 HOW_TO_GET_A_RENDERER = (
-    "install one with `apt-get install -y libegl1 libgl1-mesa-dri` (then MUJOCO_GL=egl) "
+    "install one with `apt-get install -y libegl1 libgl1-mesa-dri libopengl0` (then MUJOCO_GL=egl) "
     "or `apt-get install -y libosmesa6` (then MUJOCO_GL=osmesa)"
 )
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank, pinned_generator
-from lerobot_policy_world_modality.policies.shared.latent_reader import WorldBatch
+from lerobot_policy_world_modality.policies.shared.host import host_of
 from lerobot_policy_world_modality.policies.shared.memory_filling import current_content
+from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from world_modality_core.configs import MemoryConfig
-from world_modality_core.memory.sources import Memory
+from world_modality_core.memory.sources import Memory, MemorySource
 
 # Arms that show a scene the memories of another one.
 BANK_ARMS = ("shuffle", "shuffle_within_task", "wrong_task")
@@ -52,25 +56,41 @@ class MemoryArm:
             seeds: (b,) seeds of their scenes.
         """
         self._task, self._seeds = task, seeds
-        self.seen: list[Tensor] = []  # (b, m, d) of each plan, before the arm; kept where it is needed
+        # (b, m, d) fp16 of each plan: what `intact` predicted, where there is a bank to keep it; of no other arm.
+        self.for_bank: list[Tensor] = []
+        self._past: list[Tensor] = []  # (b, m, d) of the last plans, for `stale`
         self._n_plans = 0
         self._lent: list[Tensor] = []  # (n_plans, m, d) for each of the b scenes
         if self.name in BANK_ARMS:
             donors = [self.bank.donor(self.name, task, seed, self.draw_seed) for seed in seeds]
             self._lent = [self.bank.load(*donor) for donor in donors]
 
-    @property
-    def _keeps_all(self) -> bool:
-        return self.name == "intact" and self.bank is not None
+    @contextmanager
+    def applied_to(self, policy: nn.Module) -> Iterator[None]:
+        """Put the arm between a policy and its memory, for as long as the context lasts."""
+        host = host_of(policy)
+        if host is None:
+            yield
+            return
+        host.close_gates(self.name == "gate_closed")
+        host.latent_reader.intervention = self
+        try:
+            yield
+        finally:
+            host.close_gates(False)
+            host.latent_reader.intervention = None
 
     def __call__(self, memory: Memory, world_batch: WorldBatch, shape: tuple[int, int, int, int]) -> Memory:
         """The memory that is read in place of `memory`; see `Intervention`."""
         tokens, plan = memory.tokens, self._n_plans
         self.shape, self._n_plans = shape, plan + 1
-        if self._keeps_all:
-            self.seen.append(tokens.half().cpu())
         match self.name:
+            case "intact" if self.config.rollout_source is MemorySource.random:
+                # The same draws as the policy's own, but of the scene's, not of its place in the batch.
+                return Memory(self._noise(tokens, plan))
             case "intact":
+                if self.bank is not None:
+                    self.for_bank.append(tokens.half().cpu())
                 return memory
             case "gate_closed":
                 if self.config.entry == "gated":
@@ -86,8 +106,8 @@ class MemoryArm:
                 copies = current[:, None, None].expand(-1, n, k, p, d)
                 return Memory(copies.reshape(tokens.shape).to(tokens.dtype))
             case "stale":
-                self.seen = [*self.seen[-self.stale_plans :], tokens]
-                return Memory(self.seen[0])
+                self._past = [*self._past[-self.stale_plans :], tokens]
+                return Memory(self._past[0])
             case "shuffle" | "shuffle_within_task" | "wrong_task":
                 # The same plan of the other episode, or its last: what differs is the content, not the phase.
                 lent = torch.stack([episode[min(plan, len(episode) - 1)] for episode in self._lent])

@@ -8,9 +8,11 @@ from lerobot.configs.eval import EvalPipelineConfig
 
 from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS
 from lerobot_policy_world_modality.hub.policy_option import read_policy_option
-from world_modality_core.configs import MemorySource
+from lerobot_policy_world_modality.hub.trusted_files import is_typed, open_checkpoint
+from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.evidence.checkpoint import checkpoint_folder, label_of, training_seed
+from world_modality_core.memory.sources import MemorySource
+from world_modality_core.studies.evidence.checkpoint import label_of, training_seed
 
 
 @dataclass
@@ -63,6 +65,8 @@ class WorldEvalConfig(EvalPipelineConfig):
         """
         if self.policy is None or not self.policy.pretrained_path:
             raise ConfigError("policy.path is not given: name the checkpoint to evaluate with --policy.path=FOLDER")
+        if self.trust_remote_code and not is_typed("trust_remote_code"):
+            raise ConfigError("trust_remote_code=true doesn't count in a file: type --trust_remote_code in the command")
         self._check_arms()
         if self.seed is None:
             raise ConfigError("seed=None: scenes are pinned by their seeds; give the first one's with --seed=100000")
@@ -85,7 +89,17 @@ class WorldEvalConfig(EvalPipelineConfig):
                 f"env.max_parallel_tasks={self.env.max_parallel_tasks}: tasks would share the policy's state; leave it "
                 "at 1 and raise --eval.batch_size, or start several wm-eval with an output_dir each"
             )
-        folder = checkpoint_folder(self.policy.pretrained_path, self.policy.pretrained_revision)
+        if self.exchanges_in_batch and self.eval.batch_size < 2:
+            raise ConfigError(
+                f"eval.batch_size={self.eval.batch_size}: this checkpoint's memory is {self.rollout_source.value!r} in "
+                "rollouts, that of another scene of the batch; use --eval.batch_size=2 or more"
+            )
+        if isinstance(self.policy, WorldOptions) and self.policy.clock_fps is not None:
+            raise ConfigError(
+                "policy.frame_clock='wall': how fast this machine runs would decide which frames a policy sees; a "
+                "simulator's frames are counted, with --policy.frame_clock=calls"
+            )
+        folder = open_checkpoint(self.policy.pretrained_path, self.policy.pretrained_revision)
         self.model = self.model or label_of(self.policy.pretrained_path)
         if self.train_seed is None:
             self.train_seed = training_seed(folder)
@@ -104,14 +118,14 @@ class WorldEvalConfig(EvalPipelineConfig):
         changing = [name for name in names if name != "intact"]
         if not changing:
             return
-        if not getattr(self.policy, "reads_memory", False):
+        if not self._reads_memory:
             raise ConfigError(
                 f"arms={self.arms!r}: a {self.policy.type} without world memory has only the arm intact; there is "
                 f"nothing that {changing[0]} could change"
             )
         if "copy_current" in names:
             self.policy.memory.check_content(MemorySource.copy_current)
-        source = self.policy.memory.rollout_source
+        source = self.rollout_source
         changing = [name for name in changing if name != "gate_closed"]
         if changing and source in (MemorySource.zero, MemorySource.random):
             raise ConfigError(
@@ -123,6 +137,20 @@ class WorldEvalConfig(EvalPipelineConfig):
                 f"eval.n_episodes={self.eval.n_episodes}: the arms shuffle and shuffle_within_task need the memory of "
                 "another episode; evaluate at least 2"
             )
+
+    @property
+    def rollout_source(self) -> MemorySource | None:
+        """Where the checkpoint's own memory comes from; None where it reads none."""
+        return self.policy.memory.rollout_source if self._reads_memory else None
+
+    @property
+    def _reads_memory(self) -> bool:
+        return isinstance(self.policy, WorldOptions) and self.policy.reads_memory
+
+    @property
+    def exchanges_in_batch(self) -> bool:
+        """Whether the checkpoint's own memory is that of another scene of the batch."""
+        return self.rollout_source in (MemorySource.shuffle, MemorySource.shuffle_within_task)
 
     @property
     def bank_arms(self) -> list[str]:

@@ -22,7 +22,9 @@ from lerobot.configs import FeatureType
 from lerobot.envs.configs import EnvConfig
 
 from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl
+from lerobot_policy_world_modality.evaluation.arms import BANK_ARMS
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
+from lerobot_policy_world_modality.evaluation.pinned_policy import noise_shape
 from lerobot_policy_world_modality.evaluation.tasks import LIBERO, METAWORLD
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.option_differences import option_differences
@@ -33,7 +35,8 @@ PACKAGES = ("lerobot", "torch", "numpy", "metaworld", "mujoco", "lerobot_policy_
 LIBERO_PACKAGES = ("hf-libero", "robosuite")
 
 # What may differ between two commands that go on with one evaluation: they add arms and scenes, or say where and when.
-_MAY_DIFFER = ("arms", "n_episodes", "batch_size", "videos", "checkpoint", "commit", "command", "started_at", "machine")
+_MAY_DIFFER = ("arms", "n_episodes", "videos", "checkpoint", "commit", "command", "started_at", "machine",
+               "bank_size", "depends_on_batch")  # fmt: skip
 
 
 def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
@@ -61,6 +64,13 @@ def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
         "stale_plans": cfg.stale_plans,
         "bank_scenes": cfg.bank_scenes,
         "draw_seed": cfg.draw_seed,
+        # Scenes of each task in the memory bank: settled by the first command that has an arm that reads it.
+        "bank_size": min(cfg.bank_scenes, cfg.eval.n_episodes) if cfg.bank_arms else 0,
+        # Shape of the noise that each scene draws for its plans; None where wm-eval gives none.
+        "noise": noise_shape(cfg.policy),
+        # Whether what a scene sees depends on the scenes that run beside it; found out while running, where the policy
+        # draws from torch's global generator.
+        "depends_on_batch": cfg.exchanges_in_batch,
         "rename_map": cfg.rename_map,
         "env": env_fields(cfg.env),
         "env_hash": env_hash(cfg.env),
@@ -77,8 +87,11 @@ def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
     }
 
 
-def begin(output_dir: Path, info: dict[str, Any]) -> None:
+def begin(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
     """Write `eval.json`, or go on with the one that is there.
+
+    Returns:
+        What `eval.json` says now.
 
     Raises:
         ConfigError: if the folder holds another evaluation, naming what differs, or something else.
@@ -88,11 +101,24 @@ def begin(output_dir: Path, info: dict[str, Any]) -> None:
         if (output_dir / "episodes").exists():
             raise ConfigError(f"output_dir={output_dir} has episodes but no {INFO_FILE}; choose another --output_dir")
         write_eval_info(output_dir, info)
-        return
+        return info
     found = read_eval_info(path)
+    found.pop("schema")
+    exchanging = [arm for arm in BANK_ARMS if arm in found["arms"]]
+    if exchanging and "stale" in found["arms"] and "bank_size" not in found:
+        raise ConfigError(
+            f"output_dir={output_dir} was written by an earlier version, in which the arm stale overwrote the memories "
+            f"that {exchanging[0]} read; choose another --output_dir"
+        )
+    if not exchanging:
+        found["bank_size"] = info["bank_size"]
+    # Of evaluations from before these were recorded: what they did, as far as can be told.
+    found.setdefault("bank_size", min(found["bank_scenes"], found["n_episodes"]))
+    found.setdefault("depends_on_batch", True)
+    may_differ = _MAY_DIFFER if found["depends_on_batch"] else (*_MAY_DIFFER, "batch_size")
     differing = option_differences(
-        {key: value for key, value in found.items() if key not in (*_MAY_DIFFER, "schema")},
-        {key: value for key, value in info.items() if key not in _MAY_DIFFER},
+        {key: value for key, value in found.items() if key not in may_differ},
+        {key: value for key, value in info.items() if key not in may_differ},
     )
     if differing:
         raise ConfigError(
@@ -101,8 +127,11 @@ def begin(output_dir: Path, info: dict[str, Any]) -> None:
         )
     arms = [*found["arms"], *(arm for arm in info["arms"] if arm not in found["arms"])]
     n_episodes = max(found["n_episodes"], info["n_episodes"])
-    if arms != found["arms"] or n_episodes != found["n_episodes"]:
-        write_eval_info(output_dir, found | {"arms": arms, "n_episodes": n_episodes, "command": info["command"]})
+    grown = {"arms": arms, "n_episodes": n_episodes, "batch_size": info["batch_size"]}
+    if any(found[name] != value for name, value in grown.items()):
+        found |= grown | {"command": info["command"]}
+        write_eval_info(output_dir, found)
+    return found
 
 
 def env_fields(env: EnvConfig) -> dict[str, Any]:

@@ -27,11 +27,12 @@ from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConf
 from lerobot_policy_world_modality.evaluation.eval_info import begin, describe
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank, pinned_number
 from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
+from lerobot_policy_world_modality.evaluation.pinned_policy import PinnedPolicy
 from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
 from lerobot_policy_world_modality.evaluation.tasks import LIBERO, Task, tasks_of
-from lerobot_policy_world_modality.policies.shared.memory_filling import close_gates
+from lerobot_policy_world_modality.policies.shared.host import host_of
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.evidence.episodes import EpisodeWriter
+from world_modality_core.studies.evidence.episodes import EpisodeWriter, write_eval_info
 
 
 def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
@@ -51,7 +52,7 @@ def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output_dir / ".lock", timeout=0):
-            return Evaluation(cfg, info, output_dir).run()
+            return Evaluation(cfg, folder, info, output_dir).run()
     except Timeout:
         raise ConfigError(f"another wm-eval is writing {output_dir}: wait, or choose another --output_dir") from None
 
@@ -61,12 +62,13 @@ class Evaluation:
 
     Args:
         cfg: The options, resolved.
+        folder: The checkpoint's, as it was checked and hashed.
         info: What `describe` says of them.
         output_dir: Where everything is written.
     """
 
-    def __init__(self, cfg: WorldEvalConfig, info: dict[str, Any], output_dir: Path):
-        self.cfg, self.info, self.output_dir = cfg, info, output_dir
+    def __init__(self, cfg: WorldEvalConfig, folder: Path, info: dict[str, Any], output_dir: Path):
+        self.cfg, self.folder, self.output_dir = cfg, folder, output_dir
         self._envs: dict[str, dict[int, Any]] | None = self._make_envs()
         self.tasks = tasks_of(cfg.env, self._envs)
         if "wrong_task" in cfg.arm_names and len(self.tasks) < 2:
@@ -74,7 +76,7 @@ class Evaluation:
                 f"arms={cfg.arms!r}: wrong_task shows the memories of another task, but env.task={cfg.env.task!r} is "
                 "one task; name a second, or leave wrong_task out"
             )
-        begin(output_dir, info)
+        self.info = begin(output_dir, info)
         self.writer = EpisodeWriter(output_dir)
         rows = self.writer.rows()
         self.done = set(zip(rows["arm"], rows["task"], rows["seed"].tolist(), strict=True))
@@ -85,15 +87,20 @@ class Evaluation:
             self.counts[arm, task].append(success)
         self.seeds = range(cfg.seed, cfg.seed + cfg.eval.n_episodes)
         self.bank = None
-        if cfg.bank_arms:
-            kept = self.seeds[: cfg.bank_scenes]
+        if self.info["bank_size"]:
+            kept = range(cfg.seed, cfg.seed + self.info["bank_size"])
             self.bank = MemoryBank(output_dir, [(task.name, seed) for task in self.tasks for seed in kept])
-            self.bank.check_holds({(task, seed) for arm, task, seed in self.done if arm == "intact"})
-            if "intact" not in cfg.arm_names and any(self._missing("intact", task) for task in self.tasks):
-                raise ConfigError(
-                    f"arms={cfg.arms!r}: {cfg.bank_arms[0]} needs the memories that intact predicts, and intact has "
-                    f"not run to its end in {output_dir}; put it among the arms"
-                )
+            done = {(task, seed) for arm, task, seed in self.done if arm == "intact"}
+            self.bank.drop_unfinished(done)
+            if cfg.bank_arms:
+                self.bank.check_holds(done)
+                will_run = self.seeds if "intact" in cfg.arm_names else ()
+                if any(scene not in done and scene[1] not in will_run for scene in self.bank.scenes):
+                    raise ConfigError(
+                        f"arms={cfg.arms!r}: {cfg.bank_arms[0]} needs the memories that intact predicts in the first "
+                        f"{len(kept)} scenes of each task, and intact has not run them all in {output_dir}; put it "
+                        f"among the arms, with --eval.n_episodes={len(kept)} or more"
+                    )
 
     def run(self) -> pd.DataFrame:
         """Run what is missing, then write `episodes.parquet`."""
@@ -132,19 +139,22 @@ class Evaluation:
         """Load policy and processors, as lerobot-eval does."""
         cfg = self.cfg
         self.device = get_safe_torch_device(cfg.policy.device, log=True)
-        torch.backends.cudnn.benchmark = True
+        # lerobot-eval lets cuDNN measure which kernel is fastest: another one each time, in a run that goes on, say.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
         torch.backends.cuda.matmul.allow_tf32 = True
         set_seed(cfg.seed)
+        cfg.policy.pretrained_path = self.folder
         self.policy = make_policy(cfg=cfg.policy, env_cfg=cfg.env, rename_map=cfg.rename_map)
         self.policy.eval()
+        self.pinned_policy = PinnedPolicy(self.policy)
         overrides = {
             "device_processor": {"device": str(self.policy.config.device)},
             "rename_observations_processor": {"rename_map": cfg.rename_map},
         }
         preprocessor, postprocessor = make_pre_post_processors(
             policy_cfg=cfg.policy,
-            pretrained_path=cfg.policy.pretrained_path,
-            pretrained_revision=cfg.policy.pretrained_revision,
+            pretrained_path=str(self.folder),
             preprocessor_overrides=overrides,
         )
         env_preprocessor, env_postprocessor = make_env_pre_post_processors(env_cfg=cfg.env, policy_cfg=cfg.policy)
@@ -171,39 +181,43 @@ class Evaluation:
             close_envs(envs)
 
     def _run_arm(self, env: PinnedEnv, task: Task, arm_name: str) -> None:
-        memory = getattr(self.policy.config, "memory", None)
+        host = host_of(self.policy)
+        memory = None if host is None else host.config.memory
         arm = MemoryArm(arm_name, self.bank, self.cfg.draw_seed, self.cfg.stale_plans, memory)
-        latent_reader = getattr(self.policy, "latent_reader", None)
-        if latent_reader is not None:
-            latent_reader.intervention = arm
-        close_gates(self.policy, arm_name == "gate_closed")
-        for seeds in batches(self._missing(arm_name, task), env.num_envs):
-            self._run_batch(env, task, arm, seeds)
+        missing = self._missing(arm_name, task)
+        with arm.applied_to(self.policy):
+            for seeds in batches(self.cfg.seed, env.num_envs, missing):
+                self._run_batch(env, task, arm, seeds, wanted=[seed for seed in seeds if seed in missing])
 
-    def _run_batch(self, env: PinnedEnv, task: Task, arm: MemoryArm, wanted: list[int]) -> None:
-        """Run the scenes `wanted` and write their rows; environments to spare run the seeds that follow, for nobody."""
+    def _run_batch(self, env: PinnedEnv, task: Task, arm: MemoryArm, seeds: list[int], wanted: list[int]) -> None:
+        """Run the scenes `seeds` side by side, and write the rows of those that are wanted."""
         cfg = self.cfg
-        seeds = [*wanted, *range(wanted[-1] + 1, wanted[-1] + 1 + env.num_envs - len(wanted))]
         filmed = [seed in wanted and seed < cfg.seed + cfg.n_filmed for seed in seeds]
         env.filmed[:] = filmed
         arm.start(task.name, seeds)
         log = PlanLog(self.policy, arm, self.info["n_action_steps"])
-        # Policies that draw noise draw the same in every arm, and in a run that was killed and goes on.
-        set_seed(pinned_number(cfg.seed, task.name, wanted[0]) % 2**32)
+        # What is drawn for the batch as a whole is the same in every arm, and in a run that was killed and goes on.
+        set_seed(pinned_number(cfg.seed, task.name, seeds[0]) % 2**32)
+        self.pinned_policy.start(task.name, seeds)
         start = perf_counter()
         amp = torch.autocast(self.device.type) if cfg.policy.use_amp else nullcontext()
         with torch.no_grad(), amp:
-            data = rollout(env, self.policy, **self.processors, seeds=seeds, predicted_latents_callback=log)
+            data = rollout(env, self.pinned_policy, **self.processors, seeds=seeds, predicted_latents_callback=log)
+        if self.pinned_policy.has_drawn and not self.info["depends_on_batch"]:
+            self.info["depends_on_batch"] = True
+            write_eval_info(self.output_dir, self.info)
         wall_s = (perf_counter() - start) / env.num_envs
         results = reduce_rollout(data)
         n_plans = [-(-int(steps) // self.info["n_action_steps"]) for steps in results["steps"]]
         summaries = log.summaries(n_plans)
         rows = []
-        for i, seed in enumerate(wanted):
+        for i, seed in enumerate(seeds):
+            if seed not in wanted:
+                continue
             init_hash = env.init_hashes[i]
             self._check_scene(task.name, seed, init_hash)
-            if arm.seen and (task.name, seed) in self.bank.scenes:
-                self.bank.save(task.name, seed, torch.stack([memory[i] for memory in arm.seen[: n_plans[i]]]))
+            if arm.for_bank and (task.name, seed) in self.bank.scenes:
+                self.bank.save(task.name, seed, torch.stack([memory[i] for memory in arm.for_bank[: n_plans[i]]]))
             success = bool(results["success"][i])
             video = self._save_film(env, arm.name, task.name, seed, i) if self._keeps_film(filmed[i], success) else None
             rows.append(
@@ -257,10 +271,14 @@ class Evaluation:
         return path.as_posix()
 
 
-def batches(seeds: list[int], size: int) -> Iterator[list[int]]:
-    """Split seeds into batches, in order; the last may be smaller."""
-    for start in range(0, len(seeds), size):
-        yield seeds[start : start + size]
+def batches(start: int, size: int, wanted: list[int]) -> Iterator[list[int]]:
+    """The batches [start, start + size), [start + size, start + 2 size), ... of seeds in which one is wanted.
+
+    So a scene always runs beside the same scenes, whatever was run before and is left to run; the environments to spare
+    run scenes for which nothing is written.
+    """
+    for number in sorted({(seed - start) // size for seed in wanted}):
+        yield list(range(start + number * size, start + (number + 1) * size))
 
 
 def reduce_rollout(data: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,13 +29,18 @@ class MemoryBank:
         self.scenes = scenes
 
     def save(self, task: str, seed: int, memories: Tensor) -> None:
-        """Keep the memories of an episode.
+        """Keep the memories of an episode, once and for all.
 
         Args:
             task, seed: The scene.
             memories: (n_plans, m, d) of all its plans; stored as fp16.
+
+        Raises:
+            FileExistsError: if the scene's memories are there: what other arms read never changes.
         """
         path = self._path(task, seed)
+        if path.exists():
+            raise FileExistsError(f"{path} exists: the memories of a scene are kept once")
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.partial")
         save_file({"memories": memories.half().contiguous().cpu()}, aside)
@@ -44,6 +49,16 @@ class MemoryBank:
     def load(self, task: str, seed: int) -> Tensor:
         """(n_plans, m, d) fp16 memories of an episode."""
         return load_file(self._path(task, seed))["memories"]
+
+    def drop_unfinished(self, done: Collection[tuple[str, int]]) -> None:
+        """Drop the memories of a batch that was cut off before its rows were written: its episodes are run again.
+
+        Args:
+            done: (task, seed) that `intact` has run.
+        """
+        for scene in self.scenes:
+            if scene not in done:
+                self._path(*scene).unlink(missing_ok=True)
 
     def check_holds(self, done: Collection[tuple[str, int]]) -> None:
         """Refuse scenes whose memories were not kept, as when `intact` ran without the arms that exchange memories.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.evaluation.arms import MemoryArm
-from lerobot_policy_world_modality.policies.shared.memory_filling import memory_readers
+from lerobot_policy_world_modality.policies.shared.host import host_of
 
 
 class PlanLog:
@@ -23,7 +23,9 @@ class PlanLog:
     """
 
     def __init__(self, policy: nn.Module, arm: MemoryArm, n_action_steps: int):
-        self._readers, self._arm, self._n_action_steps = memory_readers(policy), arm, n_action_steps
+        self._arm, self._n_action_steps = arm, n_action_steps
+        host = host_of(policy)
+        self._readers = [] if host is None else list(host.readers.values())
         self._n_actions = 0
         self._gates: list[Tensor] = []  # (b,) of each plan
         self._entropies: list[Tensor] = []  # (b,)
@@ -36,7 +38,7 @@ class PlanLog:
 
     def _note(self) -> None:
         self._gates.append(torch.stack([reader.last_sample_gate for reader in self._readers]).mean(0))
-        attending = [reader for reader in self._readers if hasattr(reader, "last_sample_mass")]
+        attending = [reader for reader in self._readers if reader.last_sample_mass is not None]
         if attending:  # memory tokens in a prefix have a gate alone
             n, k, p, _ = self._arm.shape
             mass = torch.stack([reader.last_sample_mass for reader in attending]).mean(0)

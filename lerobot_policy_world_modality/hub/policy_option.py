@@ -31,5 +31,6 @@ def read_policy_option() -> PreTrainedConfig | None:
             config = PreTrainedConfig.from_pretrained(path, revision=revision, cli_overrides=overrides)
     except Exception as error:  # the parser would hide its text
         raise ConfigError(f"policy.path={path!r} cannot be read: {error}") from error
-    config.pretrained_path = Path(path)
+    # A checkpoint's config says which revision its own training started from.
+    config.pretrained_path, config.pretrained_revision = Path(path), revision
     return config

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ from coc_tools.card import labelled_card, labels_card
 from coc_tools.store import StoreError
 from lerobot_policy_world_modality.hub.model_card import CardFacts, companion_at_hand, gate_values, policy_card
 from lerobot_policy_world_modality.hub.on_hub import forget_disk, needed_weights
+from lerobot_policy_world_modality.hub.trusted_files import checkpoint_files, open_checkpoint
 from world_modality_core.io.commands import command_errors
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.hub import push_dataset, push_folder
+from world_modality_core.io.hub import CARD_FILE, dataset_files, own_files, push_dataset, push_folder
 from world_modality_core.latents.companion import INFO_FILE, CompanionError, open_companion
 from world_modality_core.latents.fingerprint import SOURCE_FILE
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license
-from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_folder, checkpoint_hash
+from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_hash
 from world_modality_core.studies.evidence.comparable import NotComparableError
 from world_modality_core.studies.evidence.compare import INTACT, compare
 from world_modality_core.studies.evidence.compare_table import format_report
@@ -80,15 +83,18 @@ def push(given: argparse.Namespace) -> str:
     if is_policy:
         return _push_policy(given)
     if (path / "meta/info.json").is_file():
+        files = dataset_files(path)
         card = _dataset_card(given)
+        _tell_left_out(path, [file for room in ("data", "meta", "videos") for file in (path / room).rglob("*")], files)
         return _done(given, card, lambda: push_dataset(given.repo_id, path, card, **_where(given)))
     if path.suffix == ".jsonl" and path.is_file():
+        files = own_files(path.parent, [escape(path.name)])
         card = labels_card(path, given.repo_id, given.license)
         return _done(
             given,
             card,
             lambda: push_folder(
-                given.repo_id, path.parent, repo_type="dataset", card=card, patterns=[path.name], **_where(given)
+                given.repo_id, path.parent, repo_type="dataset", card=card, files=files, **_where(given)
             ),
         )
     raise ConfigError(
@@ -107,6 +113,13 @@ def _done(given: argparse.Namespace, card: str, upload) -> str:
     else:
         print(f"Uploaded {upload()}")
     return card
+
+
+def _tell_left_out(folder: Path, there: Iterable[Path], uploaded: Iterable[str]) -> None:
+    """Name the files that stay here, although they lie among those that are uploaded."""
+    names = {path.relative_to(folder).as_posix() for path in there if path.is_file()} - {*uploaded, CARD_FILE}
+    if names:
+        print(f"wm-push: not uploaded, since no part of it: {', '.join(map(repr, sorted(names)))}")
 
 
 def _dataset_card(given: argparse.Namespace) -> str:
@@ -129,7 +142,8 @@ def _dataset_card(given: argparse.Namespace) -> str:
 
 
 def _push_policy(given: argparse.Namespace) -> str:
-    folder = checkpoint_folder(given.path)
+    folder = open_checkpoint(given.path)
+    uploaded = checkpoint_files(folder)
     config = PreTrainedConfig.from_pretrained(folder)
     files = {name: json.loads((folder / name).read_text()) for name in (CONFIG, TRAIN_CONFIG, ADAPTER_CONFIG)
              if (folder / name).is_file()}  # fmt: skip
@@ -152,6 +166,7 @@ def _push_policy(given: argparse.Namespace) -> str:
     if given.eval:
         _add_results(facts, checkpoint_hash(folder), given)
     card = policy_card(config, facts)
+    _tell_left_out(folder, folder.rglob("*"), uploaded)
     for need in needs:
         print(f"wm-push: {need} is a folder of this disk: nobody else can load the checkpoint; upload that folder too "
               "and train with its name on the Hub")  # fmt: skip
@@ -159,8 +174,8 @@ def _push_policy(given: argparse.Namespace) -> str:
         given,
         card,
         lambda: push_folder(
-            given.repo_id, folder, repo_type="model", card=card, patterns=["*.safetensors", "*.json", "*.yaml"],
-            replaced=changed, delete=["*.safetensors"], **_where(given),
+            given.repo_id, folder, repo_type="model", card=card, files=uploaded, replaced=changed,
+            delete=["*.safetensors"], **_where(given),
         ),
     )  # fmt: skip
 

@@ -40,8 +40,10 @@ from lerobot_policy_world_modality.intervention.results import (
 from lerobot_policy_world_modality.intervention.rollout import needs_interpolation
 from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint, choose_episodes
+from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.configs import CompanionConfig
 from world_modality_core.io.commands import command_errors
+from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json
 from world_modality_core.precompute.cli import SourceConfig
@@ -144,7 +146,11 @@ def intervene(cfg: InterveneConfig) -> dict:
         checkpoint.train_seed = cfg.train_seed
     if cfg.device:
         cfg.policy.device = cfg.device
-    if hasattr(cfg.policy, "companion") and (cfg.companion.repo_id or cfg.companion.root):
+    if not isinstance(cfg.policy, WorldOptions):
+        raise ConfigError(
+            f"policy.path={str(checkpoint.folder)!r} is a {cfg.policy.type}, which has no world to look at"
+        )
+    if cfg.companion.repo_id or cfg.companion.root:
         cfg.companion.rename_map = cfg.companion.rename_map or cfg.policy.companion.rename_map
         cfg.policy.companion = cfg.companion
     folder = Folder(Path(cfg.output_dir), _request(cfg, checkpoint, meta, episodes))
@@ -153,7 +159,7 @@ def intervene(cfg: InterveneConfig) -> dict:
         subject = Subject(cfg.policy, checkpoint, meta)
     except ValueError as error:  # a companion that is missing or of another dataset or encoder
         raise ConfigError(str(error)) from error
-    held_out += seen_beforehand(cfg.policy, subject.latent_reader.companion if subject.has_latents else None, episodes)
+    held_out += seen_beforehand(cfg.policy, subject.host.latent_reader.companion, episodes)
     frames = Frames(cfg.policy, dataset, meta, episodes, cfg.n_frames, cfg.batch_size, cfg.num_workers, cfg.seed)
     own = None if subject.memory is None else Source(subject.memory.rollout_source.value)
     stale = cfg.stale_plans * cfg.policy.n_action_steps
@@ -192,9 +198,8 @@ def _passes(
 
 def _needed_future(policy: PreTrainedConfig) -> int:
     """Frames that must have been recorded after one for the oracle to tell its future: a step, or of states all."""
-    memory = getattr(policy, "memory", None)
-    n_steps = policy.n_future_steps if memory is not None and memory.content == "states" else 1
-    return n_steps * getattr(policy, "future_stride", 1)
+    tells_states = policy.memory is not None and policy.memory.content == "states"
+    return (policy.n_future_steps if tells_states else 1) * policy.future_stride
 
 
 def _open_dataset(named: SourceConfig, checkpoint: Checkpoint) -> tuple[SourceConfig, LeRobotDatasetMetadata]:
@@ -206,7 +211,9 @@ def _open_dataset(named: SourceConfig, checkpoint: Checkpoint) -> tuple[SourceCo
             raise ConfigError("dataset.repo_id is empty, and the checkpoint does not say what it was trained on")
         dataset = checkpoint.trained_on
     try:
-        return dataset, LeRobotDatasetMetadata(dataset.repo_id, root=dataset.root, revision=dataset.revision)
+        meta = LeRobotDatasetMetadata(dataset.repo_id, root=dataset.root, revision=dataset.revision)
+        named_files(meta)  # all of them its own
+        return dataset, meta
     except Exception as error:
         raise ConfigError(
             f"dataset.repo_id={dataset.repo_id!r} with dataset.root={dataset.root!r} cannot be opened: {error}. Name "
@@ -222,7 +229,7 @@ def _first_pass(
         return
     readers, foresight = Readers(subject), Foresight(subject, frames, cfg.rollout_rounds)
     chunks, recorded, padding, rows = [], [], [], []
-    with readers.watching(), tqdm(total=len(frames), desc="own memory", unit="frame") as bar:
+    with tqdm(total=len(frames), desc="own memory", unit="frame") as bar:
         for part, loaded, batch, plan in plans(subject, frames, own, cfg.seed, stale):
             readers.look(len(part))
             rows.append(_errors(subject, frames, part, loaded, batch, plan))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import pandas as pd
 import torch
@@ -32,19 +29,18 @@ class Foresight:
     @torch.no_grad()
     def look(self, part: np.ndarray, batch: dict) -> None:
         """Take in a preprocessed batch, whose frames have the places `part`."""
-        config = self._subject.config
-        if getattr(config, "uses_tokens", False):
-            hits, copies, is_pad = self._tokens(batch)
-            self._add("tokens", part, hits, copies, is_pad)
+        host, config = self._subject.host, self._subject.host.config
+        if config.needs_tokens:
+            self._add("tokens", part, *self._tokens(batch))
         elif not self._subject.has_latents:
             return
-        elif self._subject.prophet is not None:
+        elif host.world.prophet is not None:
             k = config.n_future_steps
             error, copy, is_pad = self._rollout(batch)
             self._add("latents", part, error[:, :k], copy[:, :k], is_pad[:, :k])
             self._add("rollout", part, error, copy, is_pad)
-        elif hasattr(self._subject.policy, "predict_latents"):
-            predicted = self._subject.space.standardise(self._subject.policy.predict_latents(batch))
+        elif config.needs_future:
+            predicted = host.world.space.standardise(host.predict_latents(batch))
             steps = [config.future_stride * i for i in range(1, config.n_future_steps + 1)]
             self._add("latents", part, *self._compare(batch, predicted, steps))
 
@@ -56,27 +52,17 @@ class Foresight:
 
     def _tokens(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         """Share of a frame's tokens that are right, (b, k), of the head and of the current tokens; is_pad (b, k)."""
-        policy, config = self._subject.policy, self._subject.config
-        heard: list[Tensor] = []
-        handle = policy.future_head.register_forward_hook(lambda module, args, out: heard.append(out))
-        try:
-            policy.forward(batch)
-        finally:
-            handle.remove()
-        logits = heard[0].unflatten(-1, (config.tokens.n_per_frame, -1))  # (b, k, n, c)
-        world_batch = self._subject.latent_reader.recorded(
-            batch, self._subject.device, history=False, future=False, tokens=True
-        )
-        hits = (logits.argmax(-1) == world_batch.future_tokens).float().mean(-1)
+        host = self._subject.host
+        world_batch = host.recorded_batch(batch)
+        hits = (host.predict_tokens(batch) == world_batch.future_tokens).float().mean(-1)
         copies = (world_batch.tokens[:, None] == world_batch.future_tokens).float().mean(-1)
         return hits, copies, world_batch.future_is_pad
 
     def _rollout(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
-        subject = self._subject
-        config, prophet = subject.config, subject.prophet
-        world_batch = subject.latent_reader.recorded(batch, subject.device, history=True, future=False, tokens=False)
+        host = self._subject.host
+        config, world_batch = host.config, host.recorded_batch(batch, everything=True)
         predicted = open_loop(
-            prophet,
+            host.world.prophet,
             world_batch,
             lambda offsets: self._recorded(batch, offsets),
             config.history_stride,
@@ -94,7 +80,7 @@ class Foresight:
 
     def _recorded(self, batch: dict, offsets: list[int]) -> tuple[Tensor, Tensor]:
         subject = self._subject
-        latents, is_pad = subject.latent_reader.companion.table.gather(batch["index"].cpu(), offsets)
+        latents, is_pad = subject.host.latent_reader.companion.table.gather(batch["index"].cpu(), offsets)
         return subject.space.standardise_rows(latents.to(subject.device)), is_pad.to(subject.device)
 
     def _add(self, kind: str, part: np.ndarray, value: Tensor, copy: Tensor, is_pad: Tensor) -> None:
@@ -120,30 +106,16 @@ class Readers:
 
     def __init__(self, subject: Subject):
         self._modules = subject.readers
-        self._shape = subject.memory_shape[:3] if subject.readers else None
+        self._shape = subject.host.memory_shape[:3] if subject.readers else None
         self._gates: dict[str, list[float]] = {name: [] for name in self._modules}
         self._masses: dict[str, list[Tensor]] = {name: [] for name in self._modules}
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Notice every gate while plans are made."""
-
-        def note(name: str):
-            return lambda module, args, gate: self._gates[name].append(float(gate.detach().abs().mean()))
-
-        handles = [module.gate.register_forward_hook(note(name)) for name, module in self._modules.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def look(self, n: int) -> None:
-        """Note where the attention of the plan just made went; n frames were planned from."""
-        for name, module in self._modules.items():
-            mass = getattr(module, "last_attention_mass", None)
-            if mass is not None:
-                per_step = mass.view(self._shape).sum((0, 2))
+        """Note the gates and where the attention of the plan just made went; n frames were planned from."""
+        for name, reader in self._modules.items():
+            self._gates[name].append(float(reader.last_sample_gate.mean()))
+            if reader.last_attention_mass is not None:
+                per_step = reader.last_attention_mass.view(self._shape).sum((0, 2))
                 self._masses[name].append(n * per_step.double().cpu())
 
     def values(self) -> dict[str, dict]:

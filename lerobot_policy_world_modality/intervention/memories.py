@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 
@@ -14,10 +13,9 @@ from torch import Tensor
 from lerobot_policy_world_modality.intervention.frames import Frames
 from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.true_states import displacements, state_scale
-from lerobot_policy_world_modality.policies.shared.memory_filling import close_gates, predict_futures
-from world_modality_core.configs import MemoryConfig, MemorySource
+from world_modality_core.configs import MemoryConfig
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.prophet.network import Futures
+from world_modality_core.memory.sources import MemorySource
 
 
 class Source(StrEnum):
@@ -108,49 +106,25 @@ def plans(
     Yields:
         Places (b,) in `frames`, the batch as loaded, the preprocessed batch, and the normalised plan (b, h, a).
     """
-    lenders = None
+    others = None  # frames whose predictions are shown in place of the policy's own
     if source is Source.stale:
-        lenders = frames.earlier(stale_frames)
+        others = frames.earlier(stale_frames)
     elif source is Source.wrong_task:
-        lenders = frames.of_other_tasks(seed)
+        others = frames.of_other_tasks(seed)
     moved = displacements(subject, frames, state_scale(subject)) if tells_truth(source, subject.memory) else None
+    asked = None if subject.memory is None else asked_for(source, subject.memory)
     for number, (part, loaded) in enumerate(zip(frames.parts, frames.batches(), strict=True)):
         batch = subject.preprocess(dict(loaded))
         noise = subject.noise(len(part), seed + number)
-        lent = None if lenders is None else predict(subject, subject.preprocess(next(lenders)))
+        futures = None if others is None else subject.host.predict_futures(subject.preprocess(next(others)))
         if moved is not None:
-            lent = replace(predict(subject, batch), displacement=next(moved))
-        with _memory(subject, source, seed + number, lent) as given:
-            plan = subject.policy.plan_recorded(batch, given, noise=noise)
+            futures = replace(subject.host.predict_futures(batch), displacement=next(moved))
+        subject.host.close_gates(source is Source.gate_closed)
+        try:
+            plan = subject.host.plan_recorded(batch, asked, noise=noise, futures=futures, seed=seed + number)
+        finally:
+            subject.host.close_gates(False)
         yield part, loaded, batch, plan
-
-
-@torch.no_grad()
-def predict(subject: Subject, batch: dict) -> Futures:
-    """What the Prophet foresees at the recorded frames of a preprocessed batch."""
-    world_batch = subject.latent_reader.recorded(batch, subject.device, history=True, future=False, tokens=False)
-    return predict_futures(subject.prophet, world_batch)
-
-
-@contextmanager
-def _memory(subject: Subject, source: Source | None, draw: int, lent: Futures | None) -> Iterator[MemorySource | None]:
-    """Prepare the policy for a source, and say which one it has to be asked for."""
-    config = subject.memory
-    if config is None:
-        yield None
-        return
-    before, handle = config.seed, None
-    config.seed = draw
-    close_gates(subject.policy, source is Source.gate_closed)
-    if lent is not None:
-        handle = subject.prophet.register_forward_hook(lambda *_: lent)
-    try:
-        yield asked_for(source, config)
-    finally:
-        config.seed = before
-        close_gates(subject.policy, False)
-        if handle is not None:
-            handle.remove()
 
 
 def tells_truth(source: Source | None, config: MemoryConfig | None) -> bool:

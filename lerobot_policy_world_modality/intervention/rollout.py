@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lerobot_policy_world_modality.policies.shared.latent_reader import WorldBatch
 from lerobot_policy_world_modality.policies.shared.memory_filling import predict_futures
+from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from world_modality_core.prophet.network import Prophet
 
 # (offsets in frames) -> latents (b, w, p, d), standardised, and is_pad (b, w).
@@ -49,8 +49,8 @@ def open_loop(
     """
     known = [
         world_batch.current[:, None],
-        predict_futures(prophet, world_batch).best(),
-    ]  # at 0, then each future_stride
+        predict_futures(prophet, world_batch).best(),  # at 0, then each future_stride
+    ]
     for round_ in range(1, n_rounds):
         nodes = torch.cat(known, dim=1)
         origin = round_ * prophet.n_future * future_stride

@@ -10,17 +10,13 @@ from typing import TypedDict
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.factory import make_train_eval_datasets
 
+from lerobot_policy_world_modality.hub.trusted_files import open_checkpoint
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import checked, read_json
 from world_modality_core.latents.companion import default_root
 from world_modality_core.latents.fingerprint import SourceFingerprint
 from world_modality_core.precompute.cli import SourceConfig
-from world_modality_core.studies.evidence.checkpoint import (
-    TRAIN_CONFIG,
-    checkpoint_folder,
-    checkpoint_hash,
-    training_seed,
-)
+from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_hash, training_seed
 
 
 class _TrainedOn(TypedDict):
@@ -54,9 +50,9 @@ class Checkpoint:
         """Find a checkpoint, local or on the Hub.
 
         Raises:
-            ConfigError: if it has no weights.
+            ConfigError: if it has no weights, or its files name code or other folders.
         """
-        folder, trained_on = checkpoint_folder(name, revision), None
+        folder, trained_on = open_checkpoint(name, revision), None
         if (folder / TRAIN_CONFIG).exists():
             path = folder / TRAIN_CONFIG
             dataset = checked(_TrainedOn, read_json(path, dict).get("dataset"), path)

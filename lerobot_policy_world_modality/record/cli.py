@@ -234,7 +234,7 @@ def _record_missing(cfg: RecordConfig, tasks: list[str], staging: Path) -> list[
 
 def _run(jobs, n_workers: int):
     """Yield the outcome of each job as it ends; `jobs()` lists those that are not done yet, and may grow."""
-    from lerobot_policy_world_modality.record.cli import expert_episode as record_episode
+    from lerobot_policy_world_modality.record import expert_episode as record_episode
 
     n_workers = min(n_workers, len(jobs()))
     if n_workers <= 1:

@@ -5,7 +5,7 @@ import torch
 
 from world_modality_core.configs import MemoryConfig, MemorySource
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.memory.sources import make_memory, needs_prediction, oracle_share, random_partners
+from world_modality_core.memory.sources import TRAITS, make_memory, oracle_share, random_partners
 
 B, N, K, P, D = 6, 2, 3, 2, 4
 SHAPE = (B, N, K, P, D)
@@ -108,7 +108,7 @@ def test_scheduled_goes_from_oracle_to_pred():
 
 
 def test_which_sources_run_the_prophet():
-    assert {s for s in MemorySource if needs_prediction(s)} == {
+    assert {s for s in MemorySource if TRAITS[s].runs_prophet} == {
         MemorySource.pred, MemorySource.scheduled, MemorySource.shuffle, MemorySource.shuffle_within_task
     }  # fmt: skip
 

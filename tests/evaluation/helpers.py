@@ -54,7 +54,7 @@ def make_checkpoint(folder: Path, policy_type: str = "world_F", **options) -> Pa
 
 
 def options(checkpoint: Path, output_dir: Path, **changed) -> WorldEvalConfig:
-    """Options as the command line gives them: three scenes of drawer-close-v3, two at a time."""
+    """Options as the command line gives them: three scenes (by default of drawer-close-v3), two at a time."""
     policy = PreTrainedConfig.from_pretrained(checkpoint)
     policy.pretrained_path = checkpoint
     env = {"task": "drawer-close-v3", "episode_length": 40, "observation_height": SIZE, "observation_width": SIZE}
@@ -65,7 +65,7 @@ def options(checkpoint: Path, output_dir: Path, **changed) -> WorldEvalConfig:
         elif name in evaluation or name == "recording":
             evaluation[name] = changed.pop(name)
     return WorldEvalConfig(
-        env=MetaworldLightEnvConfig(**env),
+        env=changed.pop("env", None) or MetaworldLightEnvConfig(**env),
         eval=EvalConfig(**evaluation),
         policy=policy,
         output_dir=output_dir,

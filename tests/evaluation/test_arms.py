@@ -8,7 +8,7 @@ import torch
 from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS, MemoryArm
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank
 from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
-from lerobot_policy_world_modality.policies.shared.memory_filling import close_gates, memory_readers
+from lerobot_policy_world_modality.policies.shared.host import host_of
 from tests.evaluation.helpers import CAMERA, SIZE, make_policy_of
 from tests.fixtures_qwen import make_qwen
 from tests.fixtures_smolvlm import make_smolvlm
@@ -51,7 +51,7 @@ def plan(policy, arm, seeds=(1, 2)):
     """(n_plans, b, h, a) actions planned from the same frames."""
     policy.latent_reader.intervention = arm
     arm.start("push", list(seeds))
-    close_gates(policy, arm.name == "gate_closed")
+    host_of(policy).close_gates(arm.name == "gate_closed")
     policy.reset()
     generator, actions = torch.Generator().manual_seed(0), []
     for _ in range(N_PLANS):
@@ -67,7 +67,7 @@ def runs(policy, bank):
 
 def test_without_an_arm_a_policy_acts_as_intact(policy, runs):
     policy.latent_reader.intervention = None
-    close_gates(policy, False)
+    host_of(policy).close_gates(False)
     policy.reset()
     generator = torch.Generator().manual_seed(0)
     for plan in range(N_PLANS):
@@ -110,6 +110,21 @@ def test_exchanged_memories_are_another_episodes_at_the_same_plan(runs, bank, ar
         assert {"shuffle_within_task": scene[0] == "push", "wrong_task": scene[0] == "reach"}.get(arm, True)
 
 
+def test_memories_are_kept_once(bank):
+    before = bank.load("push", 1)
+    with pytest.raises(FileExistsError, match="the memories of a scene are kept once"):
+        bank.save("push", 1, before + 1)
+    assert torch.equal(bank.load("push", 1), before)
+
+
+def test_only_intact_has_something_for_the_bank(policy, bank):
+    for name in ARMS:
+        plan(policy, arm := MemoryArm(name, bank))
+        assert len(arm.for_bank) == (N_PLANS if name == "intact" else 0), name
+        plan(policy, arm := MemoryArm(name, None if name not in BANK_ARMS else bank))
+        assert not arm.for_bank, name
+
+
 def test_draws_depend_on_the_scene_alone(policy, runs, bank):
     swapped = act(policy, MemoryArm("random", bank, draw_seed=3), seeds=(2, 1))[0]
     assert not torch.equal(swapped[0], runs["random"][0][0])
@@ -140,7 +155,7 @@ def test_the_log_holds_each_sample_of_each_plan(policy, bank):
 
     policy.latent_reader.intervention = arm
     arm.start("push", [1, 2])
-    close_gates(policy, False)
+    host_of(policy).close_gates(False)
     policy.reset()
     policy.predict_action_chunk = spy
     for _ in range(6):
@@ -161,7 +176,7 @@ def test_the_log_holds_each_sample_of_each_plan(policy, bank):
 
 def test_a_policy_without_memory_has_no_readers_and_no_summaries():
     policy = make_policy_of("world_A")
-    assert memory_readers(policy) == []
+    assert host_of(policy).readers == {}
     log = PlanLog(policy, MemoryArm("intact"), n_action_steps=1)
     log(policy)
     assert log.summaries([1]) == [{"gate": None, "attention_entropy": None, "attention_mass": None}]
@@ -183,7 +198,7 @@ def test_arms_reach_every_reader_of_a_vla(family, tiny_companion, tmp_path):
     for name in (None, "intact", "zero", "gate_closed"):
         arm = MemoryArm(name or "intact")
         policy.latent_reader.intervention = arm if name else None
-        close_gates(policy, name == "gate_closed")
+        host_of(policy).close_gates(name == "gate_closed")
         policy.eval()
         policy.reset()
         torch.manual_seed(0)
@@ -192,7 +207,7 @@ def test_arms_reach_every_reader_of_a_vla(family, tiny_companion, tmp_path):
             log = PlanLog(policy, arm, n_action_steps=1)
             log(policy)
             gates[name] = [summary["gate"] for summary in log.summaries([1, 1])]
-    assert len(memory_readers(policy)) == (3 if family == "smolvla_world" else 1)
+    assert len(host_of(policy).readers) == (3 if family == "smolvla_world" else 1)
     assert torch.equal(actions["intact"], actions[None])
     assert not torch.equal(actions["zero"], actions["intact"])
     assert not torch.equal(actions["gate_closed"], actions["intact"])

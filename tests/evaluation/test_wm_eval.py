@@ -100,7 +100,7 @@ def test_what_is_done_is_not_run_again(copy, checkpoint, monkeypatch):
     rows = evaluate(options(checkpoint, copy, arms="intact,shuffle,gate_closed"))
     assert seeds == [] and len(rows) == 9
     rows = evaluate(options(checkpoint, copy, arms="intact", n_episodes=5))  # goes on, two more scenes
-    assert seeds == [[103, 104]] and len(rows) == 11
+    assert seeds == [[102, 103], [104, 105]] and len(rows) == 11
     assert {path: path.stat().st_mtime_ns for path in before} == before and before
     assert read_eval_infos(copy)[0]["n_episodes"] == 5
 
@@ -121,6 +121,14 @@ def test_an_interrupted_batch_is_run_again_and_gives_the_same(checkpoint, finish
     whole = finished[1].query("arm == 'intact'")
     columns = ["seed", "init_hash", "success", "steps", "sum_reward", "gate", "attention_entropy"]
     pd.testing.assert_frame_equal(rows[columns].reset_index(drop=True), whole[columns].reset_index(drop=True))
+
+
+def test_an_arm_does_as_it_would_alone(checkpoint, finished, tmp_path):
+    """In the environments that other arms have used before, and filmed, or in new ones."""
+    rows = evaluate(options(checkpoint, tmp_path, arms="gate_closed"))
+    beside = finished[1].query("arm == 'gate_closed'")
+    columns = ["seed", "init_hash", "success", "steps", "sum_reward"]
+    pd.testing.assert_frame_equal(rows[columns].reset_index(drop=True), beside[columns].reset_index(drop=True))
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(copy, checkpoint, tmp_path):
@@ -197,6 +205,23 @@ def test_an_evaluation_without_a_bank_cannot_be_joined_by_a_shuffle(copy, checkp
     # Nor one of which a part has run: before the rest of it runs.
     with pytest.raises(ConfigError, match="lacks the memories of 3 scenes"):
         evaluate(options(checkpoint, copy, arms="intact,shuffle", n_episodes=4))
+
+
+def test_an_evaluation_from_before_draws_were_recorded_is_gone_on_with_in_its_batches(copy, checkpoint):
+    info = json.loads((copy / "eval.json").read_text())
+    old = {k: v for k, v in info.items() if k not in ("bank_size", "noise", "depends_on_batch")}
+    (copy / "eval.json").write_text(json.dumps(old))
+    with pytest.raises(ConfigError, match="batch_size: 2 there, 3 asked"):
+        evaluate(options(checkpoint, copy, arms="shuffle", n_episodes=4, batch_size=3))
+    (copy / "eval.json").write_text(json.dumps(old | {"noise": [4, 4]}))  # as if this policy drew noise
+    with pytest.raises(ConfigError, match="noise: .*4, 4.* there, None asked"):
+        evaluate(options(checkpoint, copy, arms="shuffle", n_episodes=4))
+    (copy / "eval.json").write_text(json.dumps(old | {"arms": [*old["arms"], "stale"]}))
+    with pytest.raises(ConfigError, match="in which the arm stale overwrote the memories that shuffle read"):
+        evaluate(options(checkpoint, copy, arms="intact"))
+    (copy / "eval.json").write_text(json.dumps(old))
+    assert len(evaluate(options(checkpoint, copy, arms="intact,shuffle", n_episodes=4))) == 11
+    assert len(list(copy.glob("memory_bank/*/*"))) == json.loads((copy / "eval.json").read_text())["bank_size"] == 3
 
 
 def test_scenes_that_begin_alike_are_reported(finished):

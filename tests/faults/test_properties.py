@@ -35,6 +35,7 @@ class Table:
         ends = np.cumsum(lengths)
         self.bounds = np.stack([ends - lengths, ends], axis=1)
         n = int(ends[-1])
+        self.tokens = None
         self.latents = np.stack([np.arange(n), np.full(n, number)], axis=1).astype(np.float16)
 
     def window(self, i, offsets):

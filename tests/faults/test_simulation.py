@@ -10,6 +10,7 @@ pytest.importorskip("metaworld")
 
 from tests.evaluation.helpers import SIZE, make_checkpoint  # noqa: E402
 from tests.faults.commands import At, fill, run, small_disk, tree  # noqa: E402
+from world_modality_core.decoder_notice import NOTICE  # noqa: E402
 from world_modality_core.studies.evidence.episodes import read_episodes  # noqa: E402
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
@@ -26,9 +27,10 @@ def record_options(root) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_recording_is_stopped_by_a_full_disk_and_by_ctrl_c_and_goes_on(tmp_path):
+def test_a_recording_is_stopped_by_a_full_disk_and_by_ctrl_c_and_goes_on(tmp_path, no_ffmpeg):
     log = tmp_path / "log"
-    assert run(RECORD, *record_options(tmp_path / "whole"), log=log).status == 0
+    done = run(RECORD, *record_options(tmp_path / "whole"), log=log)
+    assert done.status == 0 and NOTICE in done.err and done.err.count("torchcodec") == 1
     whole = tree(tmp_path / "whole", "videos")  # the encoder's threads make no two files alike to the byte
     with small_disk(tmp_path / "disk", 64 << 20) as disk:
         root = disk / "data"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from coc_tools.dataset_writer import write_copy
 from coc_tools.episodes import EpisodeReader
 from coc_tools.store import LabelFile
-from lerobot_policy_world_modality.hub.on_hub import push as hub_push
+from lerobot_policy_world_modality.hub import push as hub_push
 from tests.coc.helpers import label_of
 from tests.conftest import TinyCompanion
 from tests.evaluation.helpers import make_checkpoint
@@ -119,6 +119,7 @@ def push_labels(tiny: TinyCompanion) -> dict:
         for episode in range(len(reader)):
             labels.append(label_of(reader, episode))
         write_copy(tiny.source_root, Path("labelled"), labels)
+    Path("labelled/meta/notes.json").write_text('"mine"')
     return {
         "labels": command(hub_push.main, "labels.jsonl", "--repo_id=me/labels", "--license=cc-by-4.0"),
         "labelled": command(hub_push.main, "labelled", "--repo_id=me/labelled"),
@@ -128,6 +129,8 @@ def push_labels(tiny: TinyCompanion) -> dict:
 def push_checkpoint(shared: Path) -> dict:
     """`wm-push`: a checkpoint with results; an upload that breaks, is given again, and is given again."""
     folder = make_checkpoint(shared / "acting", "world_F")
+    for name in ("notes.json", "notes.safetensors", "notes.yaml"):
+        (folder / name).write_text('"mine"')
     write_evaluation(Path("eval"), checkpoint_hash(folder))
     write_evaluation(Path("other"), "another")
     told = {"foreign": command(hub_push.main, str(folder), "--repo_id=me/acting", "--eval", "other")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coc_tools.label_lines import iter_lines
-from lerobot_policy_world_modality.hub.on_hub import push as hub_push
+from lerobot_policy_world_modality.hub import push as hub_push
 from tests.conftest import TinyCompanion
 from tests.hub.machine import command, refusal
 from tests.hub.reader import LABELS, companion, policies

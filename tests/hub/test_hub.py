@@ -166,6 +166,18 @@ def test_results_get_onto_the_card_of_the_checkpoint_that_they_are_of(story):
 
 
 @pytest.mark.slow
+def test_what_lies_beside_is_neither_uploaded_nor_passed_over_in_silence(story):
+    files = set(story.hub.files("models", "me/acting"))
+    assert files == {
+        "README.md", "config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"
+    }  # fmt: skip
+    assert "no part of it: 'notes.json', 'notes.safetensors', 'notes.yaml'" in story.author["mended"]["printed"]
+    files = story.hub.files("datasets", "me/labelled")
+    assert "meta/notes.json" not in files and "meta/tasks.parquet" in files
+    assert "no part of it: 'meta/notes.json'" in story.author["labelled"]["printed"]
+
+
+@pytest.mark.slow
 def test_a_revision_is_a_branch_or_a_commit(story):
     assert story.author["branch"]["status"] is None
     assert story.reader["pinned"]["results"] == [False, False, True]

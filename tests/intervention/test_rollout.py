@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lerobot_policy_world_modality.intervention.rollout import needs_interpolation, open_loop
-from lerobot_policy_world_modality.policies.shared.latent_reader import WorldBatch
+from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from world_modality_core.configs import ProphetConfig
 from world_modality_core.prophet.network import Futures, Prophet
 

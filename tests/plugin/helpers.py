@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDataset
@@ -23,6 +31,53 @@ SMALL = {
     "device": "cpu",
     "push_to_hub": False,
 }
+
+
+# Seconds that processes have to end in, once a training has said that it is over.
+TEARDOWN_S = 30
+
+
+def run_training(command: list[str], timeout_s: float = 400) -> str:
+    """Run `lerobot-train`, in one process or several, and return what it printed.
+
+    Two processes on CPUs now and then never end, though the training has: torch's gloo group joins its thread in its
+    destructor with the GIL held, for which that thread waits (seen with torch 2.11 by py-spy: ~ProcessGroupGloo below
+    ~Reducer, and ~AsyncBarrierWork in gil_scoped_acquire). Only such processes are ended, after "End of training".
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        end, over = time.monotonic() + timeout_s, None
+        while process.poll() is None:
+            time.sleep(0.2)
+            if over is None and "End of training" in log.read_text():
+                over = time.monotonic()
+            hangs = over is not None and time.monotonic() - over > TEARDOWN_S
+            if hangs or time.monotonic() > end:
+                for pid in _session(process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                process.wait()
+                assert hangs, f"no end after {timeout_s} s: {log.read_text()[-3000:]}"
+                return log.read_text()
+        printed = log.read_text()
+    assert process.returncode == 0, printed[-3000:]
+    return printed
+
+
+def _session(leader: int) -> list[int]:
+    """A session's processes and those that they started in sessions of their own (torch's elastic agent does)."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+    found = [leader]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
 
 
 def make_config(policy_type: str, companion_root=None, **options):

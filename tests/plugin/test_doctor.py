@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from lerobot_policy_world_modality.doctor import cli as doctor
 from lerobot_policy_world_modality.doctor.cli import Row
-from lerobot_policy_world_modality.doctor.cli import cli as doctor
 
 
 @pytest.fixture(scope="module")

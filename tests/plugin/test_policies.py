@@ -10,7 +10,7 @@ from draccus.wrappers.docstring import get_attribute_docstring
 from lerobot.configs import FeatureType, PreTrainedConfig
 from lerobot.policies import get_policy_class, make_policy
 
-from lerobot_policy_world_modality.policies.shared.latent_reader import check_encoder, policy_spec
+from lerobot_policy_world_modality.policies.shared.training_companion import check_encoder, policy_spec
 from lerobot_policy_world_modality.policies.world.modeling_world_modality import WorldFPolicy
 from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config, open_dataset
 from world_modality_core.configs import CompanionConfig, MemoryConfig, MemorySource, ProphetConfig
@@ -68,7 +68,7 @@ def test_windows_are_the_table_s_rows_and_never_leave_the_episode(tiny_companion
     table = policy.latent_reader.companion.table
     (first, last), (second, _) = episodes(dataset)[:2]
     indices = [first, first + 1, first + 5, last - 1, last, second]
-    world_batch = policy._recorded_batch(batch_of(dataset, preprocessor, indices))
+    world_batch = policy.recorded_batch(batch_of(dataset, preprocessor, indices))
     assert world_batch.history_is_pad.tolist() == [
         [True, True, False], [True, False, False], [False] * 3, [False] * 3, [False] * 3, [True, True, False]
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def test_no_action_depends_on_the_future(tiny_companion, policy_type):
     policy, dataset, (preprocessor, _) = build(tiny_companion, policy_type)
     if policy_type == "world_F":
         torch.nn.init.constant_(policy.memory.gate.value, 1.0)
-    world_batch = policy._recorded_batch(batch_of(dataset, preprocessor, range(4, 8)))
+    world_batch = policy.recorded_batch(batch_of(dataset, preprocessor, range(4, 8)))
     source = MemorySource.pred
     expected = policy._act(world_batch, source)[0]
     futures = world_batch.futures
@@ -142,7 +142,9 @@ def test_saved_and_loaded_without_dataset_it_acts_the_same(tiny_companion, polic
     assert (
         loaded.config.image_features.keys()
         == (
-            {} if not policy._live_latents and not policy._live_tokens else dict.fromkeys(policy.config.encoder.cameras)
+            {}
+            if not policy.config.needs_live_history and not policy.config.needs_live_tokens
+            else dict.fromkeys(policy.config.encoder.cameras)
         ).keys()
     )
 
@@ -157,9 +159,9 @@ def test_live_frames_give_the_actions_of_the_recorded_latents(tiny_companion, po
     (first, _), (second, _) = episodes(dataset)[:2]
     for step in range(5):  # two environments play two episodes side by side
         live = policy.predict_action_chunk(live_batch(dataset, preprocessor, [first + step, second + step]))
-    recorded = policy._recorded_batch(batch_of(dataset, preprocessor, [first + 4, second + 4]))
+    recorded = policy.recorded_batch(batch_of(dataset, preprocessor, [first + 4, second + 4]))
     torch.testing.assert_close(live, policy._act(recorded, MemorySource.pred)[0], rtol=2e-2, atol=2e-2)
-    other = policy._recorded_batch(batch_of(dataset, preprocessor, [second + 4, first + 4]))
+    other = policy.recorded_batch(batch_of(dataset, preprocessor, [second + 4, first + 4]))
     gap = (policy._act(other, MemorySource.pred)[0] - live).abs().max()
     assert gap > 5 * (live - policy._act(recorded, MemorySource.pred)[0]).abs().max()  # far above the tolerance
 
@@ -248,7 +250,7 @@ def test_at_gate_zero_world_f_is_world_a(tiny_companion):
         losses.append(logged["loss_action"])
         torch.manual_seed(1)
         policy.latent_reader.common(batch, policy.device)
-        world_batch = policy._recorded_batch(batch)
+        world_batch = policy.recorded_batch(batch)
         policy._act(world_batch, MemorySource.pred)[0].sum().backward()
     assert losses[0] == losses[1]
     for name, parameter in plain.named_parameters():
@@ -309,7 +311,7 @@ def test_sources_change_the_action_once_the_gate_is_open(tiny_companion):
     policy.eval()
     out = {}
     for source in MemorySource:
-        world_batch = policy._recorded_batch(batch_of(dataset, preprocessor, [first + 2, second + 2]))
+        world_batch = policy.recorded_batch(batch_of(dataset, preprocessor, [first + 2, second + 2]))
         out[source] = policy._act(world_batch, source)[0]
     reference = out.pop(MemorySource.pred)
     for source, actions in out.items():
@@ -443,11 +445,11 @@ def test_imagine_gives_latents_as_the_companion_stores_them(tiny_companion):
 def test_latents_on_the_device_give_the_same_windows(tiny_companion):
     policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F")
     batch = batch_of(dataset, preprocessor, range(len(dataset)))
-    mapped = policy._recorded_batch(batch)
+    mapped = policy.recorded_batch(batch)
     policy.config.companion.on_device = True
-    policy.latent_reader._device_table = None
-    held = policy._recorded_batch(batch)
-    assert policy.latent_reader._device_table
+    policy.latent_reader._gpu_table = None
+    held = policy.recorded_batch(batch)
+    assert policy.latent_reader._gpu_table
     for name in ("history", "history_is_pad", "future", "future_is_pad"):
         assert torch.equal(getattr(mapped, name), getattr(held, name)), name
 

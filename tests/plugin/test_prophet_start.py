@@ -305,8 +305,8 @@ def test_every_entry_and_content_trains_and_is_read(tiny_companion, entry, conte
     zero = policy.plan_recorded(batch, "zero")
     assert not torch.allclose(planned, zero, atol=1e-4)  # the memory changes the actions
     # ... of its own sample only
-    world_batch = policy._recorded_batch(batch)
-    changed = policy._recorded_batch(batch)
+    world_batch = policy.recorded_batch(batch)
+    changed = policy.recorded_batch(batch)
     changed.history = changed.history.clone()
     changed.history[0] += 1
     with torch.no_grad():
@@ -355,8 +355,8 @@ def test_future_states_are_a_memory(tiny_companion, telling, sees, tmp_path):
     train_steps(policy, batch, 2)
     policy.eval()
     with torch.no_grad():
-        world_batch = policy._recorded_batch(batch)
-        told = policy._fill(world_batch, MemorySource.pred).tokens
+        world_batch = policy.recorded_batch(batch)
+        told = policy.memory_of(world_batch, MemorySource.pred).tokens
         ours = policy.prophet(
             world_batch.history, world_batch.history_is_pad, world_batch.state, world_batch.language
         ).displacement

@@ -17,7 +17,7 @@ from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_
 )
 from tests.fixtures_qwen import make_qwen
 from tests.fixtures_smolvlm import make_smolvlm
-from tests.plugin.helpers import batch_of, live_batch, open_gates
+from tests.plugin.helpers import batch_of, live_batch, open_gates, run_training
 from tests.plugin.qwen_helpers import E0, TINY, build, make_config
 from world_modality_core.io.errors import ConfigError
 
@@ -244,9 +244,7 @@ def train(tiny_companion, vlm, output, *extra, steps=4, launcher=()):
         *(f"--policy.{name}={str(value).lower() if isinstance(value, bool) else value}"
           for name, value in options.items() if not any(e.startswith(f"--policy.{name}=") for e in extra)), *extra,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+    return run_training(command)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from lerobot_policy_world_modality.policies.qwen_world_fplus.optimiser import parameter_groups
+from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from tests.fixtures_qwen import FAMILIES, make_qwen
 from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.qwen_helpers import E0, build, step
@@ -44,7 +45,7 @@ def plan(policy, batch, seed=2):
 def test_at_closed_gates_it_is_e0_bit_for_bit(tiny_companion, vlms, family, kind):
     plain, dataset, (preprocessor, _) = build(tiny_companion, vlms[family], head=head(kind), **E0)
     world, *_ = build(tiny_companion, vlms[family], head=head(kind))
-    assert not hasattr(plain.world, "prophet") and hasattr(world.world, "prophet")
+    assert plain.world.prophet is None and world.world.prophet is not None
     batch = batch_of(dataset, preprocessor, range(9, 14))
     _, expected, gradients = step(plain, batch)
     _, got, world_gradients = step(world, batch)
@@ -73,9 +74,12 @@ def test_the_memory_that_is_read_makes_a_difference(tiny_companion, vlm, gate):
             is_equal = torch.equal(chunks[one], chunks[other])
             assert is_equal == (frozenset({one, other}) in same) or {one, other} == {"shuffle", "shuffle_within_task"}
     with pytest.raises(ValueError, match="needs the recorded future"):
-        policy._inform(torch.zeros(6, 4, 32), batch, policy._recorded_batch(batch).__class__(6), "oracle")
-    loss = {source: float(policy.forward(batch, source=source)[0].detach()) for source in ("pred", "zero", "oracle")}
-    assert len(set(loss.values())) == 3
+        policy.memory_of(WorldBatch(6), "oracle")
+    losses = set()
+    for source in ("pred", "zero", "oracle"):
+        policy.config.memory.source = MemorySource(source)
+        losses.add(float(policy.forward(batch)[0].detach()))
+    assert len(losses) == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

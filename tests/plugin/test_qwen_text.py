@@ -102,7 +102,7 @@ def test_no_action_depends_on_the_text(tiny_companion, vlms, tmp_path, family, m
     for name, labels in variants.items():
         policy.train().zero_grad()
         states, loss_text = policy._see(batch, labels)
-        states = policy._inform(states, batch, policy._recorded_batch(batch), None)
+        states = policy._inform(states, batch, policy.recorded_batch(batch), None)
         actions = policy.action_head.sample(states)
         policy.action_head.error(states, batch["action"]).mean().backward(retain_graph=True)
         gradients = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}

@@ -177,9 +177,9 @@ def test_no_sample_touches_another(tiny_companion, vlm, names):
     for i, index in enumerate([5, 13, 33]):
         alone = policy.plan_recorded(batch_of(LongTask(dataset), preprocessor, [index]), "oracle", noise[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
-    world_batch = policy._recorded_batch(batch, everything=True)
+    world_batch = policy.recorded_batch(batch, everything=True)
     world_batch.future[1] += torch.randn(world_batch.future[1].shape)
-    with policy._reading(world_batch, MemorySource.oracle), torch.no_grad():
+    with policy.reading(world_batch, MemorySource.oracle), torch.no_grad():
         changed = super(type(policy), policy)._get_action_chunk(batch, noise)
     assert torch.equal(changed[[0, 2]], together[[0, 2]])
     assert not torch.allclose(changed[1], together[1], atol=1e-4)
@@ -243,12 +243,12 @@ def test_a_rollout_has_no_oracle_and_a_layer_no_stale_memory(tiny_companion, vlm
     assert policy.config.memory.rollout_source is MemorySource.pred
     with pytest.raises(ConfigError, match="eval_source='oracle'"):
         MemoryConfig(eval_source=MemorySource.oracle)
-    world_batch = policy.latent_reader.live(
-        live_batch(dataset, preprocessor, [3]), policy._device, latents=False, tokens=False
-    )
+    observation = live_batch(dataset, preprocessor, [3])
+    policy.remember(observation)
+    world_batch = policy.latent_reader.live(observation, policy.device)
     with (
         pytest.raises(ValueError, match="'oracle' needs the recorded future"),
-        policy._reading(world_batch, MemorySource.oracle),
+        policy.reading(world_batch, MemorySource.oracle),
     ):
         pass
     plan(policy, live_batch(dataset, preprocessor, [3]))
@@ -316,7 +316,7 @@ def test_memory_that_is_not_finite(tiny_companion, vlm):
     latents = np.array(table.latents)
     latents[12] = np.nan  # of sample 0 only the padding (frames -1 and -3), of sample 1 nothing (frames 3, 1, -1) ...
     table.latents = latents
-    world_batch = policy._recorded_batch(batch)
+    world_batch = policy.recorded_batch(batch)
     assert world_batch.history_is_pad[:, 0].all() and torch.isfinite(world_batch.history).all()
     got, _, world_gradients = step(policy, batch)
     assert torch.equal(got, expected)
@@ -326,7 +326,7 @@ def test_memory_that_is_not_finite(tiny_companion, vlm):
     with pytest.raises(ValueError, match=r"row 16 of companion .* \(episode 1\) holds NaN or Inf"):
         policy.forward(batch)
     policy.config.companion.on_device = True  # asked for, but refused: the host's gather can name the row
-    policy.latent_reader._device_table = None
+    policy.latent_reader._gpu_table = None
     with pytest.raises(ValueError, match="row 16"):
         policy.forward(batch)
 
@@ -349,14 +349,14 @@ def test_real_time_chunking_uses_fresh_memory(tiny_companion, vlm):
         kept = live_batch(dataset, preprocessor, [13])
         observation |= {key: value for key, value in kept.items() if key not in policy.latent_reader.frames.cameras}
         images = {key: kept[key] for key in policy.latent_reader.frames.cameras}
-        policy._remember_frame(observation)  # the world sees another frame; SmolVLA sees the same
-        policy._remember_frame = lambda batch: None
+        policy.remember(observation)  # the world sees another frame; SmolVLA sees the same
+        policy.remember = lambda batch: None
         chunks.append(
             policy.predict_action_chunk(
                 observation | images, inference_delay=1, prev_chunk_left_over=first[:, 1:], execution_horizon=2
             )
         )
-        del policy._remember_frame
+        del policy.remember
     assert chunks[0].shape == first.shape and torch.isfinite(chunks[0]).all()
     assert not torch.allclose(chunks[0], chunks[1], atol=1e-5)
 
@@ -375,7 +375,7 @@ def test_frames_that_come_irregularly_take_their_place_by_the_clock(tiny_compani
     for index in (12, 14, 16, 18):
         observation = live_batch(dataset, preprocessor, [index])
         policy.predict_action_chunk(observation)
-        world_batch = policy.latent_reader.live(observation, policy._device, latents=True, tokens=False)
+        world_batch = policy.latent_reader.live(observation, policy.device)
         pads.append(world_batch.history_is_pad[0].tolist())
     assert pads == [[True, True, False], [True, False, False], [False] * 3, [True, True, False]]
 
@@ -433,6 +433,6 @@ def test_a_training_step_adds_no_wait_for_the_device(tiny_companion, vlm, names,
     world.config.companion.on_device = True
     waits(world)  # the first step puts the latents on the device
     assert sum(waits(world).values()) == sum(expected.values()), waits(world) - expected
-    world.config.companion.on_device, world.latent_reader._device_table = False, None
+    world.config.companion.on_device, world.latent_reader._gpu_table = False, None
     waits(world)
     assert sum(waits(world).values()) == sum(expected.values()) + 1  # positive control: the index, to the host

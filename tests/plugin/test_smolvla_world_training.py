@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import draccus
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import SmolVLAWorldConfig
 from tests.fixtures_smolvlm import make_smolvla_checkpoint, make_smolvlm
-from tests.plugin.helpers import live_batch
+from tests.plugin.helpers import live_batch, run_training
 from tests.plugin.smolvla_helpers import build, fusion
 from world_modality_core.configs import CompanionConfig
 from world_modality_core.encoders.spec import EncoderSpec
@@ -55,9 +54,7 @@ def run(tiny_companion, output, base, **options):
 
 
 def command(*args, launcher=("-m", "lerobot.scripts.lerobot_train")):
-    done = subprocess.run([sys.executable, *launcher, *args], capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+    return run_training([sys.executable, *launcher, *map(str, args)])
 
 
 def weights(checkpoints, step):
@@ -198,8 +195,8 @@ def test_refusals_reach_the_user_of_the_command_line(tiny_companion, base, tmp_p
         ({"n_action_steps": 5}, "5 for `n_action_steps` and 4 for `chunk_size`"),
         ({"n_future_steps": 0}, "n_future_steps=0: expected at least 1"),
         ({"memory.eval_source": "oracle"}, "eval_source='oracle' needs the recorded future"),
-        ({"memory.gate": "per_layer"}, "memory.gate='per_layer'"),
-        ({"dtype": "float8"}, "dtype='float8'"),
+        ({"memory.gate": "per_layer"}, "memory.gate: invalid choice: 'per_layer'"),
+        ({"dtype": "float8"}, "dtype.*'float8'.*float32, bfloat16"),
         ({"use_amp": "true"}, "--policy.dtype=bfloat16"),
         ({"init_from": tmp_path / "nothing"}, "nothing.*Give the Hub id or the folder of a SmolVLA checkpoint"),
         ({"init_from": trained / "000002/pretrained_model"}, "is of type 'smolvla_world'.*--policy.path"),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fixtures_datasets import make_dataset
-from tests.plugin.helpers import SMALL, TYPES
+from tests.plugin.helpers import SMALL, TYPES, run_training
 from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
 
 
@@ -24,9 +24,7 @@ def train(tiny_companion, output: Path, *extra: str, launcher: tuple[str, ...] =
         "--save_freq=3", "--env_eval_freq=0", "--wandb.enable=false", "--seed=7",
         *(f"--policy.{name}={value}" for name, value in options.items()), *extra,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+    return run_training(command)
 
 
 def weights(output: Path, step: int) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """No way to run code from data: what the sources may not hold, looked for in their syntax trees."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,9 @@ def findings(source: str) -> list[str]:
             found.append(f"{line}: torch.load without weights_only=True")
         if name.endswith("Environment") and "jinja2" in name and values.get("autoescape") is not True:
             found.append(f"{line}: {name} without autoescape=True")
-        if name in ("AutoModel.from_pretrained", "model_class.from_pretrained") and "trust_remote_code" not in keywords:
-            found.append(f"{line}: {name} without trust_remote_code")
+        if re.search(r"(^|\.)(Auto\w+|model_class)\.from_pretrained$", name):
+            needed = ["trust_remote_code"] + ["use_safetensors"] * ("odel" in name)
+            found += [f"{line}: {name} without {keyword}" for keyword in needed if keyword not in keywords]
         found += [f"{line}: {key}={bad}" for key, bad in KEYWORDS.items() if key in values and values[key] is bad]
     return found
 
@@ -59,7 +61,9 @@ def test_the_sources_hold_no_way_to_run_code_from_data(package):
         "import pickle", "from pickle import loads", "import a, dill", "import joblib.externals", "torch.load(p)",
         "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "eval(x)", "exec(x)", "yaml.load(x)",
         "subprocess.run(x, shell=True)", "os.system(x)", "AutoModel.from_pretrained(x, trust_remote_code=True)",
-        "AutoModel.from_pretrained(x)", "class A:\n    trust_remote_code: bool = True", "jinja2.Environment(loader=x)",
+        "AutoModel.from_pretrained(x)", "transformers.AutoConfig.from_pretrained(x)",
+        "class A:\n    trust_remote_code: bool = True", "jinja2.Environment(loader=x)",
+        "AutoModelForImageTextToText.from_pretrained(x, trust_remote_code=False)",
         "jinja2.Environment(autoescape=False)", "pd.read_pickle(x)", "shutil.unpack_archive(x)", "__import__(x)",
     ],
 )  # fmt: skip

@@ -76,7 +76,7 @@ def test_a_source_s_links_are_not_carried_away(tiny_companion, work):
     root = shutil.copytree(tiny_companion.source_root, work / "source")
     source = Source("tests/source", str(root))
     (root / "meta/secret.json").symlink_to(work.parent / "outside/file.txt")
-    with pytest.raises(ConfigError, match="secret.json is a link to .*outside of its dataset"):
+    with pytest.raises(ConfigError, match="secret.json is a link to .*outside of its folder"):
         write_derived(source.meta, work / "copy", ())
     # The Hub's cache is made of links, which stay below its own folder.
     snapshot = work / "cache/snapshots/abc"

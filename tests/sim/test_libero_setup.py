@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from lerobot_policy_world_modality.doctor.cli import cli as doctor
+from lerobot_policy_world_modality.doctor import cli as doctor
 from lerobot_policy_world_modality.envs import libero_setup
 from lerobot_policy_world_modality.envs.libero_setup import ASSET_FOLDERS, assets_folder, config_file, needs, set_up
 from world_modality_core.io.errors import ConfigError

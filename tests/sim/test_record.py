@@ -18,6 +18,7 @@ pytest.importorskip("metaworld")
 from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
 
 from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv  # noqa: E402
+from lerobot_policy_world_modality.record import expert_episode as record_episode  # noqa: E402
 from lerobot_policy_world_modality.record.cli import (  # noqa: E402
     RECORD_FILE,
     Attempts,
@@ -27,7 +28,6 @@ from lerobot_policy_world_modality.record.cli import (  # noqa: E402
     RecordOutput,
     record,
 )
-from lerobot_policy_world_modality.record.cli import expert_episode as record_episode  # noqa: E402
 
 pytestmark = pytest.mark.sim
 

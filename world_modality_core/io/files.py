@@ -58,6 +58,21 @@ def inside(folder: str | Path, name: str, what: str) -> Path:
     return path
 
 
+def check_own(path: Path, root: Path) -> None:
+    """Check that a file in a folder is not a link to something else, which would be read, or carried away in a copy.
+
+    Links of the Hub's snapshots lead to the `blobs` beside them, and pass; so does a dataset's folder of videos on
+    another disk.
+
+    Raises:
+        ConfigError: naming the link.
+    """
+    root, real = root.resolve(), path.resolve()
+    own = root.parent.parent if root.parent.name == "snapshots" else root
+    if not real.is_relative_to(own) and not real.is_relative_to((root / "videos").resolve()):
+        raise ConfigError(f"{path} is a link to {real}, outside of its folder: replace it by the file, or remove it")
+
+
 # Writing.
 
 

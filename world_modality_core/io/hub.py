@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,15 +28,23 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
-from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
+from lerobot.datasets.dataset_metadata import CODEBASE_VERSION, LeRobotDatasetMetadata
+from lerobot.datasets.utils import DEFAULT_TASKS_PATH, EPISODES_DIR, INFO_PATH, STATS_PATH
 from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE
 
+from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.errors import ConfigError
 
 AGAIN = "give the same command again: files that arrived are not sent a second time"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 CARD_FILE = "README.md"
 HUB_PREFIX = "hf://"
+# Of a dataset's metadata: LeRobot's, and what this project adds.
+_META_FILES = (
+    INFO_PATH, STATS_PATH, DEFAULT_TASKS_PATH, f"{EPISODES_DIR}/*/*.parquet", "meta/wm_record.json",
+    "meta/world_modality.json", "meta/world_modality_source.json", "meta/world_stats.safetensors",
+    "meta/world_pca.safetensors", "meta/world_codebook.safetensors",
+)  # fmt: skip
 _ON_HUB = re.compile(r"hf://datasets/(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/@]+))?/(?P<file>[^@]+)")
 
 
@@ -151,7 +160,7 @@ def push_folder(
     *,
     repo_type: str,
     card: str,
-    patterns: list[str],
+    files: Iterable[str],
     replaced: Mapping[str, str] | None = None,
     delete: list[str] | None = None,
     private: bool = False,
@@ -168,7 +177,7 @@ def push_folder(
         folder: What to upload.
         repo_type: "model" or "dataset".
         card: Text of README.md.
-        patterns: Of the folder's files, those to upload.
+        files: Of the folder's files, those to upload (`own_files`).
         replaced: Name -> text of files that are uploaded with another text than they have here.
         delete: Patterns of files to delete there where they are not among those uploaded.
         private: Make a new repository private; an existing one must be.
@@ -193,7 +202,7 @@ def push_folder(
         if branch:
             api.create_branch(repo_id, branch=branch, repo_type=repo_type, exist_ok=True)
         texts = {**(replaced or {}), CARD_FILE: card}
-        _stage(folder, Path(staged), patterns, texts)
+        _stage(folder, Path(staged), files, texts)
         api.upload_folder(
             repo_id=repo_id, repo_type=repo_type, folder_path=staged, revision=branch, delete_patterns=delete,
             commit_message=f"Upload {folder.name}",
@@ -203,13 +212,37 @@ def push_folder(
     return str(address)
 
 
-def _stage(folder: Path, staged: Path, patterns: list[str], texts: Mapping[str, str]) -> None:
-    """Links to the files that match, and files of the texts: a folder that is exactly what is uploaded."""
-    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
-        name = path.relative_to(folder)
-        if name.as_posix() not in texts:
+def own_files(folder: Path, names: Iterable[str]) -> list[str]:
+    """Of some names, those of files that lie in a folder, each the file itself: what may be uploaded from there.
+
+    Args:
+        folder: The folder.
+        names: Names of files in it, or patterns of them.
+
+    Returns:
+        The files' names, sorted.
+
+    Raises:
+        HubError: if one is a link, or lies in a linked folder.
+    """
+    found = {path for name in names for path in folder.glob(name)}
+    for path in sorted(found):
+        for part in (path, *path.parents):
+            if part == folder:
+                break
+            if part.is_symlink():
+                raise HubError(
+                    f"{part} is a link, and what links lead to is not uploaded: put the file there itself, or remove it"
+                )
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+
+
+def _stage(folder: Path, staged: Path, files: Iterable[str], texts: Mapping[str, str]) -> None:
+    """Links to the files, and files of the texts: a folder that is exactly what is uploaded."""
+    for name in files:
+        if name not in texts:
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
-            os.symlink(path.resolve(), staged / name)
+            os.symlink((folder / name).absolute(), staged / name)
     for name, text in texts.items():
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
         (staged / name).write_text(text, encoding="utf-8")
@@ -233,11 +266,22 @@ def push_dataset(
 
     Args, returns and raises: as `push_folder`.
     """
-    kept = ["data/**/*", "meta/**/*", "videos/**/*"]  # not the flat cache, nor what an interrupted run left
     return push_folder(
-        repo_id, root, repo_type="dataset", card=card, patterns=kept, delete=["data/*", "meta/*", "videos/*"],
-        private=private, branch=branch, tag=CODEBASE_VERSION,
+        repo_id, root, repo_type="dataset", card=card, files=dataset_files(root),
+        delete=["data/*", "meta/episodes/*", "meta/world_*", "videos/*"], private=private, branch=branch,
+        tag=CODEBASE_VERSION,
     )  # fmt: skip
+
+
+def dataset_files(root: Path) -> list[str]:
+    """Names of the files that a LeRobotDataset, a companion or a labelled dataset is made of.
+
+    Raises:
+        HubError: if one is a link.
+        ConfigError: if the metadata names files elsewhere.
+    """
+    named = own_files(root, _META_FILES)
+    return named + own_files(root, map(escape, named_files(LeRobotDatasetMetadata(root.name, root=root))))
 
 
 def downloaded_dataset(repo_id: str, revision: str | None = None) -> Path:

@@ -26,6 +26,7 @@ from lerobot.utils.constants import HF_LEROBOT_HOME, HF_LEROBOT_HUB_CACHE
 from torch import Tensor
 
 from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.errors import ConfigError, DamagedFileError, UserError
 from world_modality_core.io.files import (
     as_dataclass,
@@ -153,12 +154,12 @@ class Companion:
     @cached_property
     def table(self) -> LatentTable:
         """The latents (and tokens) as a memory-mapped table; its flat cache is written on first use."""
-        data_files = sorted((self.root / "data").glob("*/*.parquet"))
-        if not data_files or (self._is_downloaded and _n_rows(data_files) < self.bounds[-1, 1]):
+        files = data_files(self.root)
+        if not files or (self._is_downloaded and _n_rows(files) < self.bounds[-1, 1]):
             _download(self.repo_id, self.root, self.revision)
-            data_files = sorted((self.root / "data").glob("*/*.parquet"))
+            files = data_files(self.root)
         return build_table(
-            data_files,
+            files,
             self.bounds,
             self._cache_dir(),
             n_values=self.spec.n_tokens * self.spec.dim,

@@ -36,6 +36,7 @@ class GpuLatentTable:
     def __init__(self, table: LatentTable, device: torch.device):
         # Through a tensor of our own: the memory map is read-only, which torch would warn about.
         self.latents = torch.tensor(table.latents).to(device)
+        self.tokens = None if table.tokens is None else torch.tensor(table.tokens).to(device)
         self.starts = torch.tensor(table.bounds[:, 0], device=device)
         self.ends = torch.tensor(table.bounds[:, 1], device=device)
         self._offsets: dict[tuple[int, ...], Tensor] = {}
@@ -50,10 +51,19 @@ class GpuLatentTable:
         Returns:
             latents (b, w, p * d) float16 and is_pad (b, w), as `LatentTable.gather`.
         """
+        rows, is_pad = self._rows(index, offsets)
+        return self.latents[rows], is_pad
+
+    def gather_tokens(self, index: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As `gather`, but the world tokens: (b, w, n_per_frame) int64."""
+        rows, is_pad = self._rows(index, offsets)
+        return self.tokens[rows].long(), is_pad
+
+    def _rows(self, index: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
         key = tuple(offsets)
         if key not in self._offsets:
             self._offsets[key] = torch.tensor(key, device=self.latents.device)
         episode = torch.searchsorted(self.starts, index, right=True) - 1
         wanted = index[:, None] + self._offsets[key]
         rows = wanted.clamp(self.starts[episode, None], self.ends[episode, None] - 1)
-        return self.latents[rows], rows != wanted
+        return rows, rows != wanted

@@ -59,7 +59,58 @@ class Gate(nn.Module):
         return self
 
 
-class GatedCrossAttention(nn.Module):
+class GatedReader(nn.Module):
+    """A module that reads a world memory behind a `gate`, and keeps what it last did, for logs; never trained on.
+
+    Attributes:
+        gate: The gate.
+    """
+
+    gate: Gate
+
+    def __init__(self):
+        super().__init__()
+        self._last: tuple[Tensor, Tensor | None] | None = None
+
+    def _keep(self, gate: Tensor, attention: Tensor | None, b: int) -> None:
+        """Keep gate (b | 1, ...) and attention (b, heads, h, m) of a call with b samples."""
+        self._last, self._b = (gate.detach(), None if attention is None else attention.detach()), b
+
+    @property
+    def last_gate(self) -> Tensor:
+        """() mean gate."""
+        return self._last[0].mean()
+
+    @property
+    def last_sample_gate(self) -> Tensor:
+        """(b,) mean |gate|, in which gates of both signs don't cancel."""
+        return self._last[0].abs().mean((1, 2)).expand(self._b)
+
+    @property
+    def last_sample_mass(self) -> Tensor | None:
+        """(b, m) share of attention per memory token; None where there is no attention of its own."""
+        return None if self._last[1] is None else self._last[1].float().mean((1, 2))
+
+    @property
+    def last_sample_entropy(self) -> Tensor | None:
+        """(b,) entropy of the attention over that of uniform attention."""
+        if self._last[1] is None:
+            return None
+        attention = self._last[1].float()
+        return torch.special.entr(attention).sum(-1).mean((1, 2)) / math.log(max(attention.shape[-1], 2))
+
+    @property
+    def last_attention_mass(self) -> Tensor | None:
+        """(m,) share of attention per memory token, averaged over samples."""
+        return None if self._last[1] is None else self.last_sample_mass.mean(0)
+
+    @property
+    def last_attention_entropy(self) -> Tensor | None:
+        """() entropy of the attention over that of uniform attention, averaged over samples."""
+        return None if self._last[1] is None else self.last_sample_entropy.mean()
+
+
+class GatedCrossAttention(GatedReader):
     """Read a memory of predicted latents into an action stream, behind a gate.
 
     Args:
@@ -84,16 +135,6 @@ class GatedCrossAttention(nn.Module):
         self.position = nn.Parameter(torch.randn(n_positions, d) * 0.02)
         self.to_out = nn.Linear(d, d, bias=False)
         self.gate = Gate(gate, d, n_heads)
-        # (n_positions,) share of attention per memory token in the last call, averaged; for logs, never trained on.
-        self.last_attention_mass: Tensor | None = None
-        # () entropy of the attention in the last call over that of uniform attention.
-        self.last_attention_entropy: Tensor | None = None
-        # () mean gate in the last call.
-        self.last_gate: Tensor | None = None
-        # The same per sample: (b, n_positions), (b,), and mean |gate| (b,), in which gates of both signs don't cancel.
-        self.last_sample_mass: Tensor | None = None
-        self.last_sample_entropy: Tensor | None = None
-        self.last_sample_gate: Tensor | None = None
 
     def project(self, memory: Tensor, is_pad: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Turn a memory into keys and values, once per action chunk.
@@ -156,19 +197,9 @@ class GatedCrossAttention(nn.Module):
         read = attention @ values  # (b, heads, h, d / heads)
         gate = self.gate(normed)  # (b | 1, h | 1, heads | 1)
         gated = read * gate.permute(0, 2, 1)[..., None].to(read.dtype)
-        self._observe(attention.detach(), gate.detach())
+        self._keep(gate, attention, len(attention))
         update = self.to_out(gated.transpose(1, 2).flatten(2))
         return queries + update.to(queries.dtype)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-
-    def _observe(self, attention: Tensor, gate: Tensor) -> None:
-        attention = attention.float()
-        self.last_sample_mass = attention.mean((1, 2))
-        entropy = torch.special.entr(attention).sum(-1).mean((1, 2))
-        self.last_sample_entropy = entropy / math.log(max(self.n_positions, 2))
-        self.last_sample_gate = gate.abs().mean((1, 2)).expand(len(attention))
-        self.last_attention_mass = self.last_sample_mass.mean(0)
-        self.last_attention_entropy = self.last_sample_entropy.mean()
-        self.last_gate = gate.mean()

@@ -14,7 +14,19 @@ from world_modality_core.memory.gated_attention import GatedCrossAttention
 from world_modality_core.memory.sources import Memory
 
 
-class MemoryReader(nn.Module):
+class MemoryHolder(nn.Module):
+    """A module that is given its memory before the forward pass that reads it; abstract."""
+
+    def remember(self, memory: Memory) -> None:
+        """Take the memory that the next forward passes read."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop the memory: reading without a new one is an error."""
+        raise NotImplementedError
+
+
+class MemoryReader(MemoryHolder):
     """A gated cross-attention that is given its memory before the forward pass that reads it.
 
     Keys and values are projected once per memory, however often the memory is read (a flow-matching policy reads it at
@@ -30,13 +42,11 @@ class MemoryReader(nn.Module):
         self.forget()
 
     def remember(self, memory: Memory) -> None:
-        """Take the memory that the next forward passes read."""
         tokens = memory.tokens.to(self.attention.norm_memory.weight.dtype)
         self._keys, self._values = self.attention.project(tokens, memory.is_pad)
         self._is_pad = memory.is_pad
 
     def forget(self) -> None:
-        """Drop the memory: reading without a new one is an error."""
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._is_pad: Tensor | None = None

@@ -3,11 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from world_modality_core.configs import PREDICTED_SOURCES, MemorySource
+
+class MemorySource(StrEnum):
+    """What the action path reads as world memory (docs/memory.md).
+
+    The same values are used in training, in offline interventions and in closed-loop rollouts.
+    """
+
+    pred = "pred"  # the Prophet's prediction
+    oracle = "oracle"  # the true future; needs recorded data
+    zero = "zero"  # all zeros: the capacity control E1
+    random = "random"  # Gaussian directions with the norm of a typical latent
+    shuffle = "shuffle"  # the memory of a sample of another episode of the batch
+    shuffle_within_task = "shuffle_within_task"  # the same, among episodes of the same task
+    copy_current = "copy_current"  # the current latent, repeated: more vision, no future
+    scheduled = "scheduled"  # oracle at the start of training, pred at its end
+
+
+@dataclass(frozen=True)
+class SourceTraits:
+    """What a source needs.
+
+    Attributes:
+        runs_prophet: Whether the Prophet has to run.
+        reads_history: Whether latents of the history are looked at, by the Prophet or as they are.
+        is_offline: Whether the recorded future is needed, which a rollout doesn't have.
+    """
+
+    runs_prophet: bool = False
+    reads_history: bool = False
+    is_offline: bool = False
+
+
+TRAITS = {
+    MemorySource.pred: SourceTraits(runs_prophet=True, reads_history=True),
+    MemorySource.oracle: SourceTraits(is_offline=True),
+    MemorySource.zero: SourceTraits(),
+    MemorySource.random: SourceTraits(),
+    MemorySource.shuffle: SourceTraits(runs_prophet=True, reads_history=True),
+    MemorySource.shuffle_within_task: SourceTraits(runs_prophet=True, reads_history=True),
+    MemorySource.copy_current: SourceTraits(reads_history=True),
+    MemorySource.scheduled: SourceTraits(runs_prophet=True, reads_history=True, is_offline=True),
+}
 
 
 @dataclass
@@ -21,11 +63,6 @@ class Memory:
 
     tokens: Tensor
     is_pad: Tensor | None = None
-
-
-def needs_prediction(source: MemorySource) -> bool:
-    """Whether the Prophet must run to fill the memory."""
-    return source in PREDICTED_SOURCES
 
 
 def oracle_share(step: int, schedule_steps: int) -> float:

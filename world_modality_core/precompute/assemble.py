@@ -23,8 +23,8 @@ from lerobot.datasets.utils import DEFAULT_DATA_PATH, update_chunk_file_indices
 from lerobot.utils.constants import DEFAULT_FEATURES
 from tqdm import tqdm
 
-from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.files import inside, open_parquet, read_parquet
+from world_modality_core.io.dataset_files import data_files
+from world_modality_core.io.files import check_own, inside, open_parquet, read_parquet
 from world_modality_core.latents.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE
 from world_modality_core.latents.fingerprint import SOURCE_FILE
 
@@ -80,20 +80,6 @@ def write_derived(
         link_or_copy(src / name, target)
 
 
-def check_own(path: Path, root: Path) -> None:
-    """Check that a file of a dataset is not a link to something else, which a copy of the dataset would carry away.
-
-    Links of the Hub's snapshots lead to the `blobs` beside them, and pass; so does a folder of videos on another disk.
-
-    Raises:
-        ConfigError: naming the link.
-    """
-    root, real = root.resolve(), path.resolve()
-    own = root.parent.parent if root.parent.name == "snapshots" else root
-    if not real.is_relative_to(own) and not real.is_relative_to((root / "videos").resolve()):
-        raise ConfigError(f"{path} is a link to {real}, outside of its dataset: replace it by the file, or remove it")
-
-
 def link_or_copy(src: Path, dst: Path) -> None:
     """Hard-link a file that neither dataset will change, or copy it where the file system cannot."""
     try:
@@ -126,7 +112,7 @@ def _write_data(source, root, features, dropped, new_features, new_columns) -> d
 
 
 def _episode_rows(source: LeRobotDatasetMetadata, dropped: set[str]) -> Iterator[tuple[int, pa.Table]]:
-    for path in sorted((Path(source.root) / "data").glob("*/*.parquet")):
+    for path in data_files(source.root):
         names = [name for name in open_parquet(path).schema_arrow.names if name not in dropped]
         table = read_parquet(path, names)
         episode = table["episode_index"].to_numpy()

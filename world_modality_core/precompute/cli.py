@@ -19,6 +19,7 @@ from tqdm import tqdm
 from world_modality_core.encoders import WorldEncoder, make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.commands import command_errors
+from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.hub import HubError, check_upload
 from world_modality_core.io.option_differences import option_differences
@@ -257,7 +258,7 @@ def _check_sizes(cfg: PrecomputeConfig, source: Source, spec: EncoderSpec, root:
     latents = n_frames * width * 2
     n_bytes = 3 * latents  # staged, in the companion, and in the flat cache that training makes
     if cfg.merge or cfg.strip_images:
-        data = sum(path.stat().st_size for path in source.data_files)
+        data = sum(path.stat().st_size for path in data_files(source.root))
         n_bytes += cfg.merge * (data + latents) + cfg.strip_images * data
     if cfg.merge:
         n_bytes += sum(path.stat().st_size for path in (source.root / "videos").rglob("*.mp4"))

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from world_modality_core.io.dataset_files import data_files, named_files
 from world_modality_core.io.errors import UserError
 from world_modality_core.io.files import open_parquet, read_parquet, reading
 from world_modality_core.io.hub import hub_errors
@@ -61,6 +62,21 @@ class _Stream:
     start_s: float = 0.0
 
 
+def open_metadata(repo_id: str, root: str | Path | None = None, revision: str | None = None) -> LeRobotDatasetMetadata:
+    """The metadata of a dataset whose files are all at hand, and its own; what is missing is downloaded.
+
+    Raises:
+        ConfigError: if a file leads out of the dataset's folder.
+        HubError: if it can't be had from the Hub.
+    """
+    with hub_errors(repo_id, revision):
+        meta = LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
+        if not all((Path(meta.root) / name).exists() for name in named_files(meta)):
+            meta = LeRobotDataset(repo_id, root=root, revision=revision).meta
+            named_files(meta)
+    return meta
+
+
 class Source:
     """A source dataset whose files are all at hand.
 
@@ -79,10 +95,7 @@ class Source:
             PrecomputeError: if it cannot be opened, is empty, or its frames are not in the order of `index`.
         """
         try:
-            with hub_errors(repo_id, revision):
-                self.meta = LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
-                if any(not (Path(self.meta.root) / name).exists() for name in self._files()):
-                    self.meta = LeRobotDataset(repo_id, root=root, revision=revision).meta
+            self.meta = open_metadata(repo_id, root, revision)
         except Exception as error:
             raise PrecomputeError(
                 f"dataset.repo_id={repo_id!r}, dataset.root={root!r}, dataset.revision={revision!r}: cannot be opened "
@@ -99,18 +112,8 @@ class Source:
         self.lengths = self.bounds[:, 1] - self.bounds[:, 0]
         self.timestamps = self._read_timestamps()
 
-    @property
-    def data_files(self) -> list[Path]:
-        """The parquet files, in order."""
-        return sorted((self.root / "data").glob("*/*.parquet"))
-
-    def _files(self) -> set[Path]:
-        episodes = range(self.meta.total_episodes)
-        data = {self.meta.get_data_file_path(e) for e in episodes}
-        return data | {self.meta.get_video_file_path(e, key) for key in self.meta.video_keys for e in episodes}
-
     def _read_timestamps(self) -> np.ndarray:
-        tables = [read_parquet(path, ["index", "timestamp"]) for path in self.data_files]
+        tables = [read_parquet(path, ["index", "timestamp"]) for path in data_files(self.root)]
         index = np.concatenate([table["index"].to_numpy() for table in tables])
         if not np.array_equal(index, np.arange(self.bounds[-1, 1])):
             raise PrecomputeError(

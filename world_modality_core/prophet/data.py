@@ -11,6 +11,7 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.errors import ConfigError, DiskFullError
 from world_modality_core.io.files import read_parquet
 from world_modality_core.latents.companion import Companion, default_root, open_companion
@@ -196,8 +197,7 @@ def _read_states(companions: Sequence[Companion], sources: Sequence[str | Path])
 
 def _read_column(root: Path, name: str, width: int = 1) -> np.ndarray:
     """One column of a dataset's parquet files, (n, width), in the order of `index`."""
-    files = sorted((root / "data").glob("*/*.parquet"))
-    tables = [read_parquet(file, ["index", name]) for file in files]
+    tables = [read_parquet(file, ["index", name]) for file in data_files(root)]
     index = np.concatenate([table["index"].to_numpy() for table in tables])
     if not np.array_equal(index, np.arange(len(index))):
         raise ConfigError(f"{root}: frames are not in the order of `index`; write the dataset again")

@@ -15,6 +15,7 @@ from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_
     LoraOptions,
     QwenWorldFPlusConfig,
 )
+from world_modality_core.io.errors import ConfigError
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 
@@ -58,9 +59,10 @@ def load_backbone_config(config: QwenWorldFPlusConfig) -> PretrainedConfig:
     name = config.vlm_backbone
     try:
         found = AutoConfig.from_pretrained(
-            name, revision=config.vlm_revision, trust_remote_code=config.trust_remote_code
+            name, revision=config.vlm_revision, trust_remote_code=config.runs_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
+        refuse_remote_code(name, error)
         raise ValueError(
             f"vlm_backbone={name!r} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). Give the "
             f"Hub id or folder of a Qwen3-VL or Qwen2.5-VL, or one of {', '.join(NICKNAMES)}"
@@ -71,6 +73,19 @@ def load_backbone_config(config: QwenWorldFPlusConfig) -> PretrainedConfig:
             f"{', '.join(FAMILIES)}: {', '.join(NICKNAMES.values())}"
         )
     return found
+
+
+def refuse_remote_code(name: str, error: Exception) -> None:
+    """Say which option to type, if that is why transformers does not load a backbone.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if "trust_remote_code" in str(error):
+        raise ConfigError(
+            f"vlm_backbone={name!r} is loaded by code of its own, which runs only if the command says so: type "
+            "--policy.trust_remote_code=true if you trust it (in a config file it does not count)"
+        ) from error
 
 
 def build_backbone(config: QwenWorldFPlusConfig, vlm_config: PretrainedConfig, first_id: int) -> PreTrainedModel:
@@ -95,7 +110,8 @@ def build_backbone(config: QwenWorldFPlusConfig, vlm_config: PretrainedConfig, f
         model = AutoModelForImageTextToText.from_pretrained(
             config.vlm_backbone,
             revision=config.vlm_revision,
-            trust_remote_code=config.trust_remote_code,
+            trust_remote_code=config.runs_remote_code,
+            use_safetensors=True,
             config=vlm_config,
             **options,
         )

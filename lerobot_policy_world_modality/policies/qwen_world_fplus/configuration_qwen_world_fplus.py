@@ -5,22 +5,25 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import OBS_STATE
 
-from lerobot_policy_world_modality.policies.shared.prophet_options import refuse_appended, take_over_prophet
-from world_modality_core.configs import (
-    CompanionConfig,
-    LanguageConfig,
-    MemoryConfig,
-    ProphetConfig,
-    ReadsFutures,
-    TracksGivenFields,
-)
-from world_modality_core.encoders.spec import EncoderSpec
+from lerobot_policy_world_modality.hub.trusted_files import is_typed
+from lerobot_policy_world_modality.policies.shared.prophet_options import take_over_prophet
+from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
+from world_modality_core.configs import check_at_least, check_choices
 from world_modality_core.io.errors import ConfigError
+
+# Closed choices have names: the help reads a field's comment only where its type has no quotes.
+HeadKind = Literal["mse", "flow"]
+TextMode = Literal["joint_after_act", "separate"]
+Weights = Literal["pretrained", "random", "checkpoint"]
+Trained = Literal["full", "lora", "frozen"]
+PaddingSide = Literal["right", "left"]
+
 
 # The seed's names for backbones (`--vlm_backbone qwen3_vl_2b_instruct`), and what they stand for on the Hub.
 NICKNAMES = {
@@ -75,7 +78,7 @@ class ActionHeadConfig:
     """What turns the states at the action tokens into actions."""
 
     # "mse": LayerNorm + MLP, squared error. "flow": rectified flow, conditioned on the states.
-    kind: str = "mse"
+    kind: HeadKind = "mse"
     # Width.
     d_model: int = 512
     # Transformer layers over the chunk (flow).
@@ -86,11 +89,8 @@ class ActionHeadConfig:
     n_flow_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.kind not in ("mse", "flow"):
-            raise ConfigError(f"head.kind={self.kind!r}: expected 'mse' or 'flow'")
-        for name in ("d_model", "n_layers", "n_heads", "n_flow_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"head.{name}={getattr(self, name)}: expected at least 1")
+        check_choices(self, "head.")
+        check_at_least(self, 1, "d_model", "n_layers", "n_heads", "n_flow_steps", prefix="head.")
         if self.kind == "flow" and (self.d_model % self.n_heads or self.d_model % 2):
             raise ConfigError(f"head.n_heads={self.n_heads} and 2 must divide head.d_model={self.d_model}")
 
@@ -101,7 +101,7 @@ class TextConfig:
 
     # "joint_after_act": labels follow the action tokens, in the same forward. "separate": a second forward, whose
     # sequence has no action tokens.
-    mode: str = "joint_after_act"
+    mode: TextMode = "joint_after_act"
     # JSONL of labels (coc-label's, or lines of episode_index and coc_text), or hf://datasets/USER/NAME/FILE. None: the
     # dataset's language rows of style `coc`.
     jsonl: str | None = None
@@ -111,30 +111,30 @@ class TextConfig:
     max_tokens: int = 256
 
     def __post_init__(self) -> None:
-        if self.mode not in ("joint_after_act", "separate"):
-            raise ConfigError(f"text.mode={self.mode!r}: expected 'joint_after_act' or 'separate'")
-        if self.max_tokens < 1:
-            raise ConfigError(f"text.max_tokens={self.max_tokens}: expected at least 1")
+        check_choices(self, "text.")
+        check_at_least(self, 1, "max_tokens", prefix="text.")
 
 
 @PreTrainedConfig.register_subclass("qwen_world_fplus")
 @dataclass
-class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig, TracksGivenFields):
+class QwenWorldFPlusConfig(VLAWorldOptions, PreTrainedConfig):
     """Backbone, action tokens, heads, world memory and text."""
 
     # Dense Qwen3-VL or Qwen2.5-VL: Hub id, folder, or a short name such as qwen3_vl_2b_instruct.
     vlm_backbone: str = "Qwen/Qwen3-VL-2B-Instruct"
     # Hub revision. Set in training to the commit that was loaded.
     vlm_revision: str | None = None
-    # Run code from the backbone's repository; Qwen's need none.
+    # Run code from the backbone's repository; Qwen's need none. Counts only where it is typed, in the very command
+    # (--policy.trust_remote_code=true): no file can ask for it, and it is not saved.
     trust_remote_code: bool = False
     # Where the backbone's weights come from: "pretrained", "random" (training from scratch), or "checkpoint" (set when
     # a checkpoint holds them).
-    weights: str = "pretrained"
-    # Attention kernels of transformers: "sdpa", "flash_attention_2", "eager". None lets transformers choose.
+    weights: Weights = "pretrained"
+    # Attention kernels of transformers: "sdpa", "flash_attention_2", "eager". None lets transformers choose. None of
+    # the Hub's ("user/name"), which would be code.
     attn_implementation: str | None = None
     # "full", "lora" (adapters by `lora`), or "frozen". Action tokens, heads and world are trained in any case.
-    train_backbone: str = "lora"
+    train_backbone: Trained = "lora"
     # With train_backbone=full: leave the vision tower as it is.
     freeze_vision: bool = False
     # The adapters.
@@ -151,7 +151,7 @@ class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig, TracksGivenFields):
     # Token id of <ACT_0>. Set in training; a backbone whose tokenizer gives another one is refused.
     first_act_id: int = 0
     # Where shorter sequences of a batch are filled up: "right" or "left".
-    padding_side: str = "right"
+    padding_side: PaddingSide = "right"
     # Action tokens = actions predicted at once, h.
     chunk_size: int = 8
     # Actions executed before planning again.
@@ -162,40 +162,12 @@ class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig, TracksGivenFields):
     head: ActionHeadConfig = field(default_factory=ActionHeadConfig)
     # Let the action states read the world memory. False with lambda_world=0 is E0, with lambda_world>0 E1'.
     use_memory: bool = True
-    # The companion dataset of latents (training only).
-    companion: CompanionConfig = field(default_factory=CompanionConfig)
-    # The world encoder. Leave empty in training to take the companion's.
-    encoder: EncoderSpec = field(default_factory=EncoderSpec)
-    # History frames t that the Prophet sees.
-    n_history_steps: int = 4
-    # Frames between two of them.
-    history_stride: int = 1
-    # Future frames k that are predicted.
-    n_future_steps: int = 4
-    # Frames between two of them.
-    future_stride: int = 1
-    # Weight of the Prophet's own objective.
-    lambda_world: float = 0.2
     # Weight of FLARE's alignment: the action states, through a projector, towards future latents.
     lambda_align: float = 0.0
-    # The predictor.
-    prophet: ProphetConfig = field(default_factory=ProphetConfig)
-    # What enters the memory, and the gates.
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    # The sentence encoder of a Prophet with `prophet.use_language`.
-    language: LanguageConfig = field(default_factory=LanguageConfig)
     # Weight of the chain-of-causality text loss.
     lambda_text: float = 0.0
     # Its labels.
     text: TextConfig = field(default_factory=TextConfig)
-    # Arithmetic of training and rollouts: "float32", "bfloat16" (autocast; trained weights stay fp32, a frozen backbone
-    # is held in bf16), or None for what the launcher says.
-    dtype: str | None = None
-    # "calls": every call of the policy is one step (simulators, lerobot-eval, synchronous robots). "wall": the clock
-    # tells which step a frame belongs to.
-    frame_clock: str = "calls"
-    # Steps a second of the dataset. Set in training; `frame_clock=wall` reads it.
-    fps: float = 0.0
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
             "VISUAL": NormalizationMode.IDENTITY,
@@ -217,42 +189,20 @@ class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig, TracksGivenFields):
     scheduler_decay_steps: int = 30_000
     # Its last learning rate.
     scheduler_decay_lr: float = 1e-6
-    # Append logged values to this JSON Lines file, for those who train without wandb.
-    metrics_file: str | None = None
-    # Optimiser steps that one of its lines averages over.
-    metrics_every: int = 50
 
     def __post_init__(self) -> None:
         take_over_prophet(self)
-        refuse_appended(self)
         super().__post_init__()
         self.vlm_backbone = backbone_id(self.vlm_backbone)
-        for name in (
-            "chunk_size", "n_action_steps", "n_history_steps", "history_stride", "n_future_steps", "future_stride",
-            "metrics_every",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.n_action_steps > self.chunk_size:
+        self.trust_remote_code = False  # asked for by `runs_remote_code`; a file's doesn't count
+        if "/" in (self.attn_implementation or ""):
             raise ConfigError(
-                f"n_action_steps={self.n_action_steps} is more than chunk_size={self.chunk_size}: a plan can't be "
-                "executed beyond its end; lower n_action_steps or raise chunk_size"
+                f"attn_implementation={self.attn_implementation!r} is code of the Hub, which is not run; expected "
+                "'sdpa', 'flash_attention_2', 'eager' or another of transformers' own"
             )
-        for name in ("lambda_world", "lambda_align", "lambda_text", "micro_batch_size"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected at least 0")
-        for name, choices in (
-            ("weights", ("pretrained", "random", "checkpoint")),
-            ("train_backbone", ("full", "lora", "frozen")),
-            ("padding_side", ("right", "left")),
-            ("dtype", (None, "float32", "bfloat16")),
-            ("frame_clock", ("calls", "wall")),
-        ):
-            if getattr(self, name) not in choices:
-                expected = ", ".join(repr(choice) for choice in choices if choice)
-                raise ConfigError(f"{name}={getattr(self, name)!r}: expected one of {expected}")
-        if self.use_amp:
-            raise ConfigError("use_amp=true: this type has `dtype`; use --policy.dtype=bfloat16")
+        check_at_least(self, 1, "chunk_size", "n_action_steps")
+        check_at_least(self, 0, "micro_batch_size")
+        self.check_world()
         if self.freeze_vision and self.train_backbone != "full":
             raise ConfigError(
                 f"freeze_vision=true has no effect with train_backbone={self.train_backbone!r}, which trains no vision "
@@ -277,13 +227,17 @@ class QwenWorldFPlusConfig(ReadsFutures, PreTrainedConfig, TracksGivenFields):
             )
 
     @property
+    def runs_remote_code(self) -> bool:
+        """Whether this process was told in its command to run code of the backbone's repository."""
+        return is_typed("policy.trust_remote_code")
+
+    @property
     def reads_memory(self) -> bool:
         return self.use_memory
 
     @property
     def has_world(self) -> bool:
-        """Whether there is anything of the world at all; E0 has nothing."""
-        return self.use_memory or self.lambda_world > 0 or self.lambda_align > 0
+        return super().has_world or self.lambda_align > 0
 
     @property
     def needs_history(self) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PretrainedConfig
 
+from lerobot_policy_world_modality.policies.qwen_world_fplus.backbone import refuse_remote_code
 from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import QwenWorldFPlusConfig
 
 
@@ -80,9 +81,10 @@ class QwenInputs:
         name = config.vlm_backbone
         try:
             self.processor = AutoProcessor.from_pretrained(
-                name, revision=config.vlm_revision, trust_remote_code=config.trust_remote_code
+                name, revision=config.vlm_revision, trust_remote_code=config.runs_remote_code
             )
         except (OSError, ValueError) as error:
+            refuse_remote_code(name, error)
             raise ValueError(
                 f"vlm_backbone={name!r} has no processor that loads ({str(error).splitlines()[0]}); a folder must hold "
                 "the tokenizer's and the image processor's files beside config.json"

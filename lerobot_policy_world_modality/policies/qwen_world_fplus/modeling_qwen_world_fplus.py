@@ -8,9 +8,7 @@ Nothing that is generated as text reaches an action: text follows the action tok
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lerobot_policy_world_modality.hub.on_hub import OnHub
 from lerobot_policy_world_modality.policies.qwen_world_fplus.backbone import build_backbone, load_backbone_config
 from lerobot_policy_world_modality.policies.qwen_world_fplus.coc_text import (
     Labels,
@@ -41,22 +38,22 @@ from lerobot_policy_world_modality.policies.qwen_world_fplus.optimiser import (
     optimizer_parameters,
     training_table,
 )
-from lerobot_policy_world_modality.policies.qwen_world_fplus.world_parts import QwenWorld, StepCount
-from lerobot_policy_world_modality.policies.shared.latent_reader import (
-    LatentReader,
-    WorldBatch,
-    open_training_companion,
-    policy_spec,
+from lerobot_policy_world_modality.policies.qwen_world_fplus.world_parts import QwenWorld
+from lerobot_policy_world_modality.policies.shared.latent_reader import LatentReader
+from lerobot_policy_world_modality.policies.shared.planning_policy import (
+    PlanningPolicy,
+    action_padding,
+    check_reduction,
 )
-from lerobot_policy_world_modality.policies.shared.memory_filling import predict_futures
-from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts, start_prophet
-from lerobot_policy_world_modality.policies.shared.training_log import TrainingLog
-from world_modality_core.configs import MemorySource
+from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts
+from lerobot_policy_world_modality.policies.shared.training_companion import open_world
+from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
+from world_modality_core.memory.sources import MemorySource
 from world_modality_core.prophet.logged_values import LoggedValues
 from world_modality_core.prophet.losses import masked_mean
 
 
-class QwenWorldFPlusPolicy(OnHub, PreTrainedPolicy):
+class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
     """Model F+.
 
     Args:
@@ -80,17 +77,9 @@ class QwenWorldFPlusPolicy(OnHub, PreTrainedPolicy):
     ):
         super().__init__(config)
         config.validate_features()
-        companion = None
         if dataset_meta is not None:
             config.fps = float(dataset_meta.fps)
-        if dataset_meta is not None and config.has_world:
-            companion = open_training_companion(config, dataset_meta)
-            config.encoder = policy_spec(config, companion)
-        elif config.has_world and not config.encoder.is_resolved:
-            raise ValueError(
-                "qwen_world_fplus without a checkpoint or a dataset does not know its world latents' shape; load it "
-                "with --policy.path=CHECKPOINT, or train it with lerobot-train and --policy.companion.root=FOLDER"
-            )
+        companion = open_world(config, dataset_meta)
         check_starts(config, companion)
         vlm_config = load_backbone_config(config)
         self.inputs = QwenInputs(config, vlm_config)
@@ -119,50 +108,21 @@ class QwenWorldFPlusPolicy(OnHub, PreTrainedPolicy):
         self.proprioception = None
         if config.use_state:
             self.proprioception = Proprioception(d, config.robot_state_feature.shape[0])
-        self.world: QwenWorld | StepCount = StepCount()
-        self.latent_reader: LatentReader | None = None
-        if config.has_world:
-            # Backbone and head have drawn their initial weights: with one seed, E0 to E4 start from the same ones.
-            with torch.random.fork_rng(devices=[]):
-                self._build_world(companion, d)
-        if companion is not None:
-            start_prophet(config, self.world.prophet, self.world.space, dataset_stats or dataset_meta.stats)
-        self._step = 0
-        self.register_load_state_dict_post_hook(lambda policy, _: policy._read_step())
-        self._log = TrainingLog(config.metrics_file, config.metrics_every)
+        # Backbone and head have drawn their initial weights: with one seed, E0 to E4 start from the same ones.
+        with torch.random.fork_rng(devices=[]):
+            self.latent_reader = LatentReader(config, companion)
+            self.world = QwenWorld(config, d)
+        self._connect_world(companion, dataset_stats or (dataset_meta.stats if dataset_meta else None))
         self.reset()
-
-    def _build_world(self, companion, d: int) -> None:
-        config = self.config
-        use_language = config.prophet.use_language
-        self.latent_reader = LatentReader(
-            config,
-            None,
-            companion,
-            n_history=config.n_history_steps,
-            use_state=config.prophet.use_state,
-            use_language=use_language,
-            fps=config.fps if config.frame_clock == "wall" else None,
-        )
-        if use_language and config.language.dim == 0:
-            config.language.dim = self.latent_reader.sentences(torch.device("cpu")).dim
-        config.prophet.d_model = config.prophet.d_model or 256
-        self.world = QwenWorld(config, d)
-        if companion is not None:
-            self.world.space.fill(companion.mean, companion.std, companion.pca, None)
-        self.latent_reader.space = self.world.space
 
     # Training.
 
-    def forward(
-        self, batch: dict[str, Tensor], reduction: str = "mean", source: MemorySource | str | None = None
-    ) -> tuple[Tensor, LoggedValues]:
+    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, LoggedValues]:
         """Compute the training loss.
 
         Args:
             batch: A preprocessed batch with images, `action` (b, h, a), `action_is_pad` (b, h), `index` (b,), `task`.
             reduction: "mean", or "none" for LeRobot's sample weighting.
-            source: Memory source, for offline interventions; None for the training source.
 
         Returns:
             Loss, () or (b,), and the values to log (docs/qwen_world_fplus.md).
@@ -171,20 +131,15 @@ class QwenWorldFPlusPolicy(OnHub, PreTrainedPolicy):
             ValueError: if `reduction` is unknown, or something that the loss needs is missing.
         """
         config = self.config
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction={reduction!r}: expected 'mean' or 'none'")
+        check_reduction(reduction)
         labels = self._labels_of(batch)
-        world_batch = self._recorded_batch(batch)
+        world_batch = self.recorded_batch(batch)
         states, loss_text = self._see(batch, labels)
-        states = self._inform(states, batch, world_batch, source)
+        states = self._inform(states, batch, world_batch, None)
         error = self.action_head.error(states, batch[ACTION])
-        is_pad = batch.get("action_is_pad")
-        is_pad = torch.zeros(error.shape[:2], dtype=torch.bool, device=error.device) if is_pad is None else is_pad
-        loss = loss_action = masked_mean(error.mean(-1), is_pad, dim=-1)  # (b,)
-        values = {}
-        if self.latent_reader is not None:
-            loss_world, values = self.world.objectives(states, world_batch)
-            loss = loss + loss_world
+        loss = loss_action = masked_mean(error.mean(-1), action_padding(batch, error), dim=-1)  # (b,)
+        loss_world, values = self._objectives(states, world_batch)
+        loss = loss + loss_world
         share = torch.ones_like(loss)  # of each sample in the loss
         if labels is not None:
             is_labelled = torch.tensor([float(label is not None) for label in labels], device=loss.device)
@@ -195,16 +150,8 @@ class QwenWorldFPlusPolicy(OnHub, PreTrainedPolicy):
         if self.proprioception is not None:
             values["state_gate"] = torch.tanh(self.proprioception.gate.value.detach()).mean()
         logged = LoggedValues({"loss_action": (loss_action * share).mean()} | values)
-        if self.training:
-            self._log.watch(self._watched)
-            self._log.take(logged)
+        self._take_log(logged)
         return (loss.mean() if reduction == "mean" else loss), logged
-
-    def update(self) -> None:
-        """Count an optimiser step; LeRobot's trainer calls this after each."""
-        self._step += 1
-        self.world.train_step.add_(1)
-        self._log.write(self._step)
 
     def get_optim_params(self) -> list[dict[str, Any]]:
         """Parameter groups by learning rate and weight decay; logs the table of what trains."""
@@ -215,53 +162,20 @@ class QwenWorldFPlusPolicy(OnHub, PreTrainedPolicy):
 
     def reset(self) -> None:
         """Forget the episode; LeRobot calls this before each one."""
-        self._queue: deque[Tensor] = deque()
-        self._n_plans = 0
+        super().reset()
         self._prefix: Prefix | None = None
-        if self.latent_reader is not None:
-            self.latent_reader.frames.clear()
 
-    @torch.no_grad()
-    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-        """Return the next action of the plan, planning anew every `n_action_steps`.
+    def _plan(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        world_batch = self._live_batch(batch) if self.config.use_memory else None
+        states, _ = self._see(batch, None, remembers=self.config.lambda_text > 0)
+        states = self._inform(states, batch, world_batch, self.config.memory.rollout_source)
+        return self.action_head.sample(states, noise)
 
-        Args:
-            batch: The current observation of b environments: images (b, c, h, w), state (b, s), `task`.
-
-        Returns:
-            (b, a) normalised action.
-        """
-        self.eval()
-        if not self._queue:
-            chunk = self.predict_action_chunk(batch, **kwargs)
-            self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(1))
-        else:
-            self._remember_frame(batch)
-        return self._queue.popleft()
-
-    @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Remember the current frame and plan from it.
-
-        Args:
-            batch: As for `select_action`.
-            noise: (b, h, a) that the flow head starts from; drawn if None.
-
-        Returns:
-            (b, h, a) normalised actions.
-        """
-        self.eval()
-        self._remember_frame(batch)
-        self._n_plans += 1
-        world_batch = None
-        if self.config.use_memory:
-            world_batch = self.latent_reader.live(
-                batch, self.device, latents=self.config.needs_live_history, tokens=False
-            )
-        with self._autocast():
-            states, _ = self._see(batch, None, remembers=self.config.lambda_text > 0)
-            states = self._inform(states, batch, world_batch, self.config.memory.rollout_source)
-            return self.action_head.sample(states, noise)
+    def _plan_recorded(
+        self, batch: dict[str, Tensor], world_batch: WorldBatch, source: MemorySource | None, noise: Tensor | None
+    ) -> Tensor:
+        states, _ = self._see(batch, None)
+        return self.action_head.sample(self._inform(states, batch, world_batch, source), noise)
 
     @torch.no_grad()
     def explain(self, batch: dict[str, Tensor] | None = None, max_tokens: int | None = None) -> list[str]:
@@ -291,37 +205,6 @@ class QwenWorldFPlusPolicy(OnHub, PreTrainedPolicy):
             first_act, end = int(self.inputs.act_ids[0]), self.inputs.tokenizer.eos_token_id
             said = generate(self.backbone, self._prefix, first_act, end, max_tokens or text.max_tokens)
         return [self.inputs.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]
-
-    @torch.no_grad()
-    def plan_recorded(
-        self, batch: dict[str, Tensor], source: MemorySource | str | None = None, noise: Tensor | None = None
-    ) -> Tensor:
-        """Plan from recorded frames, with the memory of any source; for offline interventions.
-
-        Args:
-            batch: A preprocessed batch of the dataset, with `index` (b,).
-            source: Memory source, `oracle` included; None for the training source.
-            noise: (b, h, a) that the flow head starts from; drawn if None.
-
-        Returns:
-            (b, h, a) normalised actions.
-        """
-        self.eval()
-        with self._autocast():
-            states, _ = self._see(batch, None)
-            states = self._inform(states, batch, self._recorded_batch(batch, everything=True), source)
-            return self.action_head.sample(states, noise)
-
-    @torch.no_grad()
-    def predict_latents(self, batch: dict[str, Tensor]) -> Tensor:
-        """Predict future latents of recorded frames: (b, k, p, d) as the companion stores them."""
-        world_batch = self._recorded_batch(batch, everything=True)
-        return self.world.space.restore(predict_futures(self.world.prophet, world_batch).best())
-
-    @property
-    def device(self) -> torch.device:
-        """Where the policy is."""
-        return self.world.train_step.device
 
     # How the parts go together.
 
@@ -381,12 +264,16 @@ class QwenWorldFPlusPolicy(OnHub, PreTrainedPolicy):
         """Let the action states (b, h, d) see the robot's state and the world memory."""
         if self.proprioception is not None:
             states = self.proprioception(states, batch[OBS_STATE])
-        if self.latent_reader is None:
+        if self.world.reader is None:
             return states
-        source = self.config.memory.source if source is None else MemorySource(source)
-        return self.world.inform(
-            states, world_batch, source, self._step, self._step if self.training else self._n_plans
-        )
+        memory = self.memory_of(world_batch, source)
+        return self.world.reader(states, memory.tokens, memory.is_pad)
+
+    def _objectives(self, states: Tensor, world_batch: WorldBatch) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Weighted losses per sample (b,) of Prophet and alignment, 0 without any, and what to log."""
+        loss_world, values = self._world_objective(world_batch)
+        loss_align, align_values = self.world.align(states, world_batch)
+        return loss_world + loss_align, values | align_values | self._reader_values(dict.fromkeys(self.readers, ""))
 
     def _labels_of(self, batch: dict[str, Tensor]) -> list[list[int] | None] | None:
         if self.config.lambda_text == 0:
@@ -398,35 +285,13 @@ class QwenWorldFPlusPolicy(OnHub, PreTrainedPolicy):
             )
         return self.labels(batch["index"])
 
-    def _recorded_batch(self, batch: dict[str, Tensor], everything: bool = False) -> WorldBatch | None:
-        if self.latent_reader is None:
-            return None
-        config = self.config
-        return self.latent_reader.recorded(
-            batch,
-            self.device,
-            history=everything or config.needs_history,
-            future=everything or config.needs_future,
-            tokens=False,
-        )
-
-    def _remember_frame(self, batch: dict[str, Tensor]) -> None:
-        if self.latent_reader is not None and self.config.needs_live_history:
-            self.latent_reader.remember(batch)
-
     @property
     def _watched(self) -> dict[str, nn.Module]:
         watched = {"act_rows": self.backbone.get_input_embeddings().act_rows, "head": self.action_head}
-        return watched | ({} if self.latent_reader is None else self.world.watched)
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        # In training accelerate does this, told by the same field.
-        if self.config.dtype != "bfloat16":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
-    def _read_step(self) -> None:
-        self._step = int(self.world.train_step)
+        if self.config.trains_prophet:
+            watched["prophet"] = self.world.prophet
+        reader = self.world.reader
+        return watched if reader is None else watched | {"memory": reader, "gate": reader.gate}
 
     # Checkpoints.
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import QwenWorldFPlusConfig
-from lerobot_policy_world_modality.policies.shared.memory_filling import gate_parameters
+from lerobot_policy_world_modality.policies.shared.host import gate_parameters
 
 # Group -> part of a parameter's name; the first that fits counts.
 GROUPS = {

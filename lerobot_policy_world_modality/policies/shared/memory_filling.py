@@ -1,51 +1,21 @@
-"""What every policy with a world memory does alike: foresee, fill the memory, train the Prophet, draw, log."""
+"""From a world batch to the memory that the action path reads, and the Prophet's own objective."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
 
 import torch
-from lerobot.configs import PreTrainedConfig
-from torch import Tensor, nn
+from torch import Tensor
 
-from lerobot_policy_world_modality.policies.shared.latent_reader import WorldBatch
-from world_modality_core.configs import OFFLINE_SOURCES, MemoryConfig, MemorySource
-from world_modality_core.latents.latent_normaliser import LatentNormaliser
-from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention
-from world_modality_core.memory.sources import Memory, make_memory, needs_prediction, oracle_share
+from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
+from lerobot_policy_world_modality.policies.shared.world_options import MemoryOptions
+from world_modality_core.configs import MemoryConfig
+from world_modality_core.memory.sources import TRAITS, Memory, MemorySource, make_memory, oracle_share
 from world_modality_core.prophet.losses import future_latent_loss, future_latent_metrics
 from world_modality_core.prophet.network import Futures, Prophet
 
 
-class WorldSide(nn.Module):
-    """All of a VLA's world that is trained or saved, apart from what reads it: latents' space, Prophet, count of steps.
-
-    Args:
-        config: The policy's config, its encoder resolved. Without a world (E0) only the count of steps is left.
-    """
-
-    def __init__(self, config: PreTrainedConfig):
-        super().__init__()
-        # Optimiser steps so far: what `scheduled` memory and all draws depend on, so that a resumed run goes on alike.
-        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
-        if not config.has_world:
-            return
-        spec, state = config.encoder, config.robot_state_feature
-        self.space = LatentNormaliser(spec)
-        self.prophet = Prophet(
-            spec.n_tokens,
-            spec.dim,
-            config.n_history_steps,
-            config.n_future_steps,
-            config.prophet,
-            state_dim=state.shape[0] if config.prophet.use_state or config.prophet.tells_state else 0,
-            language_dim=config.language.dim,
-        )
-
-
-def memory_shape(config: PreTrainedConfig) -> tuple[int, int, int, int]:
+def memory_shape(config: MemoryOptions) -> tuple[int, int, int, int]:
     """(n, k, p, d) of one sample's memory: hypotheses, future steps, tokens per step, width of a token.
 
     With `memory.content=hidden` the Prophet's states stand for all its hypotheses, p counts its slots, d is its width;
@@ -59,7 +29,7 @@ def memory_shape(config: PreTrainedConfig) -> tuple[int, int, int, int]:
     return prophet.n_hypotheses, config.n_future_steps, spec.n_tokens, spec.dim
 
 
-def draws(seed: int, count: int, device: torch.device) -> torch.Generator:
+def draw_generator(seed: int, count: int, device: torch.device) -> torch.Generator:
     """Source of a step's draws.
 
     Made from the number of the step, not from a running state: a resumed run draws what the uninterrupted one would
@@ -75,7 +45,7 @@ def draws(seed: int, count: int, device: torch.device) -> torch.Generator:
 
 
 def predict_futures(prophet: Prophet, world_batch: WorldBatch) -> Futures:
-    """Run the Prophet, once per sight."""
+    """Run the Prophet, once per world batch."""
     if world_batch.futures is None:
         world_batch.futures = prophet(
             world_batch.history, world_batch.history_is_pad, world_batch.state, world_batch.language
@@ -92,7 +62,7 @@ def fill_memory(
     generator: torch.Generator,
     step: int,
 ) -> Memory:
-    """Fill the memory that the action path reads; in an evaluation's rollout, an intervention has the last word.
+    """Fill the memory that the action path reads. In an evaluation's rollout the arm may replace what was filled in.
 
     Args:
         prophet: The policy's Prophet; run only where `source` needs it.
@@ -100,17 +70,17 @@ def fill_memory(
         source: Where the memory comes from.
         config: The memory's options.
         shape: (n, k, p, d) of one sample's memory.
-        generator: See `draws`.
+        generator: See `draw_generator`.
         step: Optimiser steps so far (`scheduled`).
 
     Raises:
         ValueError: if the source needs the recorded future and there is none.
     """
-    if source in OFFLINE_SOURCES and world_batch.future is None:
+    if TRAITS[source].is_offline and world_batch.future is None:
         raise ValueError(f"memory source {source.value!r} needs the recorded future, which a rollout doesn't have")
     config.check_content(source)
     predicted = None
-    if needs_prediction(source):
+    if TRAITS[source].runs_prophet:
         futures = predict_futures(prophet, world_batch)
         predicted = _content(futures, config.content)
         predicted = predicted.detach() if config.detach else predicted
@@ -155,48 +125,3 @@ def prophet_objective(prophet: Prophet, world_batch: WorldBatch) -> tuple[Tensor
     return loss, future_latent_metrics(
         futures.best(), world_batch.current, world_batch.future, world_batch.future_is_pad
     )
-
-
-def reader_values(reader: GatedCrossAttention, shape: tuple[int, int, int, int], suffix: str = "") -> dict[str, Tensor]:
-    """Gate, attention entropy and attention mass per future step of a reader's last call.
-
-    Args:
-        reader: A gated cross-attention that has just read.
-        shape: (n, k, p, d) of the memory.
-        suffix: Appended to the names, where a policy has several readers.
-    """
-    mass = reader.last_attention_mass.view(shape[:3]).sum((0, 2))
-    values = {f"world_gate{suffix}": reader.last_gate, f"memory_entropy{suffix}": reader.last_attention_entropy}
-    return values | {f"memory_mass{suffix}_{i}": share for i, share in enumerate(mass, start=1)}
-
-
-def hold_gates(modules: Iterable[nn.Module], is_held: bool) -> None:
-    """Hold all gates among `modules` shut, or let them go (`memory.gate_warmup_steps`)."""
-    for module in modules:
-        if isinstance(module, Gate):
-            module.is_held = is_held
-
-
-def memory_readers(policy: nn.Module) -> list[nn.Module]:
-    """The modules through which a policy reads its world memory, each with a `gate`; without adapters' spare copies."""
-    return [
-        module
-        for name, module in policy.named_modules()
-        if hasattr(module, "last_sample_gate") and "original_module" not in name
-    ]
-
-
-def close_gates(policy: nn.Module, is_closed: bool) -> None:
-    """Close the gates of all a policy's memory readers, or give them back to what training made of them."""
-    for reader in memory_readers(policy):
-        reader.gate.is_closed = is_closed
-
-
-def gate_parameters(modules: Iterable[nn.Module]) -> dict[int, nn.Parameter]:
-    """The parameters of all gates among `modules`, by id: they have a learning rate of their own."""
-    return {id(p): p for module in modules if isinstance(module, Gate) for p in module.parameters()}
-
-
-def optimizer_groups(kinds: dict[str, list[nn.Parameter]], options: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parameter groups in the order of `kinds`, without the empty ones."""
-    return [{"params": parameters, **options[kind]} for kind, parameters in kinds.items() if parameters]

@@ -30,9 +30,8 @@ def take_over_prophet(config: PreTrainedConfig) -> None:
     if not start:
         return
     made = ProphetCheckpoint.read(start, "prophet.init_from")
-    history = "n_history_steps" if hasattr(config, "n_history_steps") else "n_obs_steps"
     wanted = [
-        (config, "", history, made.n_obs_steps),
+        (config, "", config.history_field, made.n_obs_steps),
         *((config, "", name, getattr(made, name)) for name in ("history_stride", "n_future_steps", "future_stride")),
         *((config.prophet, "prophet.", name, getattr(made.prophet, name)) for name in _OF_THE_WEIGHTS),
     ]
@@ -86,17 +85,4 @@ def check_trunk_start(config: PreTrainedConfig) -> None:
     if flags:
         raise ConfigError(
             f"trunk_init_from={start!r} holds layers of other sizes or inputs than the trunk's; set {' '.join(flags)}"
-        )
-
-
-def refuse_appended(config: PreTrainedConfig) -> None:
-    """Refuse `memory.entry=appended` for a policy without a trunk of ours.
-
-    Raises:
-        ConfigError: naming the remedy.
-    """
-    if config.memory.entry == "appended":
-        raise ConfigError(
-            f"memory.entry='appended' appends to the trunk of world_F, which {config.type} hasn't; use "
-            "--policy.memory.entry=gated (smolvla_world: --policy.fusion.f3a=true puts memory tokens into the prefix)"
         )

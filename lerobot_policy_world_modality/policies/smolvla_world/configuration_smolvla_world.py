@@ -8,16 +8,8 @@ from dataclasses import dataclass, field, fields
 from lerobot.configs import PreTrainedConfig, parser
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
-from lerobot_policy_world_modality.policies.shared.prophet_options import refuse_appended, take_over_prophet
-from world_modality_core.configs import (
-    CompanionConfig,
-    LanguageConfig,
-    MemoryConfig,
-    ProphetConfig,
-    ReadsFutures,
-    TracksGivenFields,
-)
-from world_modality_core.encoders.spec import EncoderSpec
+from lerobot_policy_world_modality.policies.shared.prophet_options import take_over_prophet
+from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
 from world_modality_core.io.errors import ConfigError
 
 # Fields of SmolVLA's config that belong to a run or a machine, not to a checkpoint.
@@ -48,7 +40,7 @@ class FusionConfig:
 
 @PreTrainedConfig.register_subclass("smolvla_world")
 @dataclass
-class SmolVLAWorldConfig(SmolVLAConfig, ReadsFutures, TracksGivenFields):
+class SmolVLAWorldConfig(VLAWorldOptions, SmolVLAConfig):
     """SmolVLA's config, and the world memory's."""
 
     # SmolVLA checkpoint to start from (Hub id or folder). Every field of SmolVLA's config that you don't give comes
@@ -60,59 +52,16 @@ class SmolVLAWorldConfig(SmolVLAConfig, ReadsFutures, TracksGivenFields):
     initialised_from: str | None = None
     # Where the memory is read.
     fusion: FusionConfig = field(default_factory=FusionConfig)
-    # The companion dataset of latents (training only).
-    companion: CompanionConfig = field(default_factory=CompanionConfig)
-    # The world encoder. Leave empty in training to take the companion's.
-    encoder: EncoderSpec = field(default_factory=EncoderSpec)
-    # History frames t that the Prophet sees.
-    n_history_steps: int = 4
-    # Frames between two of them.
-    history_stride: int = 1
-    # Future frames k that are predicted.
-    n_future_steps: int = 4
-    # Frames between two of them.
-    future_stride: int = 1
-    # Weight of the Prophet's own objective; 0 leaves it to learn through the memory only.
-    lambda_world: float = 0.2
-    # The predictor.
-    prophet: ProphetConfig = field(default_factory=ProphetConfig)
-    # What enters the memory, and the gates.
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    # The sentence encoder of a Prophet with `prophet.use_language`.
-    language: LanguageConfig = field(default_factory=LanguageConfig)
-    # Arithmetic of training and rollouts: "float32", "bfloat16" (autocast; weights and gates stay as they are), or None
-    # for what the launcher says.
-    dtype: str | None = None
-    # "calls": every call of the policy is one step (simulators, lerobot-eval, synchronous robots). "wall": frames come
-    # when they come (policy server, real-time chunking), and the clock tells which step they belong to.
-    frame_clock: str = "calls"
-    # Steps a second of the dataset. Set in training; `frame_clock=wall` reads it.
-    fps: float = 0.0
-    # Append logged values to this JSON Lines file, for those who train without wandb.
-    metrics_file: str | None = None
-    # Optimiser steps that one of its lines averages over.
-    metrics_every: int = 50
 
     def __post_init__(self) -> None:
         if self.init_from:
             self._take_over(self.init_from)
         take_over_prophet(self)
-        refuse_appended(self)
         try:
             super().__post_init__()
         except (TypeError, ValueError, NotImplementedError) as error:  # the parser would hide the first two's text
             raise ConfigError(str(error)) from error
-        for name in ("n_history_steps", "history_stride", "n_future_steps", "future_stride", "metrics_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.lambda_world < 0:
-            raise ConfigError(f"lambda_world={self.lambda_world}: expected at least 0")
-        if self.dtype not in (None, "float32", "bfloat16"):
-            raise ConfigError(f"dtype={self.dtype!r}: expected 'float32' or 'bfloat16'")
-        if self.use_amp:
-            raise ConfigError("use_amp=true: this type has `dtype`; use --policy.dtype=bfloat16")
-        if self.frame_clock not in ("calls", "wall"):
-            raise ConfigError(f"frame_clock={self.frame_clock!r}: expected 'calls' or 'wall'")
+        self.check_world()
 
     def _take_over(self, checkpoint: str) -> None:
         """Take every field of SmolVLA's config that was not given from a checkpoint."""
@@ -141,8 +90,3 @@ class SmolVLAWorldConfig(SmolVLAConfig, ReadsFutures, TracksGivenFields):
     @property
     def reads_memory(self) -> bool:
         return bool(self.fusion.names)
-
-    @property
-    def has_world(self) -> bool:
-        """Whether there is anything beyond SmolVLA; without a fusion and a world objective there is not (E0)."""
-        return self.reads_memory or self.lambda_world > 0

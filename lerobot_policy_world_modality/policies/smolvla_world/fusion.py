@@ -11,12 +11,12 @@ from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention
-from world_modality_core.memory.injected_layer import MemoryReader, WorldInjectedLinear
+from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention, GatedReader
+from world_modality_core.memory.injected_layer import MemoryHolder, MemoryReader, WorldInjectedLinear
 from world_modality_core.memory.sources import Memory
 
 
-class MemoryTokens(nn.Module):
+class MemoryTokens(GatedReader, MemoryHolder):
     """World memory as tokens of the language model's prefix, and the gate on what they change (F3a).
 
     Args:
@@ -38,12 +38,9 @@ class MemoryTokens(nn.Module):
         self.position = nn.Parameter(torch.randn(n_positions, d_prefix) * 0.02)
         self.norm_query = nn.LayerNorm(d_expert) if gate == "per_token" else nn.Identity()
         self.gate = Gate(gate, d_expert, n_heads)
-        self.last_gate: Tensor | None = None  # ()
-        self.last_sample_gate: Tensor | None = None  # (b,) mean |gate|
         self.forget()
 
     def remember(self, memory: Memory) -> None:
-        """Take the memory that the next forward passes read."""
         tokens, is_pad = memory.tokens, memory.is_pad
         if is_pad is not None:
             tokens = tokens.masked_fill(is_pad[..., None], 0.0)
@@ -54,7 +51,6 @@ class MemoryTokens(nn.Module):
             self.is_used = ~is_pad
 
     def forget(self) -> None:
-        """Drop the memory: reading without a new one is an error."""
         self.tokens: Tensor | None = None  # (b, m, d_prefix)
         self.is_used: Tensor | None = None  # (b, m)
         self.cache: DynamicCache | None = None  # keys and values of prefix and memory, while actions are sampled
@@ -71,8 +67,7 @@ class MemoryTokens(nn.Module):
             informed: (b, h, d_expert) states of the expert that did.
         """
         gate = self.gate(self.norm_query(plain.float()))  # (b | 1, h | 1, n_heads | 1)
-        self.last_sample_gate = gate.detach().abs().mean((1, 2)).expand(len(plain))
-        self.last_gate = gate.detach().mean()
+        self._keep(gate, None, len(plain))
         change = (informed - plain).unflatten(-1, (self.n_heads, -1))
         return plain + (gate[..., None] * change).flatten(-2).to(plain.dtype)
 

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import OBS_STATE
 
 from lerobot_policy_world_modality.policies.shared.prophet_options import check_trunk_start, take_over_prophet
-from world_modality_core.configs import (
-    CompanionConfig,
-    LanguageConfig,
-    MemoryConfig,
-    MemorySource,
-    ProphetConfig,
-    ReadsFutures,
-    TokenizerConfig,
-    TracksGivenFields,
-)
-from world_modality_core.encoders.spec import EncoderSpec
+from lerobot_policy_world_modality.policies.shared.world_options import MemoryOptions, WorldOptions
+from world_modality_core.configs import MemoryConfig, ProphetConfig, TokenizerConfig, check_at_least
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.memory.sources import MemorySource
+
+if TYPE_CHECKING:
+    from world_modality_core.latents.companion import Companion
+
+
+# Closed choices have names: the help reads a field's comment only where its type has no quotes.
+ActionLoss = Literal["l1", "l2"]
 
 
 @dataclass
-class WorldModalityConfig(PreTrainedConfig, TracksGivenFields):
+class WorldModalityConfig(WorldOptions, PreTrainedConfig):
     """What the five types have in common."""
 
-    # The companion dataset of latents (training only).
-    companion: CompanionConfig = field(default_factory=CompanionConfig)
-    # The world encoder. Leave empty in training to take the companion's.
-    encoder: EncoderSpec = field(default_factory=EncoderSpec)
     # History frames t that the trunk (and the Prophet) see.
     n_obs_steps: int = 3
-    # Frames between two of them.
-    history_stride: int = 1
-    # Future frames k that are predicted.
-    n_future_steps: int = 4
-    # Frames between two of them.
-    future_stride: int = 1
+    history_field: ClassVar[str] = "n_obs_steps"
     # Actions predicted at once, h.
     chunk_size: int = 8
     # Actions executed before planning again.
@@ -67,10 +58,8 @@ class WorldModalityConfig(PreTrainedConfig, TracksGivenFields):
     trunk_init_from: str | None = None
     # Where the trunk was started from. Set in training.
     trunk_initialised_from: str | None = None
-    # "l1" or "l2", on normalised actions.
-    action_loss: str = "l1"
-    # The sentence encoder.
-    language: LanguageConfig = field(default_factory=LanguageConfig)
+    # On normalised actions.
+    action_loss: ActionLoss = "l1"
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
             "VISUAL": NormalizationMode.IDENTITY,
@@ -90,28 +79,13 @@ class WorldModalityConfig(PreTrainedConfig, TracksGivenFields):
     scheduler_decay_steps: int = 100_000
     # Its last learning rate.
     scheduler_decay_lr: float = 1e-6
-    # Append logged values to this JSON Lines file, for those who train without wandb.
-    metrics_file: str | None = None
-    # Optimiser steps that one of its lines averages over.
-    metrics_every: int = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (
-            ("n_obs_steps", 1), ("history_stride", 1), ("n_future_steps", 1), ("future_stride", 1), ("chunk_size", 1),
-            ("n_action_steps", 1), ("d_model", 1), ("n_layers", 1), ("n_heads", 1), ("metrics_every", 1),
-        ):  # fmt: skip
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")
-        if self.n_action_steps > self.chunk_size:
-            raise ConfigError(
-                f"n_action_steps={self.n_action_steps} is more than chunk_size={self.chunk_size}: a plan can't be "
-                "executed beyond its end; lower n_action_steps or raise chunk_size"
-            )
+        check_at_least(self, 1, "chunk_size", "n_action_steps", "d_model", "n_layers", "n_heads")
+        self.check_world()
         if self.d_model % self.n_heads:
             raise ConfigError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}")
-        if self.action_loss not in ("l1", "l2"):
-            raise ConfigError(f"action_loss={self.action_loss!r}: expected 'l1' or 'l2'")
         check_trunk_start(self)
 
     def validate_features(self) -> None:
@@ -136,14 +110,37 @@ class WorldModalityConfig(PreTrainedConfig, TracksGivenFields):
         return False
 
     @property
-    def uses_tokens(self) -> bool:
-        """Whether the companion must have world tokens."""
-        return False
+    def world_reads_state(self) -> bool:
+        return self.use_state
+
+    @property
+    def world_reads_language(self) -> bool:
+        return self.use_language
+
+    @property
+    def needs_history(self) -> bool:
+        return self.use_vision or super().needs_history
+
+    @property
+    def needs_live_history(self) -> bool:
+        return self.use_vision or super().needs_live_history
 
     @property
     def encodes_frames(self) -> bool:
         """Whether a rollout needs the world encoder at all."""
         return self.use_vision
+
+    def take_companion(self, companion: Companion) -> None:
+        names = self.companion.rename_map
+        self.use_cameras({names.get(camera, camera): shape for camera, shape in companion.camera_shapes.items()})
+        if not self.needs_tokens:
+            return
+        book = companion.codebook
+        n_per_frame = book.n_per_frame(self.encoder.n_tokens)
+        shape = TokenizerConfig(book.n_codes, book.per, n_per_frame, book.centroids.shape[1])
+        if self.tokens.n_codes and self.tokens != shape:
+            raise ValueError(f"policy.tokens={self.tokens} is not the codebook of companion {companion.root}, {shape}")
+        self.tokens = shape
 
     def use_cameras(self, camera_shapes: dict[str, list[int]]) -> None:
         """Declare as inputs the images that the world encoder reads, and no others.
@@ -203,7 +200,7 @@ class WorldBConfig(WorldModalityConfig):
     tokens: TokenizerConfig = field(default_factory=TokenizerConfig)
 
     @property
-    def uses_tokens(self) -> bool:
+    def needs_tokens(self) -> bool:
         return True
 
 
@@ -224,6 +221,14 @@ class WorldBContConfig(WorldModalityConfig):
                 "residual_targets=true predicts the change of the current latent, which use_vision=false hides; set "
                 "--policy.residual_targets=false for the blind control"
             )
+
+    @property
+    def needs_history(self) -> bool:
+        return True  # the current latent is what skill (and a residual target) is measured from
+
+    @property
+    def needs_future(self) -> bool:
+        return True
 
 
 @PreTrainedConfig.register_subclass("world_C")
@@ -251,13 +256,17 @@ class WorldCConfig(WorldModalityConfig):
         return self.use_world_input
 
     @property
-    def uses_tokens(self) -> bool:
+    def needs_live_tokens(self) -> bool:
+        return self.use_world_input
+
+    @property
+    def needs_tokens(self) -> bool:
         return True
 
 
 @PreTrainedConfig.register_subclass("world_F")
 @dataclass
-class WorldFConfig(WorldModalityConfig, ReadsFutures):
+class WorldFConfig(WorldModalityConfig, MemoryOptions):
     """A's action queries + gated cross-attention to the futures that a Prophet predicts."""
 
     # Weight of the Prophet's own objective; without it the Prophet learns through the memory only.

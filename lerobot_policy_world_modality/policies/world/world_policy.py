@@ -1,4 +1,4 @@
-"""What world_A to world_F share: sight, trunk, action head, losses, optimiser groups, rollout.
+"""What world_A to world_F share: world batch, trunk, action head, losses, optimiser groups, rollout.
 
 Training and rollout build the same `WorldBatch` (from the companion, or from live frames) and run
 the same `_act` on it.
@@ -6,7 +6,6 @@ the same `_act` on it.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import torch
@@ -15,25 +14,25 @@ from lerobot.policies import PreTrainedPolicy
 from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
-from lerobot_policy_world_modality.hub.on_hub import OnHub
-from lerobot_policy_world_modality.policies.shared.latent_reader import (
-    LatentReader,
-    WorldBatch,
-    open_training_companion,
-    policy_spec,
+from lerobot_policy_world_modality.policies.shared.host import gate_parameters, optimizer_groups
+from lerobot_policy_world_modality.policies.shared.latent_reader import LatentReader
+from lerobot_policy_world_modality.policies.shared.planning_policy import (
+    PlanningPolicy,
+    action_padding,
+    check_reduction,
 )
-from lerobot_policy_world_modality.policies.shared.memory_filling import draws, gate_parameters, optimizer_groups
 from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts, start_trunk
-from lerobot_policy_world_modality.policies.shared.training_log import TrainingLog
+from lerobot_policy_world_modality.policies.shared.training_companion import open_world
+from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from lerobot_policy_world_modality.policies.world.configuration_world_modality import WorldModalityConfig
-from world_modality_core.configs import MemorySource, TokenizerConfig
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
+from world_modality_core.memory.sources import MemorySource
 from world_modality_core.memory.trunk import WorldTrunk
 from world_modality_core.prophet.logged_values import LoggedValues
 from world_modality_core.prophet.losses import masked_mean
 
 
-class WorldModalityPolicy(OnHub, PreTrainedPolicy):
+class WorldModalityPolicy(PlanningPolicy, PreTrainedPolicy):
     """What the five types share; abstract.
 
     A type says which latents and tokens it needs, may let the action states read a memory, and may have a world
@@ -56,34 +55,15 @@ class WorldModalityPolicy(OnHub, PreTrainedPolicy):
         **kwargs: Any,
     ):
         super().__init__(config)
-        needs_world = self.needs_latents or self.needs_future_latents or self.needs_tokens
-        companion = None
-        if dataset_meta is not None and needs_world:
-            companion = open_training_companion(config, dataset_meta)
-            self._take_shapes(companion)
-        elif dataset_meta is not None:
+        companion = open_world(config, dataset_meta)
+        if dataset_meta is not None and companion is None:
             config.use_cameras({})
-        elif needs_world and not config.encoder.is_resolved:
-            raise ValueError(
-                f"{config.type} without a checkpoint or a dataset does not know its world latents' shape; load it with "
-                "--policy.path=CHECKPOINT, or train it with lerobot-train and --policy.companion.root=FOLDER"
-            )
         config.validate_features()
         check_starts(config, companion)
-
-        self.space = LatentNormaliser(config.encoder, getattr(config, "tokens", None)) if needs_world else None
-        if companion is not None:
-            self.space.fill(companion.mean, companion.std, companion.pca, companion.codebook)
-        self.latent_reader = LatentReader(
-            config,
-            self.space,
-            companion,
-            n_history=config.n_obs_steps,
-            use_state=config.use_state,
-            use_language=config.use_language,
-        )
-        if config.use_language and config.language.dim == 0:
-            config.language.dim = self.latent_reader.sentences(torch.device("cpu")).dim
+        self.latent_reader = LatentReader(config, companion)
+        self.space = LatentNormaliser(config.encoder, getattr(config, "tokens", None)) if config.has_world else None
+        self.prophet = None
+        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
 
         state = config.robot_state_feature
         self.state_dim = state.shape[0] if config.use_state else 0
@@ -108,34 +88,21 @@ class WorldModalityPolicy(OnHub, PreTrainedPolicy):
             nn.GELU(),
             nn.Linear(config.d_model, config.action_feature.shape[0]),
         )
-        # Optimiser steps so far: what `scheduled` memory and all draws depend on, so that a resumed run goes on alike.
-        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
-        self._step = 0
-        self.register_load_state_dict_post_hook(lambda module, _: module._read_step())
-        self._log = TrainingLog(config.metrics_file, config.metrics_every)
         # Trunk and head draw their initial weights first: with one seed, all five types start from the same A.
         with torch.random.fork_rng(devices=[]):
             self._build_world()
+        stats = dataset_stats or (dataset_meta.stats if dataset_meta else None)
+        self._connect_world(companion, stats)
         if companion is not None:
-            self._start(dataset_stats or dataset_meta.stats)
+            start_trunk(config, self.trunk, self.space, stats)
         self.reset()
 
+    @property
+    def world(self) -> WorldModalityPolicy:
+        """What holds `space`, `prophet` and `train_step`: these types hold them themselves."""
+        return self
+
     # What a type adds.
-
-    @property
-    def needs_latents(self) -> bool:
-        """Whether latents of the history are read in training."""
-        return self.config.use_vision
-
-    @property
-    def needs_future_latents(self) -> bool:
-        """Whether latents of the future are read in training."""
-        return False
-
-    @property
-    def needs_tokens(self) -> bool:
-        """Whether world tokens, current and future, are read in training."""
-        return False
 
     def _world_input(self) -> dict[str, int]:
         """Arguments of the trunk for world tokens as an input."""
@@ -143,10 +110,6 @@ class WorldModalityPolicy(OnHub, PreTrainedPolicy):
 
     def _build_world(self) -> None:
         """Build the modules that A does not have."""
-
-    def _start(self, stats: dict[str, dict[str, Tensor]]) -> None:
-        """Load what a new run starts from."""
-        start_trunk(self.config, self.trunk, self.space, stats)
 
     def _append_world(
         self, world_batch: WorldBatch, source: MemorySource | None
@@ -158,21 +121,14 @@ class WorldModalityPolicy(OnHub, PreTrainedPolicy):
         """Let the action states (b, h, d) read a world memory."""
         return states
 
-    def _world_objective(
+    def _objective(
         self, world_batch: WorldBatch, context: Tensor, is_pad: Tensor
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Loss per sample (b,) of the world objective, None without one, and what to log."""
-        return None, {}
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Weighted loss per sample (b,) of the world objective, 0 without one, and what to log."""
+        return 0.0, {}
 
-    @property
-    def _world_weight(self) -> float:
-        """Weight of the world objective in the loss."""
-        return self.config.lambda_world
-
-    @property
-    def _watched(self) -> dict[str, nn.Module]:
-        """Modules whose gradient norm is logged."""
-        return {}
+    def _weighted(self, loss_world: Tensor) -> Tensor | float:
+        return self.config.lambda_world * loss_world if self.config.lambda_world > 0 else 0.0
 
     # Training.
 
@@ -189,34 +145,19 @@ class WorldModalityPolicy(OnHub, PreTrainedPolicy):
         Raises:
             ValueError: if `reduction` is unknown, or a task is empty.
         """
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction={reduction!r}: expected 'mean' or 'none'")
-        world_batch = self._recorded_batch(batch)
-        source = getattr(self.config, "memory", None) and self.config.memory.source
+        check_reduction(reduction)
+        world_batch = self.recorded_batch(batch)
+        source = self.config.memory.source if self.config.reads_memory else None
         actions, context, is_pad = self._act(world_batch, source)
         error = actions - batch[ACTION]
         error = error.abs() if self.config.action_loss == "l1" else error.square()
-        action_is_pad = batch.get("action_is_pad")
-        if action_is_pad is None:
-            action_is_pad = torch.zeros(error.shape[:2], dtype=torch.bool, device=error.device)
-        loss = masked_mean(error.mean(-1), action_is_pad, dim=-1)  # (b,)
+        loss = masked_mean(error.mean(-1), action_padding(batch, error), dim=-1)  # (b,)
         values = {"loss_action": loss.mean()}
-        loss_world, world_values = self._world_objective(world_batch, context, is_pad)
-        if loss_world is not None:
-            values["loss_world"] = loss_world.mean()
-            if self._world_weight > 0:
-                loss = loss + self._world_weight * loss_world
+        loss_world, world_values = self._objective(world_batch, context, is_pad)
+        loss = loss + loss_world if isinstance(loss_world, Tensor) else loss
         logged = LoggedValues(values | world_values)
-        if self.training:
-            self._log.watch(self._watched)
-            self._log.take(logged)
+        self._take_log(logged)
         return (loss.mean() if reduction == "mean" else loss), logged
-
-    def update(self) -> None:
-        """Count an optimiser step; LeRobot's trainer calls this after each."""
-        self._step += 1
-        self.train_step += 1
-        self._log.write(self._step)
 
     def get_optim_params(self) -> list[dict[str, Any]]:
         """Parameter groups: matrices with weight decay, the rest without, gates with their own learning rate."""
@@ -237,69 +178,14 @@ class WorldModalityPolicy(OnHub, PreTrainedPolicy):
 
     # Rollout.
 
-    def reset(self) -> None:
-        """Forget the episode; LeRobot calls this before each one."""
-        self._queue: deque[Tensor] = deque()
-        self._n_plans = 0
-        self.latent_reader.frames.clear()
-
-    @torch.no_grad()
-    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-        """Return the next action of the plan, planning anew every `n_action_steps`.
-
-        Args:
-            batch: The current observation of b environments: images (b, c, h, w), state (b, s), `task`.
-
-        Returns:
-            (b, a) normalised action.
-        """
-        self.eval()
-        if not self._queue:
-            self._queue.extend(self.predict_action_chunk(batch)[:, : self.config.n_action_steps].unbind(1))
-        else:
-            self._remember(batch)
-        return self._queue.popleft()
-
-    @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-        """Remember the current frame and plan from it.
-
-        Args:
-            batch: As for `select_action`.
-
-        Returns:
-            (b, h, a) normalised actions.
-        """
-        self.eval()
-        self._remember(batch)
-        self._n_plans += 1
-        source = getattr(self.config, "memory", None) and self.config.memory.rollout_source
+    def _plan(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        source = self.config.memory.rollout_source if self.config.reads_memory else None
         return self._act(self._live_batch(batch), source)[0]
 
-    @torch.no_grad()
-    def plan_recorded(
-        self, batch: dict[str, Tensor], source: MemorySource | str | None = None, noise: Tensor | None = None
+    def _plan_recorded(
+        self, batch: dict[str, Tensor], world_batch: WorldBatch, source: MemorySource | None, noise: Tensor | None
     ) -> Tensor:
-        """Plan from recorded frames, with the memory of any source; for offline interventions.
-
-        Args:
-            batch: A preprocessed batch of the dataset, with `index` (b,).
-            source: Memory source, `oracle` included; None for the training source. No matter without a memory.
-            noise: No matter: these types draw none (SmolVLA's do).
-
-        Returns:
-            (b, h, a) normalised actions.
-        """
-        self.eval()
-        memory = getattr(self.config, "memory", None)
-        if memory is not None:
-            source = memory.source if source is None else MemorySource(source)
-        return self._act(self._recorded_batch(batch, everything=True), source)[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the policy is."""
-        return self.train_step.device
+        return self._act(world_batch, source)[0]
 
     # How the parts go together.
 
@@ -316,50 +202,3 @@ class WorldModalityPolicy(OnHub, PreTrainedPolicy):
         )
         states = self._read_world(states, world_batch, source)
         return self.action_head(states), context, is_pad
-
-    @property
-    def _live_latents(self) -> bool:
-        return self.config.use_vision
-
-    @property
-    def _live_tokens(self) -> bool:
-        return False
-
-    def _remember(self, batch: dict[str, Tensor]) -> None:
-        if self._live_latents or self._live_tokens:
-            self.latent_reader.remember(batch)
-
-    def _live_batch(self, batch: dict[str, Tensor]) -> WorldBatch:
-        return self.latent_reader.live(batch, self.device, latents=self._live_latents, tokens=self._live_tokens)
-
-    def _recorded_batch(self, batch: dict[str, Tensor], everything: bool = False) -> WorldBatch:
-        everything = everything and hasattr(self.config, "memory")  # any memory source may be asked for
-        return self.latent_reader.recorded(
-            batch,
-            self.device,
-            history=everything or self.needs_latents,
-            future=everything or self.needs_future_latents,
-            tokens=self.needs_tokens,
-        )
-
-    def _take_shapes(self, companion) -> None:
-        config = self.config
-        names = config.companion.rename_map
-        config.encoder = policy_spec(config, companion)
-        config.use_cameras({names.get(camera, camera): shape for camera, shape in companion.camera_shapes.items()})
-        if config.uses_tokens:
-            book = companion.codebook
-            shape = TokenizerConfig(
-                book.n_codes, book.per, book.n_per_frame(config.encoder.n_tokens), book.centroids.shape[1]
-            )
-            if config.tokens.n_codes and config.tokens != shape:
-                raise ValueError(
-                    f"policy.tokens={config.tokens} is not the codebook of companion {companion.root}, {shape}"
-                )
-            config.tokens = shape
-
-    def _read_step(self) -> None:
-        self._step = int(self.train_step)
-
-    def _generator(self) -> torch.Generator:
-        return draws(self.config.memory.seed, self._step if self.training else self._n_plans, self.device)

@@ -217,6 +217,8 @@ def _merge(common: Flags, own: Flags, where: str, kind: str) -> Flags:
     for flag in [*common, *own]:
         if flag in _OURS[kind]:
             raise MatrixError(f"{where}: {flag} is given by the study itself; leave it out")
+        if flag.rpartition(".")[2] == "trust_remote_code":
+            raise MatrixError(f"{where}: {flag}: a file can't ask for code to be run; leave it out")
     taken_away = [pattern for pattern, value in own.items() if value is None]
     kept = {
         flag: value

@@ -1,0 +1,269 @@
+"""The host: what every policy with a world does alike, whatever policy it is otherwise.
+
+    index or frames  ->  LatentReader  ->  WorldBatch  ->  Prophet  ->  memory  ->  readers of the action path
+
+A type says which of its modules read the memory and runs its own forward pass; everything else is here: recorded and
+live latents, the memory and its draws, gates and their warm-up, the world objective, the count of optimiser steps, the
+log, a rollout's frames, and what evaluations and interventions ask of a policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lerobot_policy_world_modality.hub.on_hub import OnHub
+from lerobot_policy_world_modality.policies.shared.latent_reader import LatentReader
+from lerobot_policy_world_modality.policies.shared.memory_filling import (
+    draw_generator,
+    fill_memory,
+    memory_shape,
+    predict_futures,
+    prophet_objective,
+)
+from lerobot_policy_world_modality.policies.shared.prophet_start import start_prophet
+from lerobot_policy_world_modality.policies.shared.training_log import TrainingLog
+from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
+from lerobot_policy_world_modality.policies.shared.world_options import MemoryOptions, WorldOptions
+from world_modality_core.latents.companion import Companion
+from world_modality_core.latents.latent_normaliser import LatentNormaliser
+from world_modality_core.memory.gated_attention import Gate, GatedReader
+from world_modality_core.memory.sources import Memory, MemorySource
+from world_modality_core.prophet.logged_values import LoggedValues
+from world_modality_core.prophet.network import Futures, Prophet
+
+
+def make_prophet(config: MemoryOptions) -> Prophet:
+    """The Prophet of a policy whose encoder is resolved."""
+    spec, options = config.encoder, config.prophet
+    return Prophet(
+        spec.n_tokens,
+        spec.dim,
+        config.n_history,
+        config.n_future_steps,
+        options,
+        state_dim=config.robot_state_feature.shape[0] if options.use_state or options.tells_state else 0,
+        language_dim=config.language.dim,
+    )
+
+
+class WorldParts(nn.Module):
+    """What of a policy's world is trained or saved, apart from what reads it.
+
+    Args:
+        config: The policy's config, its encoder resolved. Without a world (E0) only the count of steps is left.
+    """
+
+    def __init__(self, config: MemoryOptions):
+        super().__init__()
+        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
+        self.space = self.prophet = None
+        if config.has_world:
+            config.prophet.d_model = config.prophet.d_model or 256
+            self.space = LatentNormaliser(config.encoder)
+            self.prophet = make_prophet(config)
+
+
+class PolicyWithWorld(OnHub):
+    """A mixin, before LeRobot's policy class.
+
+    Attributes:
+        world: Holds `space` (the latent normaliser), `prophet` and `train_step`, the count of optimiser steps: what
+            `scheduled` memory and all draws depend on, so that a resumed run goes on alike.
+        latent_reader: Everything frozen that the policy looks through.
+    """
+
+    config: WorldOptions
+    latent_reader: LatentReader
+
+    # Construction.
+
+    def _connect_world(self, companion: Companion | None, stats: dict[str, dict[str, Tensor]] | None) -> None:
+        """Connect the parts of the world, once all are built.
+
+        Args:
+            companion: In training.
+            stats: The dataset's statistics, in training.
+        """
+        config, world = self.config, self.world
+        self.latent_reader.space = world.space
+        if companion is not None:
+            world.space.fill(companion.mean, companion.std, companion.pca, companion.codebook)
+            if config.prophet is not None:
+                start_prophet(config, world.prophet, world.space, stats)
+        self._log = TrainingLog(config.metrics_file, config.metrics_every)
+        self._step = 0
+        world.register_load_state_dict_post_hook(lambda *_: self._read_step())
+
+    def _read_step(self) -> None:
+        self._step = int(self.world.train_step)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        return self.world.train_step.device
+
+    # The world batch and the memory made of it.
+
+    def recorded_batch(self, batch: dict[str, Tensor], everything: bool = False) -> WorldBatch:
+        """What the policy sees of the world at recorded frames; see `LatentReader.recorded`."""
+        return self.latent_reader.recorded(batch, self.device, everything and self.config.has_world)
+
+    def remember(self, batch: dict[str, Tensor]) -> None:
+        """Remember the current frame of a rollout, if any memory or input needs it."""
+        if self.config.needs_live_history or self.config.needs_live_tokens:
+            self.latent_reader.remember(batch)
+
+    def memory_of(self, world_batch: WorldBatch, source: MemorySource | str | None = None) -> Memory:
+        """Fill the memory that the action path reads, and hold its gates shut while they warm up.
+
+        Args:
+            world_batch: What the policy sees.
+            source: Where the memory comes from; None for the training source.
+        """
+        config, prophet = self.config.memory, self.world.prophet
+        is_held = self._step < config.gate_warmup_steps
+        for reader in self.readers.values():
+            reader.gate.is_held = is_held
+        seed = config.seed if world_batch.draw_seed is None else world_batch.draw_seed
+        generator = draw_generator(seed, self._step if self.training else self._n_plans, self.device)
+        source = config.source if source is None else MemorySource(source)
+        return fill_memory(prophet, world_batch, source, config, self.memory_shape, generator, self._step)
+
+    @property
+    def memory_shape(self) -> tuple[int, int, int, int] | None:
+        """(n, k, p, d) of one sample's memory; None where the action path reads none."""
+        return memory_shape(self.config) if self.config.reads_memory else None
+
+    @property
+    def readers(self) -> dict[str, GatedReader]:
+        """The modules through which the action path reads the memory behind a gate, by name."""
+        return self._found(GatedReader)
+
+    def _found(self, kind: type[nn.Module]) -> dict[str, Any]:
+        """All modules of a kind by name, without the frozen originals that adapters keep beside the trained copies.
+
+        Found anew after each `train` or `eval`, since adapters wrap and copy modules.
+        """
+        found = self.__dict__.setdefault("_modules_found", {})
+        if kind not in found:
+            named = self.named_modules()
+            found[kind] = {
+                name: module for name, module in named if isinstance(module, kind) and "original_module" not in name
+            }
+        return found[kind]
+
+    def train(self, mode: bool = True):
+        self.__dict__.pop("_modules_found", None)
+        return super().train(mode)
+
+    # Training.
+
+    def _world_objective(self, world_batch: WorldBatch) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """The Prophet's weighted loss per sample (b,), 0 without one, and what to log."""
+        if not self.config.trains_prophet:
+            return 0.0, {}
+        loss, skill = prophet_objective(self.world.prophet, world_batch)
+        weight = self.config.world_weight
+        return (weight * loss if weight > 0 else 0.0), {"loss_world": loss.mean()} | skill
+
+    def _reader_values(self, suffixes: dict[str, str]) -> dict[str, Tensor]:
+        """Gate, attention entropy and attention mass per future step of each reader's last call.
+
+        Args:
+            suffixes: Reader's name -> what is appended to the names of its values.
+        """
+        values = {}
+        for name, reader in self.readers.items():
+            suffix = suffixes[name]
+            values[f"world_gate{suffix}"] = reader.last_gate
+            if reader.last_attention_mass is None:
+                continue
+            values[f"memory_entropy{suffix}"] = reader.last_attention_entropy
+            mass = reader.last_attention_mass.view(self.memory_shape[:3]).sum((0, 2))
+            values |= {f"memory_mass{suffix}_{i}": share for i, share in enumerate(mass, start=1)}
+        return values
+
+    @property
+    def _watched(self) -> dict[str, nn.Module]:
+        """Modules whose gradient norm is logged."""
+        return {}
+
+    def _take_log(self, logged: LoggedValues) -> None:
+        if self.training:
+            self._log.watch(self._watched)
+            self._log.take(logged)
+
+    def update(self) -> None:
+        """Count an optimiser step; LeRobot's trainer calls this after each."""
+        self._step += 1
+        self.world.train_step.add_(1)
+        self._log.write(self._step)
+
+    # Rollout.
+
+    def _forget_episode(self) -> None:
+        """What `reset` does for the world."""
+        self._n_plans = 0
+        if "latent_reader" in self.__dict__:  # upstream's constructors reset before there is a world
+            self.latent_reader.frames.clear()
+
+    def _live_batch(self, batch: dict[str, Tensor]) -> WorldBatch:
+        """Count a plan, and look at the world as it is now."""
+        self._n_plans += 1
+        return self.latent_reader.live(batch, self.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 arithmetic of a rollout where `dtype` says so; in training accelerate does it, told by the same."""
+        if self.config.dtype != "bfloat16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    # What evaluations and interventions ask.
+
+    @torch.no_grad()
+    def predict_futures(self, batch: dict[str, Tensor]) -> Futures:
+        """Let the Prophet predict from recorded frames; standardised latents, and states where it tells them."""
+        return predict_futures(self.world.prophet, self.recorded_batch(batch, everything=True))
+
+    @torch.no_grad()
+    def predict_latents(self, batch: dict[str, Tensor]) -> Tensor:
+        """Predict future latents of recorded frames.
+
+        Args:
+            batch: A preprocessed batch with `index` (b,), and state and task where the Prophet is conditioned.
+
+        Returns:
+            (b, k, p, d) latents as the companion stores them, of the hypothesis that the Prophet believes in.
+        """
+        return self.world.space.restore(self.predict_futures(batch).best())
+
+    def _recorded_plan_batch(self, batch: dict[str, Tensor], futures: Futures | None, seed: int | None) -> WorldBatch:
+        """The world batch of a plan from recorded frames, with futures and draws that are given."""
+        world_batch = self.recorded_batch(batch, everything=self.config.reads_memory)
+        world_batch.futures, world_batch.draw_seed = futures, seed
+        return world_batch
+
+    def close_gates(self, is_closed: bool) -> None:
+        """Close the gates of all readers, or give them back to what training made of them."""
+        for reader in self.readers.values():
+            reader.gate.is_closed = is_closed
+
+
+def host_of(policy: nn.Module) -> PolicyWithWorld | None:
+    """The policy with a world in what LeRobot loaded, be it wrapped by adapters; None for any other policy."""
+    return next((module for module in policy.modules() if isinstance(module, PolicyWithWorld)), None)
+
+
+def gate_parameters(modules: Iterable[nn.Module]) -> dict[int, nn.Parameter]:
+    """The parameters of all gates among `modules`, by id: they have a learning rate of their own."""
+    return {id(p): p for module in modules if isinstance(module, Gate) for p in module.parameters()}
+
+
+def optimizer_groups(kinds: dict[str, list[nn.Parameter]], options: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups in the order of `kinds`, without the empty ones."""
+    return [{"params": parameters, **options[kind]} for kind, parameters in kinds.items() if parameters]

@@ -1,0 +1,212 @@
+"""Options of every policy with a world, and what follows from them: mixins for LeRobot's configs.
+
+Fields are saved in `config.json`: a field's name and default are a disk format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from world_modality_core.configs import (
+    CompanionConfig,
+    LanguageConfig,
+    MemoryConfig,
+    ProphetConfig,
+    TracksGivenFields,
+    check_at_least,
+    check_choices,
+)
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.memory.sources import TRAITS
+
+if TYPE_CHECKING:
+    from world_modality_core.latents.companion import Companion
+
+
+# Closed choices have names: the help reads a field's comment only where its type has no quotes.
+Arithmetic = Literal["float32", "bfloat16"]
+FrameClock = Literal["calls", "wall"]
+
+
+@dataclass
+class WorldOptions(TracksGivenFields):
+    """Which latents a policy reads, and where they come from."""
+
+    # The companion dataset of latents (training only).
+    companion: CompanionConfig = field(default_factory=CompanionConfig)
+    # The world encoder. Leave empty in training to take the companion's.
+    encoder: EncoderSpec = field(default_factory=EncoderSpec)
+    # Frames between two of the history frames.
+    history_stride: int = 1
+    # Future frames k that are predicted.
+    n_future_steps: int = 4
+    # Frames between two of them.
+    future_stride: int = 1
+    # The sentence encoder that embeds tasks.
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    # Append logged values to this JSON Lines file, for those who train without an experiment tracker.
+    metrics_file: str | None = None
+    # Optimiser steps that one of its lines averages over.
+    metrics_every: int = 50
+
+    # The predictor; a type that has one declares it as a field.
+    prophet: ClassVar[ProphetConfig | None] = None
+    # What enters the memory, and the gates that it is read through; a type that has one declares it as a field.
+    memory: ClassVar[MemoryConfig | None] = None
+    # Arithmetic of rollouts; likewise.
+    dtype: ClassVar[str | None] = None
+    # The field that says how many history frames t are read.
+    history_field: ClassVar[str] = "n_history_steps"
+
+    def check_world(self) -> None:
+        """Check what needs neither features nor files.
+
+        Raises:
+            ConfigError: naming field, value and what was expected.
+        """
+        check_choices(self)
+        check_at_least(
+            self, 1, self.history_field, "history_stride", "n_future_steps", "future_stride", "metrics_every"
+        )
+        if "n_action_steps" in self.__dict__ and self.n_action_steps > self.chunk_size:
+            raise ConfigError(
+                f"n_action_steps={self.n_action_steps} is more than chunk_size={self.chunk_size}: a plan can't be "
+                "executed beyond its end; lower n_action_steps or raise chunk_size"
+            )
+        check_at_least(self, 0, *(name for name in self.__dict__ if name.startswith("lambda_")))
+
+    def take_companion(self, companion: Companion) -> None:
+        """Take from the companion what a checkpoint has to know of it."""
+
+    @property
+    def n_history(self) -> int:
+        """History frames t."""
+        return getattr(self, self.history_field)
+
+    @property
+    def has_world(self) -> bool:
+        """Whether there is anything of the world at all."""
+        return self.needs_history or self.needs_future or self.needs_tokens
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether the action path reads a memory."""
+        return False
+
+    @property
+    def world_reads_state(self) -> bool:
+        """Whether the world's side of the policy reads the robot's state."""
+        return self.has_world and self.prophet.use_state
+
+    @property
+    def world_reads_language(self) -> bool:
+        """Whether the world's side of the policy reads the task."""
+        return self.has_world and self.prophet.use_language
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether a training step looks at latents of the history."""
+        return False
+
+    @property
+    def needs_future(self) -> bool:
+        """Whether a training step looks at latents of the future."""
+        return False
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether a training step looks at world tokens, current and future, so that the companion must have them."""
+        return False
+
+    @property
+    def needs_live_history(self) -> bool:
+        """Whether a rollout looks at latents of the history."""
+        return False
+
+    @property
+    def needs_live_tokens(self) -> bool:
+        """Whether a rollout looks at the current world tokens."""
+        return False
+
+    @property
+    def clock_fps(self) -> float | None:
+        """Steps a second where the clock tells which step a frame belongs to; None where every call is one step."""
+        return None
+
+
+@dataclass
+class MemoryOptions(WorldOptions):
+    """Options of a policy with a Prophet, whose action path may read a world memory."""
+
+    # Weight of the Prophet's own objective; 0 leaves it to learn through the memory only.
+    lambda_world: float = 0.2
+    # The predictor.
+    prophet: ProphetConfig = field(default_factory=ProphetConfig)
+    # What enters the memory, and the gates that it is read through.
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+
+    @property
+    def reads_memory(self) -> bool:
+        return True
+
+    @property
+    def world_weight(self) -> float:
+        """Weight of the Prophet's objective in the loss; a frozen Prophet's is only logged."""
+        return 0.0 if self.prophet.freeze else self.lambda_world
+
+    @property
+    def trains_prophet(self) -> bool:
+        """Whether a training step runs the Prophet."""
+        return self.world_weight > 0 or (self.reads_memory and TRAITS[self.memory.source].runs_prophet)
+
+    @property
+    def needs_history(self) -> bool:
+        from_memory = self.reads_memory and TRAITS[self.memory.source].reads_history
+        return super().needs_history or self.trains_prophet or from_memory
+
+    @property
+    def needs_future(self) -> bool:
+        from_memory = self.reads_memory and TRAITS[self.memory.source].is_offline
+        return super().needs_future or self.trains_prophet or from_memory
+
+    @property
+    def needs_live_history(self) -> bool:
+        from_memory = self.reads_memory and TRAITS[self.memory.rollout_source].reads_history
+        return super().needs_live_history or from_memory
+
+
+@dataclass
+class VLAWorldOptions(MemoryOptions):
+    """Options of a policy that sees one frame by itself, and the world beside it."""
+
+    # History frames t that the Prophet sees.
+    n_history_steps: int = 4
+    # Arithmetic of training and rollouts: "float32", "bfloat16" (autocast; trained weights stay fp32), or None for what
+    # the launcher says.
+    dtype: Arithmetic | None = None
+    # "calls": every call of the policy is one step (simulators, lerobot-eval, synchronous robots). "wall": frames come
+    # when they come (policy server, real-time chunking), and the clock tells which step they belong to.
+    frame_clock: FrameClock = "calls"
+    # Steps a second of the dataset. Set in training; `frame_clock=wall` reads it.
+    fps: float = 0.0
+
+    def check_world(self) -> None:
+        super().check_world()
+        if self.memory.entry == "appended":
+            raise ConfigError(
+                f"memory.entry='appended' appends to the trunk of world_F, which {self.type} hasn't; use "
+                "--policy.memory.entry=gated (smolvla_world: --policy.fusion.f3a=true puts memory tokens into the "
+                "prefix)"
+            )
+        if self.use_amp:
+            raise ConfigError("use_amp=true: this type has `dtype`; use --policy.dtype=bfloat16")
+
+    @property
+    def has_world(self) -> bool:
+        return self.reads_memory or self.lambda_world > 0
+
+    @property
+    def clock_fps(self) -> float | None:
+        return self.fps if self.frame_clock == "wall" else None
