@@ -154,9 +154,9 @@ class EpisodeReader:
         if len(empty := np.flatnonzero(self.lengths() < 1)):
             row = self._episodes[int(empty[0])]
             raise EpisodeError(
-                f"{self.root}/meta/episodes: episode {empty[0]} has no frames (dataset_from_index="
-                f"{row['dataset_from_index']}, dataset_to_index={row['dataset_to_index']}), and {len(empty)} of "
-                f"{len(self)} are like it; remove them with lerobot-edit-dataset (delete_episodes), or record again"
+                f"{self.root}/meta/episodes: {len(empty)} of {len(self)} episodes have no frames, the first is episode "
+                f"{empty[0]} (dataset_from_index={row['dataset_from_index']}, dataset_to_index="
+                f"{row['dataset_to_index']}); remove them with lerobot-edit-dataset (delete_episodes), or record again"
             )
         self._lock = threading.Lock()
         self._file: tuple[Path, pq.ParquetFile, np.ndarray] | None = None

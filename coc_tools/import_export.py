@@ -31,10 +31,7 @@ def import_labels(path: str | Path, reader: EpisodeReader, labels: LabelFile) ->
         StoreError: before anything is added, if a line is damaged or not of this dataset.
     """
     for number, episode, content in iter_lines(path):
-        if episode >= len(reader):
-            raise StoreError(f"{path}, line {number}: episode {episode}; the dataset has {len(reader)} episodes")
-        if isinstance(content, EpisodeLabel):
-            check_belongs(content, reader, f"{path}, line {number}")
+        check_belongs(episode, content, reader, f"{path}, line {number}")
     added = passed = 0
     for _, episode, content in iter_lines(path):
         if episode in labels:
@@ -57,18 +54,20 @@ def import_labels(path: str | Path, reader: EpisodeReader, labels: LabelFile) ->
     return added, passed
 
 
-def check_belongs(label: EpisodeLabel, reader: EpisodeReader, where: str) -> None:
-    """Check that a label is of this dataset: episode, task and length.
+def check_belongs(index: int, label: EpisodeLabel | str, reader: EpisodeReader, where: str) -> None:
+    """Check that a label, or a text, is of this dataset: episode, and of a label task and length too.
 
     Raises:
         StoreError: naming what differs.
     """
-    if label.episode_index >= len(reader):
-        raise StoreError(f"{where}: labels episode {label.episode_index}, and the dataset has {len(reader)} episodes")
-    episode = reader[label.episode_index]
+    if index >= len(reader):
+        raise StoreError(f"{where}: labels episode {index}, and the dataset has {len(reader)} episodes")
+    episode = reader[index]
+    if isinstance(label, str):
+        return
     if label.task != episode.task or abs(label.length_s - episode.length_s) > 1 / episode.fps:
         raise StoreError(
-            f"{where}: labels an episode {label.task!r} of {label.length_s} s; episode {label.episode_index} of "
+            f"{where}: labels an episode {label.task!r} of {label.length_s} s; episode {index} of "
             f"{reader.meta.repo_id!r} is {episode.task!r} of {episode.length_s} s. These are labels of another dataset"
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from coc_tools.schema import EpisodeLabel, label_starts
+from coc_tools.schema import EpisodeLabel
 from coc_tools.store import StoreError, problem_of, refuse_second
 from world_modality_core.io.files import parse_json
 from world_modality_core.io.hub import local_file
@@ -58,13 +58,3 @@ def _parse(line: bytes, where: str) -> tuple[int, EpisodeLabel | str]:
     if not isinstance(text, str) or not text.strip():
         raise StoreError(f"{where}: coc_text is {text!r:.60}; expected a text")
     return index, " ".join(text.split())
-
-
-def iter_texts(path: str | Path) -> Iterator[tuple[int, list[tuple[float, str]]]]:
-    """(episode, [(start in seconds, text), ...]) of each line of a file of labels or of plain texts.
-
-    Raises:
-        StoreError: as `iter_lines`.
-    """
-    for _, episode, content in iter_lines(path):
-        yield episode, [(0.0, content)] if isinstance(content, str) else label_starts(content)

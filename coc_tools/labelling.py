@@ -123,7 +123,7 @@ def _check_labels(cfg: LabelConfig, labels: LabelFile, reader: EpisodeReader, bu
     if _asks_model(cfg):
         mine |= {"model": _model_of(cfg), "prompt_sha256": builder.prompt.sha256}
     for episode, label_ in labels.items():
-        check_belongs(label_, reader, str(labels.path))
+        check_belongs(episode, label_, reader, str(labels.path))
         theirs = label_.provenance
         if cfg.backend == "none" or cfg.allow_mixed or theirs.backend == "import":
             continue

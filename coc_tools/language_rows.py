@@ -16,14 +16,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from lerobot.datasets import LeRobotDatasetMetadata
-from lerobot.datasets.language import (
-    EXTENDED_STYLES,
-    LANGUAGE_PERSISTENT,
-    PERSISTENT_STYLES,
-)
+from lerobot.datasets.language import EXTENDED_STYLES, LANGUAGE_PERSISTENT, PERSISTENT_STYLES
 from torch import Tensor
 
-from coc_tools.label_lines import iter_texts
+from coc_tools.label_lines import iter_lines
 from coc_tools.schema import EpisodeLabel, label_starts
 from coc_tools.store import StoreError
 from world_modality_core.io.dataset_files import data_files
@@ -178,13 +174,13 @@ def labels_from_jsonl(path: str | Path, dataset_meta: LeRobotDatasetMetadata) ->
     episodes = dataset_meta.episodes.with_format("numpy", columns=["dataset_from_index", "dataset_to_index"])[:]
     bounds = np.stack([episodes["dataset_from_index"], episodes["dataset_to_index"]], axis=1)
     starts: dict[int, list[tuple[float, str]]] = {}
-    for episode, entries in iter_texts(path):
+    for _, episode, content in iter_lines(path):
         if not 0 <= episode < len(bounds):
             raise StoreError(
                 f"{path}: labels episode {episode}, and {dataset_meta.repo_id!r} has {len(bounds)} episodes: it is the "
                 "file of another dataset"
             )
-        starts[episode] = entries
+        starts[episode] = [(0.0, content)] if isinstance(content, str) else label_starts(content)
 
     def changes() -> Iterator[tuple[int, str | None]]:
         for episode, (start, stop) in enumerate(bounds):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from glob import escape
 from pathlib import Path
 
 from accelerate import PartialState
@@ -45,11 +46,8 @@ class ProcessShards:
 
     def collect_parts(self, labels: LabelFile) -> None:
         """Move the parts of other processes into the label file; none of them may be at work."""
-        prefix = f"{labels.path.stem}.part"
-        names = {
-            p.name.replace(".failed.jsonl", ".jsonl") for p in labels.path.parent.iterdir() if p.suffix == ".jsonl"
-        }
-        for part in sorted(labels.path.parent / name for name in names if name.startswith(prefix)):
+        found = labels.path.parent.glob(f"{escape(labels.path.stem)}.part*.jsonl")
+        for part in sorted({path.with_name(path.name.replace(".failed.jsonl", ".jsonl")) for path in found}):
             with LabelFile(part) as theirs:
                 for episode, label in theirs.items():
                     if episode not in labels:

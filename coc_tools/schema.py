@@ -28,6 +28,14 @@ Name = Annotated[str, AfterValidator(_one_line), StringConstraints(min_length=1,
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class LineModel(BaseModel):
+    """What is kept as one line of a file."""
+
+    def to_line(self) -> str:
+        """This as one line of JSON with sorted keys, without the line break."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, sort_keys=True)
+
+
 class _Model(BaseModel):
     # An unknown key in a label is a mistake (a misspelt field, another version), not something to drop.
     model_config = ConfigDict(extra="forbid")
@@ -66,6 +74,9 @@ class LabelStep(_Model):
         return self
 
 
+Steps = Sequence[LabelStep]
+
+
 class StepList(_Model):
     """What a labelling model replies with."""
 
@@ -91,7 +102,7 @@ class Provenance(_Model):
     tool_version: str
 
 
-class EpisodeLabel(_Model):
+class EpisodeLabel(_Model, LineModel):
     """The label of one episode.
 
     `text` is `render_text(steps)` and is filled in where it is empty. A label without steps is free text about the
@@ -116,10 +127,6 @@ class EpisodeLabel(_Model):
             raise ValueError('text is not the rendering of the steps: change the steps and set text to ""')
         return self
 
-    def to_line(self) -> str:
-        """The label as one line of JSON with sorted keys, without the line break."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, sort_keys=True)
-
 
 def step_text(step: LabelStep) -> str:
     """One step as a sentence: "The gripper closes on the puck, because it must be held before it can be lifted."."""
@@ -130,7 +137,7 @@ def step_text(step: LabelStep) -> str:
     return f"{what}, because {why}.{outcome}"
 
 
-def render_text(steps: Sequence[LabelStep]) -> str:
+def render_text(steps: Steps) -> str:
     """All steps as numbered sentences on one line; empty without steps."""
     return " ".join(f"{number}. {step_text(step)}" for number, step in enumerate(steps, start=1))
 

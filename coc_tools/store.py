@@ -7,16 +7,15 @@ cuts off.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from coc_tools.schema import EpisodeLabel
+from coc_tools.schema import EpisodeLabel, LineModel
 from world_modality_core.io.errors import UserError
 from world_modality_core.io.files import naming_full_disk, write_text
 
@@ -25,7 +24,7 @@ class StoreError(UserError):
     """A label file cannot be used."""
 
 
-class Failure(BaseModel):
+class Failure(LineModel):
     """Why an episode has no label: one line of `<name>.failed.jsonl`."""
 
     episode_index: int
@@ -192,7 +191,7 @@ class LabelFile(Mapping[int, EpisodeLabel]):
     def append_failure(self, failure: Failure) -> None:
         """Note why an episode has no label."""
         with naming_full_disk(failed_path(self.path)):
-            _write_line(self._failed, json.dumps(failure.model_dump(mode="json"), ensure_ascii=False, sort_keys=True))
+            _write_line(self._failed, failure.to_line())
 
     def close(self) -> None:
         """Settle the file of failures, leave no empty files, and let others write."""
@@ -211,8 +210,7 @@ class LabelFile(Mapping[int, EpisodeLabel]):
         if not path.exists():
             return
         failures = sorted(read_failures(self.path).values(), key=lambda failure: failure.episode_index)
-        left = [failure for failure in failures if failure.episode_index not in self._offsets]
-        lines = [json.dumps(failure.model_dump(mode="json"), ensure_ascii=False, sort_keys=True) for failure in left]
+        lines = [failure.to_line() for failure in failures if failure.episode_index not in self._offsets]
         if lines:
             write_text(path, "".join(f"{line}\n" for line in lines))
         else:

@@ -38,8 +38,8 @@ def check_reply(reply: Reply, request: LabelRequest) -> list[LabelStep]:
     if reply.is_cut_off:
         raise ReplyError("the reply was cut off at the limit of tokens: use fewer or shorter steps")
     steps = parse_steps(reply.text)
-    check_steps(steps, request.length_s, request.fps, request.objects)
-    problem = language_problem(request.task, " ".join(f"{step.what} {step.why}" for step in steps))
+    check_steps(steps, request.episode.length_s, request.episode.fps, request.objects)
+    problem = language_problem(request.episode.task, " ".join(f"{step.what} {step.why}" for step in steps))
     if problem:
         raise ReplyError(problem)
     return steps

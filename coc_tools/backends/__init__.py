@@ -69,26 +69,6 @@ class LabelRequest:
     objects: list[str] | None = None
     rejected: Rejected | None = None
 
-    @property
-    def episode_index(self) -> int:
-        """Its index."""
-        return self.episode.index
-
-    @property
-    def task(self) -> str:
-        """Its instruction."""
-        return self.episode.task
-
-    @property
-    def length_s(self) -> float:
-        """Its length."""
-        return self.episode.length_s
-
-    @property
-    def fps(self) -> float:
-        """Its frames per second."""
-        return self.episode.fps
-
 
 @dataclass(frozen=True)
 class Reply:

@@ -30,7 +30,6 @@ from coc_tools.backends.chat import messages
 from coc_tools.config import EndpointConfig, SamplingConfig
 from coc_tools.schema import reply_schema
 
-logger = logging.getLogger(__name__)
 # httpx logs every request at INFO.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from coc_tools.config import GripperConfig
 from coc_tools.judge.words import relation_of
-from coc_tools.schema import LabelStep
+from coc_tools.schema import LabelStep, Steps
 from world_modality_core.io.errors import ConfigError
 
 if TYPE_CHECKING:  # LeRobot and torch
@@ -73,7 +73,7 @@ def read_grippers(
     return dimension, signals
 
 
-def gripper_agreement(steps: Sequence[LabelStep], signal: GripperSignal) -> tuple[int, int]:
+def gripper_agreement(steps: Steps, signal: GripperSignal) -> tuple[int, int]:
     """How many of the steps that say something about the gripper it does not contradict, and how many say something.
 
     A grasp needs a frame with the gripper closed, a release one with it open, and what is lifted, carried or placed a

@@ -47,7 +47,7 @@ class ScoreReport:
         n_episodes: task -> episodes that were scored.
         scores: task -> metric -> score, for the metrics that can be trusted; the last task is `ALL`.
         rejected: metric -> why it is left out.
-        not_told: metric -> corruptions of these labels that score no worse than the labels.
+        no_better_than: metric -> corruptions of these labels that score no worse than the labels.
     """
 
     n_reference: int
@@ -56,7 +56,7 @@ class ScoreReport:
     n_episodes: dict[str, int]
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
-    not_told: dict[str, list[str]] = field(default_factory=dict)
+    no_better_than: dict[str, list[str]] = field(default_factory=dict)
 
 
 def judge(
@@ -101,18 +101,18 @@ def judge(
     own = {episode: labels[episode] for episode in episodes}
     true = {episode: reference[episode] for episode in episodes}
     counts = _counts(own, true, grippers, min_iou)
-    unable_on_own = _not_told(own, true, grippers, min_iou, resamples[ALL], seed)
-    unable_on_true = _not_told(true, true, grippers, min_iou, resamples[ALL], seed)
+    unable_on_own = _undetected(own, true, grippers, min_iou, resamples[ALL], seed)
+    unable_on_true = _undetected(true, true, grippers, min_iou, resamples[ALL], seed)
     for metric in METRICS:
         if metric.name not in counts:
             report.rejected[metric.name] = "needs the gripper's signal: give --dataset.repo_id or --dataset.root"
         elif len(episodes) < MIN_EPISODES:
             report.rejected[metric.name] = f"{len(episodes)} episodes are too few, expected at least {MIN_EPISODES}"
         elif unable := unable_on_true[metric.name]:
-            report.rejected[metric.name] = f"on the reference itself it can't tell {' or '.join(unable)}"
+            report.rejected[metric.name] = f"on the reference itself it can't detect {' or '.join(unable)}"
         else:
             if unable := unable_on_own[metric.name]:
-                report.not_told[metric.name] = unable
+                report.no_better_than[metric.name] = unable
             for task, rows in resamples.items():
                 mine = np.array([task in (ALL, t) for t in tasks])
                 report.scores[task][metric.name] = _score(counts[metric.name][mine], rows)
@@ -133,7 +133,7 @@ def _counts(labels: Labels, reference: Labels, grippers: Grippers | None, min_io
     return {metric.name: np.array([metric.count(case) for case in cases], dtype=float) for metric in metrics}
 
 
-def _not_told(
+def _undetected(
     labels: Labels, reference: Labels, grippers: Grippers | None, min_iou: float, rows: np.ndarray, seed: int
 ) -> dict[str, list[str]]:
     """Metric -> the corruptions that do not lower it for certain: the interval of the paired loss reaches 0."""
@@ -147,7 +147,7 @@ def _not_told(
             for name, counts in _counts(wrong, reference, grippers, min_iou).items():
                 corrupted[name] += counts
         for metric in METRICS:
-            if metric.name in original and corruption in metric.tells:
+            if metric.name in original and corruption in metric.must_detect:
                 # A corruption may leave nothing to count at all; that is not a good score.
                 wrong_score = np.nan_to_num(_ratio(corrupted[metric.name][rows].sum(axis=1)))
                 loss = _ratio(original[metric.name][rows].sum(axis=1)) - wrong_score
@@ -202,7 +202,7 @@ def format_report(report: ScoreReport) -> str:
         text[-1] += "; the others are left out"
     if report.n_unknown:
         text.append(f"{report.n_unknown} labelled episodes are not in the reference; they are left out")
-    for metric, corruptions in report.not_told.items():
+    for metric, corruptions in report.no_better_than.items():
         text.append(
             f"NO BETTER THAN CHANCE: {metric} of these labels is no higher than with {' or '.join(corruptions)}"
         )

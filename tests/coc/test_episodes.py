@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from tests.fixtures_datasets import CAMERAS, TASKS, make_dataset, solid_frame
 from world_modality_core.io.errors import ConfigError
 
 LENGTHS = (12, 17, 14, 20)
+# Two episodes of a Unitree G1 (MIT), which lie beside the checkout where there are any.
+G1 = Path(__file__).parents[3] / "shared/data/g1_tiny_v30"
 
 
 def test_episodes_are_lerobots(reader, coc_source):
@@ -100,6 +103,14 @@ def test_dimensions_are_found_by_number_and_by_name(reader, names):
             reader.dimension(key, dim, "gripper.")
 
 
+@pytest.mark.skipif(not G1.is_dir(), reason="no recording of a real robot on this machine")
+def test_the_fingers_of_a_real_robot_have_names():
+    reader = EpisodeReader(root=str(G1))
+    assert str(reader.dimension("action", -1, "gripper.")) == "action[25] kRightHandThumbRotation"
+    index = reader.dimension("action", "kRightHandIndex", "gripper.")
+    np.testing.assert_array_equal(reader[0].signal(index), reader[0].action[:, 23])
+
+
 def test_a_dataset_without_actions_has_no_gripper_of_its_own(reader):
     del reader.meta.features["action"]
     assert reader.dimension("action", -1, "gripper.") is None
@@ -113,5 +124,5 @@ def test_an_episode_without_frames_is_named(coc_source, tmp_path):
     for name, values in {"dataset_from_index": [0, 12, 12, 43], "dataset_to_index": [12, 12, 43, 63]}.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
     pq.write_table(table, path)
-    with pytest.raises(EpisodeError, match="episode 1 has no frames .*=12, .*=12.* remove"):
+    with pytest.raises(EpisodeError, match="1 of 4 episodes have no frames, .* episode 1 .*=12, .*=12.* remove"):
         EpisodeReader(root=str(root))

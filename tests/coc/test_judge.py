@@ -260,7 +260,7 @@ def test_corrupted_labels_score_lower_on_what_must_tell_them(reference, grippers
     scores = judge(wrong, reference, grippers).scores[ALL]
     for metric in METRICS:
         value = scores[metric.name].value
-        if corruption in metric.tells:
+        if corruption in metric.must_detect:
             assert value is None or value < 0.8, metric.name
 
 
@@ -312,8 +312,8 @@ def test_a_metric_that_cannot_tell_a_corruption_is_rejected(reference, grippers,
     monkeypatch.setattr(report_module, "METRICS", (recall, blind, half))
     report = judge(reference, reference, grippers)
     assert set(report.scores[ALL]) == {"step_recall"}  # the control is kept
-    assert report.rejected["n_steps_right"] == "on the reference itself it can't tell shuffled steps"
-    assert report.rejected["half_blind"] == "on the reference itself it can't tell swapped objects"
+    assert report.rejected["n_steps_right"] == "on the reference itself it can't detect shuffled steps"
+    assert report.rejected["half_blind"] == "on the reference itself it can't detect swapped objects"
     text = format_report(report)
     assert "n_steps_right" not in text.splitlines()[0] and "REJECTED: n_steps_right" in text
 
@@ -333,9 +333,9 @@ def test_labels_that_say_nothing_are_told_as_such(reference):
         steps = shuffled_steps(label.steps, 4.0, [], rng)
         noise[e] = make_label(e, swapped_objects(steps, 4.0, ["puck", "mug", "cup"], rng), label.task)
     report = judge(noise, reference)
-    assert report.not_told["object_accuracy"] == ["swapped objects"]
-    assert report.not_told["order_agreement"] == ["shuffled steps"]
-    assert "step_recall" not in report.not_told  # its times are right
+    assert report.no_better_than["object_accuracy"] == ["swapped objects"]
+    assert report.no_better_than["order_agreement"] == ["shuffled steps"]
+    assert "step_recall" not in report.no_better_than  # its times are right
     assert "NO BETTER THAN CHANCE: object_accuracy" in format_report(report)
 
 
@@ -413,6 +413,6 @@ def test_the_console_script_ends_with_one_line(files, monkeypatch):
 def test_the_documentation_names_every_metric_relation_and_corruption():
     text = (Path(__file__).parents[2] / "docs" / "coc_judging.md").read_text()
     for metric in METRICS:
-        assert re.search(rf"^\| `{metric.name}` \|.*\| {', '.join(metric.tells)} \|$", text, flags=re.MULTILINE)
+        assert re.search(rf"^\| `{metric.name}` \|.*\| {', '.join(metric.must_detect)} \|$", text, flags=re.MULTILINE)
     assert all(f"`{relation}`" in text for relation in VERBS)
     assert all(f"*{corruption}*" in text for corruption in CORRUPTIONS)
