@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 REPO = Path(__file__).parent.parent
-sys.path[:0] = [str(Path(__file__).parent), str(REPO), str(REPO / "tests/report")]
+sys.path[:0] = [str(Path(__file__).parent), str(REPO), str(REPO / "tests/studies/report")]
 
 TASKS = [f"task-{i}-v3" for i in range(10)]
 ARMS = {"intact": 0.75, "shuffle_within_task": 0.5, "copy_current": 0.5, "gate_closed": 0.5, "zero": 0.4}

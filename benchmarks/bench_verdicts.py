@@ -1,7 +1,7 @@
 """Levels, power and coverage of `wm-compare`, over simulated studies whose true effects are known.
 
 Every share below is over simulated studies, with its Wilson interval. Chances of success: tasks, scenes, training runs,
-and what models have with tasks and scenes, all random (world_modality_core/studies/evidence/simulate.py has the model).
+and what models have with tasks and scenes, all random (tests/studies/evidence/simulated_studies.py has the model).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.extend([str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests/studies/evidence")])
 from provenance import provenance
+from simulated_studies import StudyShape, simulate_study
 
-from world_modality_core.studies.evidence.bootstrap import bootstrap_intervals
-from world_modality_core.studies.evidence.comparable import Side, pair
+from world_modality_core.studies.evidence.comparable import ModelArm, pair
 from world_modality_core.studies.evidence.compare import INTACT, compare
+from world_modality_core.studies.evidence.hierarchical_bootstrap import bootstrap_intervals
 from world_modality_core.studies.evidence.paired import PairCounts, compare_counts, compare_runs
 from world_modality_core.studies.evidence.sequential import log_e_values
-from world_modality_core.studies.evidence.simulate import StudyShape, simulate_study
 from world_modality_core.studies.evidence.verdicts import NEEDED, SHOWN, USED
 from world_modality_core.studies.evidence.wilson import wilson_interval
 
@@ -84,7 +84,7 @@ def two_models(shape: StudyShape, gain: float, n: int, seed: int) -> dict[str, d
 def pair_of_models(shape: StudyShape, gain: float, rng: np.random.Generator):
     """(study, pair counts, differences per task) of model F, which gains, and model A, which does not."""
     study = simulate_study(shape, {"F": {INTACT: gain}, "A": {INTACT: 0.0}}, rng)
-    pairs = pair(study.episodes, Side("F", INTACT), Side("A", INTACT))
+    pairs = pair(study.episodes, ModelArm("F", INTACT), ModelArm("A", INTACT))
     counts = PairCounts.of(
         np.concatenate([task.first.ravel() for task in pairs.tasks]),
         np.concatenate([task.second.ravel() for task in pairs.tasks]),
@@ -102,7 +102,7 @@ def sequential(n: int, seed: int, n_pairs: int, gain: float) -> dict[str, dict]:
     e_hits, naive_hits, stops = [], [], []
     for _ in range(n):
         study = simulate_study(shape, {"F": {INTACT: gain, "zero": 0.0}}, rng)
-        signs = pair(study.episodes, Side("F", INTACT), Side("F", "zero")).signs_in_order()
+        signs = pair(study.episodes, ModelArm("F", INTACT), ModelArm("F", "zero")).signs_in_order()
         reached = log_e_values(signs) >= -np.log(ALPHA)
         wins, losses = np.cumsum(signs > 0), np.cumsum(signs < 0)
         naive = 2 * stats.binom.cdf(np.minimum(wins, losses), wins + losses, 0.5) <= ALPHA
@@ -120,7 +120,7 @@ def coverage(shape: StudyShape, n: int, seed: int, n_draws: int) -> dict[str, di
     """How often the 95 % intervals of two models, 10 points apart, hold the truth that they are about."""
     rng = np.random.default_rng(seed)
     hits = {"newcombe": [], "runs": [], "bootstrap": []}
-    f, a = Side("F", INTACT), Side("A", INTACT)
+    f, a = ModelArm("F", INTACT), ModelArm("A", INTACT)
     for i in range(n):
         study, counts, differences = pair_of_models(shape, 0.1, rng)
         result = compare_counts(counts)

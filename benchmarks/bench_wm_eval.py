@@ -19,7 +19,7 @@ from pathlib import Path
 import report
 
 from lerobot_policy_world_modality.evaluation.tasks import METAWORLD
-from world_modality_core.studies.evidence.episodes import read_episodes
+from world_modality_core.studies.evidence.episode_records import read_episodes
 
 MODULES = {
     "lerobot-eval": "lerobot.scripts.lerobot_eval",

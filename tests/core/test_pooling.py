@@ -6,6 +6,7 @@ import torch
 from world_modality_core.encoders.pooling import LayerFeatures, pool
 from world_modality_core.encoders.spec import parse_pooling
 from world_modality_core.encoders.windows import causal_windows
+from world_modality_core.io.errors import ConfigError
 
 
 def tagged(n: int = 2, d: int = 3, rows: int = 4, cols: int = 6) -> LayerFeatures:
@@ -72,12 +73,12 @@ def test_s2d_keeps_every_patch_of_a_cell():
     ],
 )
 def test_cells_that_do_not_fit_are_refused(pooling, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         pooled(pooling, tagged())
 
 
 def test_cls_without_a_class_token_is_refused():
-    with pytest.raises(ValueError, match="no class token"):
+    with pytest.raises(ConfigError, match="no class token"):
         pooled("cls", LayerFeatures(torch.zeros(1, 2, 3, 3)))
 
 

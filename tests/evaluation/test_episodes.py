@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence.checkpoint import checkpoint_folder, checkpoint_hash, label_of, training_seed
-from world_modality_core.studies.evidence.episodes import (
+from world_modality_core.studies.evidence.episode_records import (
     EPISODE_SCHEMA,
     EpisodesError,
     EpisodeWriter,

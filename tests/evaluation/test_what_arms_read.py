@@ -14,7 +14,7 @@ from lerobot_policy_world_modality.evaluation.evaluate import evaluate
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank, pinned_generator
 from tests.evaluation import helpers
 from tests.evaluation.dots import DotsConfig
-from world_modality_core.studies.evidence.episodes import EpisodeWriter
+from world_modality_core.studies.evidence.episode_records import EpisodeWriter
 
 TASKS, STALE_PLANS = ("dark", "bright"), 2
 

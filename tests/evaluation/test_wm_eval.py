@@ -22,7 +22,7 @@ from lerobot_policy_world_modality.evaluation.evaluate import evaluate
 from tests.evaluation.helpers import SIZE, make_checkpoint, options
 from world_modality_core.configs import MemoryConfig
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes, read_eval_infos
+from world_modality_core.studies.evidence.episode_records import EpisodeWriter, read_episodes, read_eval_infos
 
 pytestmark = pytest.mark.sim
 

@@ -11,7 +11,7 @@ from lerobot.utils.io_utils import write_video
 import page
 from page_data import PageData
 from results import Result, read_results
-from world_modality_core.studies.report.film import Imagined, Moment, Step
+from tests.studies.report.synthetic import make_imagined
 
 EVIL = "</script><script>alert('$x$')</script>&<b>"
 
@@ -28,7 +28,7 @@ class Tags(HTMLParser):
         self.loads += [value for name, value in attributes if name in ("src", "href", "xlink:href", "poster", "data")]
 
 
-def noise(rng, size=32):
+def noise(rng, size):
     return rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
 
 
@@ -39,12 +39,7 @@ def data(tmp_path):
     for name in ("a", "b"):
         write_video(tmp_path / f"{name}.mp4", [noise(rng, 64) for _ in range(8)], 10)
         videos.append(tmp_path / f"{name}.mp4")
-    steps = [
-        Step(4 * k, noise(rng), f"episode {k}, frame 7", noise(rng), 0.9 - 0.05 * k, 0.8 - 0.1 * k)
-        for k in (1, 2, 3, 4)
-    ]
-    moments = [Moment(EVIL, 3, 21, noise(rng), steps), Moment("reach", 9, 4, noise(rng), steps)]
-    imagined = Imagined(moments, [4, 8, 12, 16], [0.9, 0.85, 0.8, 0.75], [0.8, 0.7, 0.6, 0.5], 480, 6, 8400, 80.0)
+    imagined = make_imagined(EVIL, n_steps=4)
     metrics = [
         {
             "step": s,

@@ -144,7 +144,7 @@ def test_a_source_that_changed_under_the_companion(source, whole, tmp_path):
     shutil.rmtree(changed)
     make_dataset(changed, lengths=LENGTHS, cameras=["observation.images.top"], use_videos=False, size=32, seed=9)
     done = run(main, *options(changed, root), log=tmp_path / "log")
-    assert done.status == 1 and "unfinished latents of another request" in done.told and "latents" not in done.out
+    assert done.status == 1 and "unfinished work of another request" in done.told and "latents" not in done.out
     # With the source that it was begun on, it goes on.
     assert run(main, *options(source, root), log=tmp_path / "log").status == 0
     assert tree(root) == whole

@@ -11,7 +11,7 @@ pytest.importorskip("metaworld")
 from tests.evaluation.helpers import SIZE, make_checkpoint  # noqa: E402
 from tests.faults.commands import At, fill, run, small_disk, tree  # noqa: E402
 from world_modality_core.decoder_notice import NOTICE  # noqa: E402
-from world_modality_core.studies.evidence.episodes import read_episodes  # noqa: E402
+from world_modality_core.studies.evidence.episode_records import read_episodes  # noqa: E402
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.commands import At, fill, run, small_disk, start, wait
-from tests.matrix.helpers import Fakes
-from tests.report.synthetic import write_study
+from tests.studies.matrix.helpers import Fakes
+from tests.studies.report.synthetic import write_study
 from world_modality_core.studies.evidence import compare_cli
 from world_modality_core.studies.matrix.cli import main as matrix_main
 from world_modality_core.studies.report import cli as report_cli

@@ -118,7 +118,7 @@ def make_targets(base: Path, source: Path, companion: Path, write_study: Callabl
         base: A new folder.
         source: A small LeRobotDataset with videos.
         companion: Its companion, with PCA and tokens.
-        write_study: `tests.report.synthetic.write_study`.
+        write_study: `tests.studies.report.synthetic.write_study`.
     """
     from world_modality_core.latents.companion import open_companion
 
@@ -236,10 +236,10 @@ def _records(base: Path, write_study: Callable) -> list[Target]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from world_modality_core.studies.evidence.episodes import read_episodes, read_eval_infos
+    from world_modality_core.studies.evidence.episode_records import read_episodes, read_eval_infos
     from world_modality_core.studies.report.film import read_imagined
-    from world_modality_core.studies.report.page import make_page, render
     from world_modality_core.studies.report.records import CURVE_COLUMNS, read_records
+    from world_modality_core.studies.report.report_page import make_page, render
 
     evaluation = write_study(base / "records/all", n_seeds=1, n_scenes=2) / "eval-F_k4-0"
     parts = {str(p.relative_to(evaluation)): "binary" for p in evaluation.rglob("episodes/*.parquet")}
@@ -279,13 +279,10 @@ def _records(base: Path, write_study: Callable) -> list[Target]:
 
 
 def _imagined(folder: Path) -> Path:
-    import numpy as np
+    from tests.studies.report.synthetic import make_imagined
+    from world_modality_core.studies.report.film import write_imagined
 
-    from world_modality_core.studies.report.film import Imagined, Moment, Step, write_imagined
-
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    steps = [Step(4, pixels, "episode 1, frame 2", pixels, 0.9, 0.8)]
-    write_imagined(Imagined([Moment("push", 0, 1, pixels, steps)], [4], [0.9], [0.8], 10, 1, 20, 10.0, "F"), folder)
+    write_imagined(make_imagined(n_steps=1), folder)
     return folder
 
 
@@ -299,7 +296,6 @@ def _read_imagined(read: Callable) -> Callable[[Path], object]:
 def _queues(base: Path) -> list[Target]:
     import yaml
 
-    from world_modality_core.studies.matrix.estimate import guess_all
     from world_modality_core.studies.matrix.expand import expand
     from world_modality_core.studies.matrix.job_record import check_unchanged, new_record, prepare, state, write_record
     from world_modality_core.studies.matrix.study import load_study
@@ -307,7 +303,7 @@ def _queues(base: Path) -> list[Target]:
     folder = base / "matrix"
     folder.mkdir()
     study = {
-        "vars": {"data": "d"}, "root": "root", "seeds": [1, 2], "arms": ["intact", "zero"], "seconds": {"train": 0.5},
+        "vars": {"data": "d"}, "root": "root", "seeds": [1, 2], "arms": ["intact", "zero"],
         "prophets": {"P": {"steps": 10, "companions": "${data}"}},
         "train": {"policy.type": "world_A", "steps": 10, "dataset.root": "${data}"},
         "eval": {"env.task": "a,b", "eval.n_episodes": 3},
@@ -342,7 +338,6 @@ def _queues(base: Path) -> list[Target]:
         here = expand(load_study(folder / "study.yaml", root=str(root)), lambda _: True)
         job = next(job for job in here if job.name == train.name)
         check_unchanged([job])
-        guess_all([job], {})
         state(job)
         prepare(job, read_record(job.folder))
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fuzz.mutations import damaged
 from tests.fuzz.readers import Target, fresh, fuzz, make_targets
-from tests.report.synthetic import write_study
+from tests.studies.report.synthetic import write_study
 
 N = 2500
 NAMES = [

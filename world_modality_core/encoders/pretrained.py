@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.errors import ConfigError
 
 
 def load_pretrained(spec: EncoderSpec, model_types: dict[str, str], **overrides) -> tuple[nn.Module, str | None]:
@@ -26,17 +27,17 @@ def load_pretrained(spec: EncoderSpec, model_types: dict[str, str], **overrides)
         local folder.
 
     Raises:
-        ValueError: if the model is of another type, or a local folder's weights are not those of spec.revision.
-        OSError: if the model is not at hand; the message says how to get it.
+        ConfigError: if the model is of another type, a local folder's weights are not those of spec.revision, or the
+            model is not at hand; the message says how to get it.
     """
     import transformers
 
     folder = Path(spec.model_id)
     if spec.model_id.startswith(("/", ".", "~")) and not folder.is_dir():
-        raise FileNotFoundError(f"encoder.model_id={spec.model_id!r}: no such folder")
+        raise ConfigError(f"encoder.model_id={spec.model_id!r}: no such folder")
     revision = _folder_revision(folder) if folder.is_dir() else None
     if revision is not None and spec.revision not in (None, revision):
-        raise ValueError(
+        raise ConfigError(
             f"encoder.revision={spec.revision!r}: the weights in encoder.model_id={spec.model_id!r} hash to "
             f"{revision!r}; they were changed, or are another model's"
         )
@@ -44,7 +45,7 @@ def load_pretrained(spec: EncoderSpec, model_types: dict[str, str], **overrides)
     with _explained(spec):
         config = transformers.AutoConfig.from_pretrained(spec.model_id, trust_remote_code=False, **hub)
     if config.model_type not in model_types:
-        raise ValueError(
+        raise ConfigError(
             f"encoder.model_id={spec.model_id!r} is a {config.model_type!r} model; family {spec.family!r} reads "
             f"{sorted(model_types)}"
         )
@@ -110,7 +111,7 @@ def _explained(spec: EncoderSpec) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         revision = f" --revision {spec.revision}" if spec.revision else ""
-        raise OSError(
+        raise ConfigError(
             f"encoder.model_id={spec.model_id!r}: cannot load it ({reason}). Fetch it once with `hf download "
             f"{spec.model_id}{revision}` on a machine with a network and the same HF_HOME, or give the path of a "
             "folder that holds config.json and model.safetensors"

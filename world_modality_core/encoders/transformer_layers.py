@@ -11,6 +11,7 @@ from torch import nn
 
 from world_modality_core.encoders.base import layer_position
 from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.errors import ConfigError
 
 
 def keep_layers(encoder: nn.Module, spec: EncoderSpec) -> None:
@@ -21,7 +22,7 @@ def keep_layers(encoder: nn.Module, spec: EncoderSpec) -> None:
         spec: Names the layers.
 
     Raises:
-        ValueError: if the spec names a layer that does not exist.
+        ConfigError: if the spec names a layer that does not exist.
     """
     n_blocks = len(encoder.layer)
     what = f"0 the embeddings, 1..{n_blocks} the blocks, -1 the last with the final layernorm"
@@ -50,10 +51,10 @@ def check_patch_size(spec: EncoderSpec, patch: int) -> None:
     """Refuse image sizes that would lose a strip of pixels.
 
     Raises:
-        ValueError: if height_px or width_px is not a multiple of the patch.
+        ConfigError: if height_px or width_px is not a multiple of the patch.
     """
     for name in ("height_px", "width_px"):
         size = getattr(spec, name)
         if size % patch:
             below = max(patch, size // patch * patch)
-            raise ValueError(f"encoder.{name}={size}: must be a multiple of the patch, {patch} px; try {below}")
+            raise ConfigError(f"encoder.{name}={size}: must be a multiple of the patch, {patch} px; try {below}")

@@ -11,6 +11,7 @@ from world_modality_core.encoders.pretrained import captured, image_statistics, 
 from world_modality_core.encoders.registry import register_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.transformer_layers import check_patch_size, keep_layers, layer_modules
+from world_modality_core.io.errors import ConfigError
 
 
 @register_encoder("vjepa2")
@@ -36,10 +37,10 @@ class VJepa2(WorldEncoder):
         """Load the model without its predictor, cut after the deepest layer asked for.
 
         Raises:
-            ValueError: if the frames are not square: upstream numbers patches on a square grid.
+            ConfigError: if the frames are not square: upstream numbers patches on a square grid.
         """
         if spec.height_px != spec.width_px:
-            raise ValueError(
+            raise ConfigError(
                 f"encoder.height_px={spec.height_px}, encoder.width_px={spec.width_px}: V-JEPA 2 needs them equal, its "
                 "rotary positions are laid out on a square"
             )

@@ -228,13 +228,12 @@ def open_companion(repo_id: str = "", root: str | Path | None = None, revision: 
         revision: Hub revision (branch, tag or commit).
 
     Raises:
-        ValueError: if neither `repo_id` nor `root` is given.
         IncompleteCompanionError: if it was not written or downloaded to its end.
-        CompanionError: if it is not a companion, or its parts do not belong together.
+        CompanionError: if it is not a companion, its parts do not belong together, or neither name nor root is given.
         HubError: if it is not here and can't be had from the Hub.
     """
     if not repo_id and root is None:
-        raise ValueError("companion.repo_id and companion.root are both empty: give the one that wm-precompute wrote")
+        raise CompanionError("companion.repo_id and companion.root are empty: give the one that wm-precompute wrote")
     local = Path(root) if root is not None else default_root(repo_id)
     if not (local / "meta/info.json").exists():
         if partial_root(local).exists():

@@ -20,7 +20,7 @@ from world_modality_core.encoders import WorldEncoder, make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.commands import command_errors
 from world_modality_core.io.dataset_files import data_files
-from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.hub import HubError, check_upload
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.latents.companion import (
@@ -37,7 +37,7 @@ from world_modality_core.latents.pca import LatentPCA
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license
 from world_modality_core.precompute.encode import fit_pca, stage_latents
 from world_modality_core.precompute.finish import finish, push, write_merged, write_stripped
-from world_modality_core.precompute.source import PrecomputeError, Source
+from world_modality_core.precompute.source import Source
 from world_modality_core.precompute.staging import Staging
 
 # Its weights ship inside a package and it runs on a CPU.
@@ -115,16 +115,16 @@ class PrecomputeConfig:
 
     def __post_init__(self) -> None:
         if not self.dataset.repo_id and not self.dataset.root:
-            raise PrecomputeError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
+            raise ConfigError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
         for name, low in (("batch_size", 1), ("num_workers", 0), ("pca_n_frames", 1)):
             if getattr(self, name) < low:
-                raise PrecomputeError(f"{name}={getattr(self, name)}: expected at least {low}")
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")
         if self.reuse_from and (self.encoder != EncoderSpec() or self.tokens != TokensConfig()):
-            raise PrecomputeError(
+            raise ConfigError(
                 f"reuse_from={self.reuse_from!r} brings its encoder and codebook: leave out --encoder and --tokens"
             )
         if self.tokens.n_codes < 0 or self.tokens.n_codes == 1:
-            raise PrecomputeError(f"tokens.n_codes={self.tokens.n_codes}: expected 0 (none) or at least 2")
+            raise ConfigError(f"tokens.n_codes={self.tokens.n_codes}: expected 0 (none) or at least 2")
 
 
 def precompute(cfg: PrecomputeConfig) -> Path:
@@ -136,7 +136,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
         The companion's folder.
 
     Raises:
-        PrecomputeError: before any work, if it cannot be done as asked for.
+        ConfigError: before any work, if it cannot be done as asked for.
     """
     # Processes wait for the first one while it writes, which takes as long as it takes.
     state = PartialState(cpu=cfg.device == "cpu", timeout=timedelta(days=7))
@@ -158,7 +158,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
         return root
     state.wait_for_everyone()  # nobody writes before everybody has looked
     if is_finished and state.is_main_process:
-        Staging(partial_root(root)).remove()  # left by a run that was killed at its very end
+        Staging(partial_root(root)).remove(request["latents"])  # left by a run that was killed at its very end
     if not is_finished:
         _encode(cfg, source, encoder, reused, root, request, state)
     if state.is_main_process:
@@ -186,23 +186,20 @@ def _check_upload(repo_id: str) -> None:
     try:
         check_upload(repo_id)
     except HubError as error:
-        raise PrecomputeError(f"push_to_hub=true: {error}") from None
+        raise ConfigError(f"push_to_hub=true: {error}") from None
 
 
 def _open_reused(name: str) -> Companion:
     try:
         return open_companion(root=name) if Path(name).exists() else open_companion(name)
-    except Exception as error:
-        raise PrecomputeError(f"reuse_from={name!r}: {error}") from error
+    except (UserError, OSError) as error:
+        raise ConfigError(f"reuse_from={name!r}: {error}") from error
 
 
 def _build_encoder(cfg: PrecomputeConfig, source: Source, reused: Companion | None, device) -> WorldEncoder:
     wanted = reused.spec if reused else replace(cfg.encoder, family=cfg.encoder.family or DEFAULT_FAMILY)
     spec = replace(wanted, cameras=source.cameras(wanted.cameras))
-    try:
-        return make_world_encoder(spec, reused.pca if reused else None, device)
-    except (ConfigError, ValueError, ImportError, OSError) as error:
-        raise PrecomputeError(str(error)) from error
+    return make_world_encoder(spec, reused.pca if reused else None, device)
 
 
 def _request(
@@ -223,19 +220,19 @@ def _check_output(root: Path, source: Source, request: dict, cfg: PrecomputeConf
     """Whether the companion asked for is there already.
 
     Raises:
-        PrecomputeError: if something else is there.
+        ConfigError: if something else is there.
     """
     if root.resolve() == source.root.resolve():
-        raise PrecomputeError(f"output.root={str(root)!r} is the source dataset itself; name another folder")
+        raise ConfigError(f"output.root={str(root)!r} is the source dataset itself; name another folder")
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     if not (root / INFO_FILE).exists():
-        raise PrecomputeError(f"output.root={str(root)!r} exists and is not a companion; name another folder")
+        raise ConfigError(f"output.root={str(root)!r} exists and is not a companion; name another folder")
     if cfg.overwrite:
         return False
     found = option_differences(CompanionInfo.read(root).request, request)
     if found:
-        raise PrecomputeError(
+        raise ConfigError(
             f"output.root={str(root)!r} exists and is the companion of another request ("
             f"{'; '.join(found)}). Give --overwrite to replace it, or another --output.root"
         )
@@ -246,12 +243,12 @@ def _check_sizes(cfg: PrecomputeConfig, source: Source, spec: EncoderSpec, root:
     """Bytes that will be written.
 
     Raises:
-        PrecomputeError: if the disk has less, or there are more codes than vectors.
+        ConfigError: if the disk has less, or there are more codes than vectors.
     """
     n_frames, width = source.meta.total_frames, spec.n_tokens * spec.dim
     n_vectors = min(n_frames, cfg.tokens.n_samples) * (spec.n_tokens if cfg.tokens.per == "token" else 1)
     if cfg.tokens.n_codes > n_vectors:
-        raise PrecomputeError(
+        raise ConfigError(
             f"tokens.n_codes={cfg.tokens.n_codes}: the sample of {min(n_frames, cfg.tokens.n_samples)} frames has "
             f"{n_vectors} vectors to fit them on; use at most that many codes (or raise tokens.n_samples)"
         )
@@ -265,7 +262,7 @@ def _check_sizes(cfg: PrecomputeConfig, source: Source, spec: EncoderSpec, root:
     parent = next(folder for folder in root.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if n_bytes > free:
-        raise PrecomputeError(
+        raise ConfigError(
             f"output.root={str(root)!r}: {_gb(n_bytes)} are needed and {_gb(free)} are free on that disk; name a "
             "folder on another one, or make the latents smaller with encoder.pca_dim or a coarser encoder.pooling"
         )

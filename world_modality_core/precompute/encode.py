@@ -10,8 +10,9 @@ from torch import Tensor
 
 from world_modality_core.encoders import WorldEncoder
 from world_modality_core.encoders.windows import causal_windows
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.pca import LatentPCA
-from world_modality_core.precompute.source import Chunk, PrecomputeError, Source
+from world_modality_core.precompute.source import Chunk, Source
 from world_modality_core.precompute.staging import Staging
 
 # The PCA's sample comes from at most so many episodes (each is decoded to its end) and holds at most so many tokens
@@ -41,7 +42,7 @@ def stage_latents(
         progress: Called with the number of frames of each batch.
 
     Raises:
-        PrecomputeError: if latents are not finite in float16.
+        ConfigError: if latents are not finite in float16.
     """
     chunks = source.chunks(episodes, encoder.spec.cameras, batch_size, n_workers)
     for n_frames, episode, latents in encode_episodes(chunks, encoder):
@@ -73,7 +74,7 @@ def encode_episodes(chunks: Iterator[Chunk], encoder: WorldEncoder) -> Iterator[
 
 def _to_host(episode: int, latents: Tensor) -> np.ndarray:
     if not torch.isfinite(latents).all():
-        raise PrecomputeError(
+        raise ConfigError(
             f"episode {episode}: the encoder gave latents that are not finite in float16, in which they are stored; "
             "try encoder.dtype=float32, another layer, or a PCA"
         )

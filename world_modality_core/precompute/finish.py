@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,9 @@ from lerobot.datasets.io_utils import load_stats
 from safetensors.torch import save_file
 
 from world_modality_core.encoders import WorldEncoder
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.hub import HubError, push_dataset
+from world_modality_core.io.work_folder import write_folder
 from world_modality_core.latents.codebook import Codebook
 from world_modality_core.latents.companion import (
     CODEBOOK_FILE,
@@ -28,7 +29,7 @@ from world_modality_core.latents.fingerprint import SourceFingerprint
 from world_modality_core.latents.latent_quality import RANK_SAMPLE, LatentStatistics, token_figures
 from world_modality_core.latents.latent_table import LATENTS, TOKENS, ContentHash
 from world_modality_core.precompute.assemble import write_derived
-from world_modality_core.precompute.source import PrecomputeError, Source
+from world_modality_core.precompute.source import Source
 from world_modality_core.precompute.staging import Staging
 
 if TYPE_CHECKING:
@@ -107,8 +108,7 @@ def finish(
         tokens_per_frame=n_per_frame,
         quality=quality,
     ).write(new_root)
-    _move_into_place(new_root, root)
-    staging.remove()
+    staging.publish(root)
 
 
 def _features(n_values: int, n_tokens: int) -> dict[str, dict]:
@@ -116,15 +116,6 @@ def _features(n_values: int, n_tokens: int) -> dict[str, dict]:
     if n_tokens:
         features[TOKENS] = {"dtype": "int64", "shape": (n_tokens,), "names": None}
     return features
-
-
-def _move_into_place(new: Path, root: Path) -> None:
-    old = root.with_name(root.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if root.exists():
-        os.replace(root, old)
-    os.replace(new, root)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_merged(source: Source, companion: Companion, overwrite: bool = False) -> Path:
@@ -136,13 +127,13 @@ def write_merged(source: Source, companion: Companion, overwrite: bool = False) 
         Its folder.
 
     Raises:
-        PrecomputeError: if something else is there.
+        ConfigError: if something else is there.
     """
     table, book = companion.table, companion.codebook
     features = _features(table.latents.shape[1], companion.info.tokens_per_frame)
     taken = sorted(set(features) & set(source.meta.features))
     if taken:
-        raise PrecomputeError(f"--merge: {source.meta.repo_id!r} has {taken} already")
+        raise ConfigError(f"--merge: {source.meta.repo_id!r} has {taken} already")
 
     def columns(episode: int) -> dict[str, np.ndarray]:
         rows = slice(*source.bounds[episode])
@@ -166,7 +157,7 @@ def write_stripped(source: Source, companion: Companion, overwrite: bool = False
         Its folder.
 
     Raises:
-        PrecomputeError: if something else is there.
+        ConfigError: if something else is there.
     """
     keep = set(source.meta.features) - set(source.meta.camera_keys)
     return _write_copy("stripped", source, companion, overwrite, lambda root: write_derived(source.meta, root, keep))
@@ -175,18 +166,21 @@ def write_stripped(source: Source, companion: Companion, overwrite: bool = False
 def _write_copy(kind: str, source: Source, companion: Companion, overwrite: bool, write) -> Path:
     root = companion.root.with_name(f"{companion.root.name}_{kind}")
     fingerprint = SourceFingerprint.of(source.meta)
-    if root.exists() and not overwrite:
-        same = SourceFingerprint.read(root) == fingerprint
-        if kind == "merged":
-            same = same and CompanionInfo.read(root) == companion.info
-        if not same:
-            raise PrecomputeError(f"{root} exists and was made from something else; give --overwrite to replace it")
-        return root
-    aside = root.with_name(root.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    write(aside)
-    fingerprint.write(aside)
-    _move_into_place(aside, root)
+    if root.exists() and any(root.iterdir()):
+        marked = SourceFingerprint.read(root)
+        if marked is None:
+            raise ConfigError(f"{root} exists and is not a {kind} copy: move it away, or give another --output.root")
+        if not overwrite:
+            if marked != fingerprint or (kind == "merged" and CompanionInfo.read(root) != companion.info):
+                raise ConfigError(f"{root} exists and was made from something else; give --overwrite to replace it")
+            return root
+
+    def write_marked(aside: Path) -> None:
+        write(aside)
+        fingerprint.write(aside)
+
+    request = {"copy": kind, "source": fingerprint.to_dict(), "latents": companion.info.content_sha256}
+    write_folder(root, request, write_marked)
     return root
 
 
@@ -197,9 +191,9 @@ def push(repo_id: str, root: Path, card: str, private: bool = False) -> str:
         Its address.
 
     Raises:
-        PrecomputeError: naming the remedy; what was written here stays, and the same command goes on with the upload.
+        ConfigError: naming the remedy; what was written here stays, and the same command goes on with the upload.
     """
     try:
         return push_dataset(repo_id, root, card, private=private)
     except HubError as error:
-        raise PrecomputeError(f"{error} (all is written in {root})") from None
+        raise ConfigError(f"{error} (all is written in {root})") from None

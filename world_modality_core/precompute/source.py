@@ -23,17 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from world_modality_core.io.dataset_files import data_files, named_files
-from world_modality_core.io.errors import UserError
+from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import open_parquet, read_parquet, reading
 from world_modality_core.io.hub import hub_errors
 
 # LeRobot's own default (`LeRobotDataset.tolerance_s`).
 TOLERANCE_S = 1e-4
 _REPAIR = "copy or download this file of the source dataset again, then give the same command again"
-
-
-class PrecomputeError(UserError, ValueError):
-    """A precompute cannot be done as it was asked for."""
 
 
 @dataclass
@@ -92,19 +88,19 @@ class Source:
         """Open the dataset, downloading what is missing.
 
         Raises:
-            PrecomputeError: if it cannot be opened, is empty, or its frames are not in the order of `index`.
+            ConfigError: if it cannot be opened, is empty, or its frames are not in the order of `index`.
         """
         try:
             self.meta = open_metadata(repo_id, root, revision)
         except Exception as error:
-            raise PrecomputeError(
+            raise ConfigError(
                 f"dataset.repo_id={repo_id!r}, dataset.root={root!r}, dataset.revision={revision!r}: cannot be opened "
                 f"({type(error).__name__}: {error}). Give the root of a local LeRobotDataset, or the id of one on the "
                 "Hub"
             ) from error
         self.root = Path(self.meta.root)
         if self.meta.total_frames == 0:
-            raise PrecomputeError(f"dataset.repo_id={repo_id!r} has no frames")
+            raise ConfigError(f"dataset.repo_id={repo_id!r} has no frames")
         columns = ["dataset_from_index", "dataset_to_index"]
         with reading(self.root / "meta", "a LeRobotDataset's metadata", "copy or download the dataset again"):
             episodes = self.meta.episodes.with_format("numpy", columns=columns)[:]
@@ -116,7 +112,7 @@ class Source:
         tables = [read_parquet(path, ["index", "timestamp"]) for path in data_files(self.root)]
         index = np.concatenate([table["index"].to_numpy() for table in tables])
         if not np.array_equal(index, np.arange(self.bounds[-1, 1])):
-            raise PrecomputeError(
+            raise UserError(
                 f"{self.root}: `index` does not count its {len(index)} frames from 0 upwards, as LeRobot 3.0 datasets "
                 "do; rewrite it with lerobot-edit-dataset"
             )
@@ -126,17 +122,17 @@ class Source:
         """The cameras to encode: those wanted, or all colour cameras of the dataset.
 
         Raises:
-            PrecomputeError: if one is not a colour camera of this dataset, or there is none.
+            ConfigError: if one is not a colour camera of this dataset, or there is none.
         """
         usable = [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
         if not usable:
-            raise PrecomputeError(
+            raise ConfigError(
                 f"{self.meta.repo_id!r} has no colour image or video feature to encode; its features are "
                 f"{sorted(self.meta.features)}"
             )
         unknown = [key for key in wanted if key not in usable]
         if unknown:
-            raise PrecomputeError(
+            raise ConfigError(
                 f"encoder.cameras={list(wanted)}: {unknown} not in {self.meta.repo_id!r}, which has {usable}"
             )
         return list(wanted) or usable
@@ -232,7 +228,7 @@ def video_frames(path: Path, timestamps: np.ndarray, episode: int = 0) -> Iterat
         (h, w, 3) uint8.
 
     Raises:
-        PrecomputeError: if a timestamp has no frame within LeRobot's tolerance.
+        UserError: if a timestamp has no frame within LeRobot's tolerance.
         DamagedFileError: if the file is no video.
     """
     with reading(path, "video", _REPAIR), av.open(str(path)) as container:
@@ -248,7 +244,7 @@ def video_frames(path: Path, timestamps: np.ndarray, episode: int = 0) -> Iterat
             near = [frame for frame in (before, after) if frame is not None]
             errors = [abs(float(frame.pts * stream.time_base) - wanted) for frame in near]
             if not near or min(errors) >= TOLERANCE_S:
-                raise PrecomputeError(
+                raise UserError(
                     f"{path}: episode {episode} has no frame at {wanted:.4f} s (within {TOLERANCE_S} s); the video and "
                     "the timestamps of this dataset do not fit together"
                 )

@@ -12,9 +12,9 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from world_modality_core.io.dataset_files import data_files
-from world_modality_core.io.errors import ConfigError, DiskFullError
+from world_modality_core.io.errors import ConfigError, DiskFullError, UserError
 from world_modality_core.io.files import read_parquet
-from world_modality_core.latents.companion import Companion, default_root, open_companion
+from world_modality_core.latents.companion import Companion, CompanionError, default_root, open_companion
 from world_modality_core.latents.gpu_latent_table import GpuLatentTable
 from world_modality_core.latents.latent_table import column_values
 
@@ -38,7 +38,7 @@ def open_companions(names: Sequence[str]) -> list[Companion]:
             bad = companion.table.bad_rows()
         except DiskFullError:
             raise
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             raise ConfigError(f"companions={name!r}: {error}") from error
         if len(bad):
             raise ConfigError(
@@ -182,7 +182,7 @@ def _read_states(companions: Sequence[Companion], sources: Sequence[str | Path])
         meta = LeRobotDatasetMetadata(Path(source).name, root=source)
         try:
             companion.check_source(meta)
-        except ValueError as error:
+        except CompanionError as error:
             raise ConfigError(str(error)) from error
         if OBS_STATE not in meta.features:
             raise ConfigError(f"{str(source)!r} has no feature {OBS_STATE!r}, only {sorted(meta.features)}; {remedy}")

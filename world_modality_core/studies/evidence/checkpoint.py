@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json, reading
-from world_modality_core.io.hub import hub_errors
 
 TRAIN_CONFIG = "train_config.json"
 
@@ -27,11 +25,16 @@ def checkpoint_folder(name: str | Path, revision: str | None = None) -> Path:
     """Find a checkpoint, local or on the Hub.
 
     Raises:
-        ConfigError: if there are no weights or no config, or it can't be had from the Hub.
+        ConfigError: if there are no weights or no config, or it can't be downloaded from the Hub.
     """
     if Path(name).is_dir():
         folder = Path(name)
     else:
+        # Only here, since they take a second to import.
+        from huggingface_hub import snapshot_download
+
+        from world_modality_core.io.hub import hub_errors
+
         with hub_errors(str(name), revision):
             # What a policy is made of: nothing else that a repository may hold is fetched.
             folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=_FETCHED))
@@ -43,7 +46,7 @@ def checkpoint_folder(name: str | Path, revision: str | None = None) -> Path:
     for name in _HASHED[:2]:  # the header says how long the file has to be
         if (folder / name).exists():
             with reading(folder / name, "a policy's weights", "take a copy that is whole, or another checkpoint"):
-                with safe_open(folder / name, "pt"):
+                with safe_open(folder / name, "numpy"):
                     pass
     return folder
 

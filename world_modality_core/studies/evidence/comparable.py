@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from world_modality_core.io.errors import UserError
+
 SAME = ("env", "env_hash", "renderer", "image_height", "image_width", "episode_length", "n_action_steps")
 """Columns that must have one and the same value in all episodes of a task."""
 
@@ -16,12 +18,12 @@ _KEY = ["train_seed", *_SCENE]
 _COLUMNS = ["model", "arm", *_KEY, "init_hash", "checkpoint", "tier", "success", *SAME]
 
 
-class NotComparableError(ValueError):
+class NotComparableError(UserError):
     """Episodes that must not be compared; the message names what differs, its values and the remedy."""
 
 
 @dataclass(frozen=True)
-class Side:
+class ModelArm:
     """One side of a comparison: what was trained, and what was done to it at test time."""
 
     model: str
@@ -53,8 +55,8 @@ class TaskPairs:
 class Pairs:
     """Two sides on the very same scenes, for each training seed."""
 
-    first: Side
-    second: Side
+    first: ModelArm
+    second: ModelArm
     train_seeds: tuple[int, ...]
     tasks: tuple[TaskPairs, ...]
     # Episodes of the two sides that were left out to keep the scenes that all have; 0 unless asked for.
@@ -71,15 +73,15 @@ class Pairs:
         )
 
 
-def pair(episodes: pd.DataFrame, first: Side, second: Side, common_scenes: bool = False) -> Pairs:
+def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scenes: bool = False) -> Pairs:
     """Pair the episodes of two sides.
 
     Args:
         episodes: Rows with the columns of `EPISODE_SCHEMA`.
         first: One side.
         second: The other.
-        common_scenes: Leave out scenes and training seeds that are not there on both sides and for all training seeds,
-            rather than refuse.
+        common_scenes: Leave out scenes and training seeds that not both sides have for all training seeds, rather than
+            refuse.
 
     Returns:
         The pairs: per task the same scenes for all training seeds.
@@ -91,7 +93,7 @@ def pair(episodes: pd.DataFrame, first: Side, second: Side, common_scenes: bool 
     for side in (first, second):
         rows = episodes.loc[(episodes["model"] == side.model) & (episodes["arm"] == side.arm), _COLUMNS]
         if rows.empty:
-            raise NotComparableError(f"{side}: there are no such episodes; there are {_list(_names(episodes))}")
+            raise NotComparableError(f"{side} has no episodes; those of {_list(_names(episodes))} were read")
         sides[side] = rows
     a, b = sides[first], sides[second]
     problems = [*_duplicates(sides), *_differing_fields(sides), *_differing_checkpoints(first, a, second, b)]
@@ -115,13 +117,13 @@ def pair(episodes: pd.DataFrame, first: Side, second: Side, common_scenes: bool 
         kept = both[both.groupby(_SCENE)["train_seed"].transform("nunique") == train_seeds]
         if kept.empty:
             raise NotComparableError(
-                f"{first} and {second} can't be compared: no scene is there on both sides for all of their training "
-                f"seeds ({_list(sorted(set(a['train_seed'])))} and {_list(sorted(set(b['train_seed'])))})"
+                f"{first} and {second} can't be compared: the two have no scene in common for all training seeds "
+                f"({_list(sorted(set(a['train_seed'])))} and {_list(sorted(set(b['train_seed'])))})"
             )
     return _to_pairs(first, second, kept, len(a) + len(b) - 2 * len(kept))
 
 
-def _to_pairs(first: Side, second: Side, rows: pd.DataFrame, n_left_out: int) -> Pairs:
+def _to_pairs(first: ModelArm, second: ModelArm, rows: pd.DataFrame, n_left_out: int) -> Pairs:
     train_seeds = tuple(int(seed) for seed in sorted(rows["train_seed"].unique()))
     tasks = []
     for task, of_task in rows.groupby("task", sort=True):
@@ -143,7 +145,7 @@ def _names(episodes: pd.DataFrame) -> list[str]:
     return sorted({f"{model}/{arm}" for model, arm in zip(episodes["model"], episodes["arm"], strict=True)})
 
 
-def _duplicates(sides: dict[Side, pd.DataFrame]) -> list[str]:
+def _duplicates(sides: dict[ModelArm, pd.DataFrame]) -> list[str]:
     problems = []
     for side, rows in sides.items():
         twice = rows[rows.duplicated(_KEY)]
@@ -156,7 +158,7 @@ def _duplicates(sides: dict[Side, pd.DataFrame]) -> list[str]:
     return problems
 
 
-def _differing_fields(sides: dict[Side, pd.DataFrame]) -> list[str]:
+def _differing_fields(sides: dict[ModelArm, pd.DataFrame]) -> list[str]:
     problems = []
     together = pd.concat(sides.values())
     for name in SAME:
@@ -171,7 +173,7 @@ def _differing_fields(sides: dict[Side, pd.DataFrame]) -> list[str]:
     return problems
 
 
-def _differing_checkpoints(first: Side, a: pd.DataFrame, second: Side, b: pd.DataFrame) -> list[str]:
+def _differing_checkpoints(first: ModelArm, a: pd.DataFrame, second: ModelArm, b: pd.DataFrame) -> list[str]:
     """Arms of one model must come from the same checkpoint; a model has one checkpoint per training seed."""
     problems = []
     groups = [a, b] if first.model != second.model else [pd.concat([a, b])]
@@ -184,7 +186,7 @@ def _differing_checkpoints(first: Side, a: pd.DataFrame, second: Side, b: pd.Dat
     return problems
 
 
-def _moving_scenes(sides: dict[Side, pd.DataFrame]) -> list[str]:
+def _moving_scenes(sides: dict[ModelArm, pd.DataFrame]) -> list[str]:
     """A scene must be the same for all training seeds of a side."""
     problems = []
     for side, rows in sides.items():
@@ -205,7 +207,7 @@ def _several(rows: pd.DataFrame, keys: list[str], column: str) -> list[tuple[tup
     return [(key, sorted(of_key[column])) for key, of_key in values.groupby(keys)]
 
 
-def _differing_sets(first: Side, a: pd.DataFrame, second: Side, b: pd.DataFrame) -> list[str]:
+def _differing_sets(first: ModelArm, a: pd.DataFrame, second: ModelArm, b: pd.DataFrame) -> list[str]:
     """Both sides must have all scenes, for all training seeds of both."""
     seeds_a, seeds_b = set(a["train_seed"]), set(b["train_seed"])
     if seeds_a != seeds_b:

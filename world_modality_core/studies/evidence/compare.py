@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.evidence.bootstrap import bootstrap_intervals, overall_means
-from world_modality_core.studies.evidence.comparable import NotComparableError, Pairs, Side, pair
+from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, Pairs, pair
+from world_modality_core.studies.evidence.hierarchical_bootstrap import bootstrap_intervals, overall_means
 from world_modality_core.studies.evidence.paired import (
     PairCounts,
     PairedResult,
@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Rate:
+class SuccessRate:
     """A success rate with its Wilson interval: of a task, of a tier, or over all episodes (`name` is "episodes")."""
 
     level: str
@@ -41,7 +41,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Overall:
+class OverallMean:
     """A mean over tasks or over tiers (or of differences, over episodes too) with its bootstrap interval."""
 
     name: str
@@ -51,13 +51,13 @@ class Overall:
 
 
 @dataclass(frozen=True)
-class SideRates:
+class ModelArmRates:
     """Success of one model and arm."""
 
-    side: Side
+    side: ModelArm
     train_seeds: tuple[int, ...]
-    rates: tuple[Rate, ...]
-    overall: tuple[Overall, ...]
+    rates: tuple[SuccessRate, ...]
+    overall: tuple[OverallMean, ...]
     # Mean |gate| per training seed; empty where no gate was logged.
     gates: dict[int, float]
 
@@ -78,13 +78,13 @@ class Comparison:
 
     # "arm": one checkpoint, two arms; "model": two models; "matched": a model and its parameter-matched control.
     kind: str
-    first: Side
-    second: Side
+    first: ModelArm
+    second: ModelArm
     train_seeds: tuple[int, ...]
     n_left_out: int
     # Over all episodes first, then per tier, then per task.
     parts: tuple[PairedPart, ...]
-    overall: tuple[Overall, ...]
+    overall: tuple[OverallMean, ...]
     # Over training runs; None for arms of one checkpoint and for a single run.
     runs: RunsResult | None
     sequential: SequentialResult | None
@@ -99,15 +99,17 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Report:
+class ComparisonReport:
     """All that `compare` found."""
 
     alpha: float
-    sides: tuple[SideRates, ...]
+    sides: tuple[ModelArmRates, ...]
     comparisons: tuple[Comparison, ...]
     verdicts: tuple[Verdict, ...]
     # Holm's p-value of each verdict's p-value over the models judged, by (model, question).
     verdict_p_holm: dict[tuple[str, str], float] = field(default_factory=dict)
+    # Why comparisons were refused; empty if that was an error.
+    refusals: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists, dictionaries, numbers and strings."""
@@ -137,7 +139,8 @@ def compare(
     common_scenes: bool = False,
     n_bootstrap: int = 2000,
     seed: int = 0,
-) -> Report:
+    all_or_nothing: bool = True,
+) -> ComparisonReport:
     """Compare arms with intact, and models with a baseline, on the same scenes.
 
     Args:
@@ -152,31 +155,40 @@ def compare(
         common_scenes: Compare on the scenes that both sides have, rather than refuse.
         n_bootstrap: Draws of the bootstrap; 0 leaves its intervals out.
         seed: Seed of the bootstrap.
+        all_or_nothing: Raise if a comparison must be refused or nothing is left to compare; else make the others, and
+            name what was refused in the report.
 
     Returns:
         Rates, comparisons and verdicts.
 
     Raises:
-        ConfigError: if a model or an arm is not there, or there is nothing to compare.
+        ConfigError: if a model or an arm is unknown, or nothing is left to compare.
         NotComparableError: if episodes must not be compared; the message has all reasons.
     """
+    # Every comparison looks for its rows: among 100,000 texts that takes longer than all the statistics.
+    episodes = episodes.astype({"model": "category", "arm": "category"})
     models = sorted(episodes["model"].unique())
     candidates = _check_names(episodes, models, baseline, candidates, arms, matched)
     wanted = _wanted(episodes, baseline, candidates, arms, matched)
+    if all_or_nothing and not wanted:
+        raise ConfigError(f"baseline={baseline!r}: nothing to compare; {_remedy(models)}")
     paired, problems = [], []
     for kind, first, second in wanted:
         try:
             paired.append((kind, pair(episodes, first, second, common_scenes)))
         except NotComparableError as error:
             problems.append(str(error))
-    if problems:
-        raise NotComparableError("\n".join(dict.fromkeys(problems)))
+    problems = list(dict.fromkeys(problems))
+    if all_or_nothing and problems:
+        raise NotComparableError("\n".join(problems))
     bootstrap = (n_bootstrap, seed, 1 - alpha)
     comparisons = _with_holm([_compare(kind, pairs, alpha, sequential, bootstrap) for kind, pairs in paired])
     names = list(dict.fromkeys(side for c in comparisons for side in (c.second, c.first)))
-    sides = [_side_rates(episodes, side, bootstrap) for side in sorted(names, key=lambda s: (s.model, s.arm != INTACT))]
+    sides = [rates_of(episodes, side, *bootstrap) for side in sorted(names, key=lambda s: (s.model, s.arm != INTACT))]
     verdicts = _judge(candidates, comparisons, {side.side: side.gates for side in sides}, alpha)
-    return Report(alpha, tuple(sides), tuple(comparisons), tuple(verdicts), _verdict_holm(verdicts))
+    return ComparisonReport(
+        alpha, tuple(sides), tuple(comparisons), tuple(verdicts), _verdict_holm(verdicts), tuple(problems)
+    )
 
 
 def _check_names(episodes, models, baseline, candidates, arms, matched) -> list[str]:
@@ -184,11 +196,13 @@ def _check_names(episodes, models, baseline, candidates, arms, matched) -> list[
     for name, values in (("baseline", [baseline]), ("candidates", candidates), ("matched", [matched])):
         for value in values:
             if value and value not in models:
-                raise ConfigError(f"{name}={value!r}: there is no such model; there are {', '.join(models)}")
-    there = sorted(episodes["arm"].unique())
+                raise ConfigError(
+                    f"{name}={value!r} is no model of these episodes; they are of {', '.join(models) or 'none'}"
+                )
+    known = sorted(episodes["arm"].unique())
     for arm in arms:
-        if arm not in there:
-            raise ConfigError(f"arms={arm!r}: no model was evaluated with it; there are {', '.join(there)}")
+        if arm not in known:
+            raise ConfigError(f"arms={arm!r}: no model was evaluated with it; known arms are {', '.join(known)}")
     for model in candidates:
         lacking = set(arms) - set(episodes.loc[episodes["model"] == model, "arm"])
         if lacking:
@@ -200,26 +214,24 @@ def _check_names(episodes, models, baseline, candidates, arms, matched) -> list[
     return chosen
 
 
-def _wanted(episodes, baseline: str, candidates: list[str], arms, matched: str) -> list[tuple[str, Side, Side]]:
+def _wanted(episodes, baseline: str, candidates: list[str], arms, matched: str) -> list[tuple[str, ModelArm, ModelArm]]:
     """(kind, first, second) of all comparisons."""
     wanted = []
     for model in candidates:
-        there = set(episodes.loc[episodes["model"] == model, "arm"])
-        intact = Side(model, INTACT)
-        wanted += [("arm", intact, Side(model, arm)) for arm in sorted(set(arms or there) & there - {INTACT})]
+        own = set(episodes.loc[episodes["model"] == model, "arm"])
+        intact = ModelArm(model, INTACT)
+        wanted += [("arm", intact, ModelArm(model, arm)) for arm in sorted(set(arms or own) & own - {INTACT})]
         if baseline:
-            wanted.append(("model", intact, Side(baseline, INTACT)))
+            wanted.append(("model", intact, ModelArm(baseline, INTACT)))
         if matched:
-            wanted.append(("matched", intact, Side(matched, INTACT)))
-    if not wanted:
-        models = sorted(episodes["model"].unique())
-        remedy = (
-            f"name one of the models {', '.join(models)} with --baseline"
-            if len(models) > 1
-            else f"evaluate {models[0]} with other arms than {INTACT}, or another model"
-        )
-        raise ConfigError(f"baseline={baseline!r}: there is nothing to compare; {remedy}")
+            wanted.append(("matched", intact, ModelArm(matched, INTACT)))
     return wanted
+
+
+def _remedy(models: list[str]) -> str:
+    if len(models) > 1:
+        return f"name one of the models {', '.join(models)} with --baseline"
+    return f"evaluate {models[0]} with other arms than {INTACT}, or another model"
 
 
 def _compare(kind: str, pairs: Pairs, alpha: float, sequential: bool, bootstrap: tuple[int, int, float]) -> Comparison:
@@ -248,10 +260,11 @@ def _compare(kind: str, pairs: Pairs, alpha: float, sequential: bool, bootstrap:
     )
 
 
-def _overall(values, tiers, n_draws: int, seed: int, confidence: float) -> tuple[Overall, ...]:
+def _overall(values, tiers, n_draws: int, seed: int, confidence: float) -> tuple[OverallMean, ...]:
     intervals = bootstrap_intervals(values, tiers, n_draws, seed, confidence) if n_draws else {}
     return tuple(
-        Overall(name, value, *intervals.get(name, (None, None))) for name, value in overall_means(values, tiers).items()
+        OverallMean(name, value, *intervals.get(name, (None, None)))
+        for name, value in overall_means(values, tiers).items()
     )
 
 
@@ -267,8 +280,18 @@ def _with_holm(comparisons: list[Comparison]) -> list[Comparison]:
     return adjusted
 
 
-def _side_rates(episodes: pd.DataFrame, side: Side, bootstrap: tuple[int, int, float]) -> SideRates:
-    n_draws, seed, confidence = bootstrap
+def rates_of(
+    episodes: pd.DataFrame, side: ModelArm, n_bootstrap: int = 0, seed: int = 0, confidence: float = 0.95
+) -> ModelArmRates:
+    """Success of one model and arm.
+
+    Args:
+        episodes: Rows with the columns of `EPISODE_SCHEMA`, of others too.
+        side: Whose.
+        n_bootstrap: Draws of the bootstrap; 0 leaves its intervals out.
+        seed: Seed of the bootstrap.
+        confidence: Level of the intervals, in (0, 1).
+    """
     rows = episodes[(episodes["model"] == side.model) & (episodes["arm"] == side.arm)]
     rates = [_rate("overall", "episodes", rows["success"], confidence)]
     for level in ("tier", "task"):
@@ -283,21 +306,21 @@ def _side_rates(episodes: pd.DataFrame, side: Side, bootstrap: tuple[int, int, f
         values.append(table.to_numpy(dtype=float))
         tiers.append(str(of_task["tier"].iloc[0]))
     gates = rows["gate"].abs().groupby(rows["train_seed"]).mean().dropna()
-    return SideRates(
+    return ModelArmRates(
         side=side,
         train_seeds=tuple(int(s) for s in train_seeds),
         rates=tuple(rates),
-        overall=_overall(values, tiers, n_draws, seed, confidence),
+        overall=_overall(values, tiers, n_bootstrap, seed, confidence),
         gates={int(train_seed): float(gate) for train_seed, gate in gates.items()},
     )
 
 
-def _rate(level: str, name: str, success: pd.Series, confidence: float) -> Rate:
+def _rate(level: str, name: str, success: pd.Series, confidence: float) -> SuccessRate:
     successes, n = int(success.sum()), len(success)
-    return Rate(level, name, successes, n, successes / n, *wilson_interval(successes, n, confidence))
+    return SuccessRate(level, name, successes, n, successes / n, *wilson_interval(successes, n, confidence))
 
 
-def _judge(candidates, comparisons: list[Comparison], gates: dict[Side, dict[int, float]], alpha: float):
+def _judge(candidates, comparisons: list[Comparison], gates: dict[ModelArm, dict[int, float]], alpha: float):
     """Both verdicts on every candidate that has another arm than intact."""
     verdicts = []
     for model in candidates:
@@ -305,7 +328,7 @@ def _judge(candidates, comparisons: list[Comparison], gates: dict[Side, dict[int
         arms = {c.second.arm: c.evidence for c in of_model if c.kind == "arm"}
         matched = next((c.evidence for c in of_model if c.kind == "matched"), None)
         if arms:
-            verdicts += judge(model, arms, matched, gates[Side(model, INTACT)], alpha)
+            verdicts += judge(model, arms, matched, gates[ModelArm(model, INTACT)], alpha)
     return verdicts
 
 

@@ -18,11 +18,6 @@ from draccus.utils import ParsingError
 from world_modality_core.io.commands import command_errors
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import write_text
-from world_modality_core.studies.evidence.comparable import NotComparableError
-from world_modality_core.studies.evidence.compare import Report, compare
-from world_modality_core.studies.evidence.compare_table import format_report
-from world_modality_core.studies.evidence.episodes import read_episodes
-from world_modality_core.studies.evidence.plan_text import Wanted, make_plan
 
 REFUSED = 2
 
@@ -31,20 +26,20 @@ REFUSED = 2
 class CompareConfig:
     """Options of `wm-compare`."""
 
-    # Folders with episodes, of evaluations, of studies or of records, or episodes.parquet files; names before the first
-    # option are these.
+    # Folders of evaluations, studies or records, or episodes.parquet files; names before the first option are taken as
+    # folders.
     folders: list[str] = field(default_factory=list)
     # Model that the candidates are compared with.
     baseline: str = ""
     # Models to judge, with commas between them; all but the baseline and the matched one if not given.
     candidates: str = ""
-    # Arms to compare with intact, with commas between them; all that there are if not given.
+    # Arms to compare with intact, with commas between them; all if not given.
     arms: str = ""
     # Model with as many parameters, trained without memory: the control of "needed at test time".
     matched: str = ""
     # Level of each test; the intervals have level 1 - alpha.
     alpha: float = 0.05
-    # Test by the e-process, which may be looked at at any time, while episodes still come in.
+    # Test by the e-process: you may look at the result, and stop, at any time while episodes still come in.
     sequential: bool = False
     # Compare on the scenes and training seeds that both sides have, rather than refuse.
     common_scenes: bool = False
@@ -58,18 +53,19 @@ class CompareConfig:
     markdown: bool = False
     # Also draw the paired differences into this file (.png or .svg).
     plot: str | None = None
-    # Say how many episodes a difference needs, and stop; folders, if there are any, are a pilot. For it alone:
+    # Say how many episodes a difference needs, and stop. Folders, if given, are a pilot study. Only for this are the
+    # options that follow:
     plan: bool = False
     # Difference of success rates to find, in (0, 1).
     difference: float = 0.1
-    # Success rate of the baseline, in (0, 1); without a discordance and a pilot, the two are taken to succeed
+    # Success rate of the baseline, in (0, 1). Without --discordance and a pilot the two models are taken to succeed
     # independently of each other.
     rate: float = 0.6
     # Share of pairs in which only one of the two succeeds, in (0, 1].
     discordance: float | None = None
-    # Probability to find the difference if it is there.
+    # Probability to find the difference if it is real.
     power: float = 0.8
-    # Pairs (scenes x training seeds): also say what this many see.
+    # Pairs (scenes x training seeds): also say which difference this many would find.
     n: int | None = None
 
     def validate(self) -> None:
@@ -88,7 +84,7 @@ class CompareConfig:
             )
 
 
-def run(cfg: CompareConfig) -> Report | None:
+def run(cfg: CompareConfig) -> None:
     """Compare, print, and write what was asked for; or plan.
 
     Raises:
@@ -97,6 +93,12 @@ def run(cfg: CompareConfig) -> Report | None:
         NotComparableError: episodes must not be compared.
     """
     cfg.validate()
+    # pandas and scipy take longer to import than wrong options take to be refused.
+    from world_modality_core.studies.evidence.compare import compare
+    from world_modality_core.studies.evidence.compare_table import format_report
+    from world_modality_core.studies.evidence.episode_records import read_episodes
+    from world_modality_core.studies.evidence.plan_text import PlanOptions, make_plan
+
     names = {
         "baseline": cfg.baseline,
         "candidates": _split(cfg.candidates),
@@ -107,9 +109,9 @@ def run(cfg: CompareConfig) -> Report | None:
     }
     if cfg.plan:
         pilot = compare(read_episodes(cfg.folders), **names, n_bootstrap=0) if cfg.folders else None
-        wanted = Wanted(cfg.difference, cfg.rate, cfg.discordance, cfg.power, cfg.alpha, cfg.n)
+        wanted = PlanOptions(cfg.difference, cfg.rate, cfg.discordance, cfg.power, cfg.alpha, cfg.n)
         print(make_plan(wanted, pilot))
-        return None
+        return
     report = compare(
         read_episodes(cfg.folders), **names, sequential=cfg.sequential, n_bootstrap=cfg.n_bootstrap, seed=cfg.seed
     )
@@ -122,7 +124,6 @@ def run(cfg: CompareConfig) -> Report | None:
         from world_modality_core.studies.evidence.compare_plot import save_plot
 
         save_plot(report, Path(cfg.plot))
-    return report
 
 
 def folders_as_option(arguments: list[str]) -> list[str]:
@@ -143,7 +144,7 @@ def _split(names: str) -> list[str]:
 
 def main() -> None:
     """Console script `wm-compare`: exits with 2 if it refuses."""
-    with command_errors("wm-compare", NotComparableError, ParsingError, remedy="begins anew", status=REFUSED):
+    with command_errors("wm-compare", ParsingError, remedy="begins anew", status=REFUSED):
         run(draccus.parse(CompareConfig, args=folders_as_option(sys.argv[1:])))
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from world_modality_core.io.files import writing
-from world_modality_core.studies.evidence.compare import Report
+from world_modality_core.studies.evidence.compare import ComparisonReport
+from world_modality_core.studies.evidence.paired import PairedResult
 
 ROW_IN = 0.26
 
 
-def save_plot(report: Report, path: Path) -> None:
+def save_plot(report: ComparisonReport, path: Path) -> None:
     """Draw every comparison: over all episodes, over training runs where there are several, and per task.
 
     Args:
@@ -26,6 +28,11 @@ def save_plot(report: Report, path: Path) -> None:
         if comparison.runs is not None:
             rows.append((f"over {comparison.runs.n_runs} training runs", comparison.runs, True))
         rows += [(part.name, part.result, False) for part in comparison.parts if part.level == "task"]
+    with rc_context({"svg.fonttype": "none", "text.parse_math": False}):  # names are text, and may have a $ in them
+        _draw(rows, report.alpha, path)
+
+
+def _draw(rows: list[tuple[str, PairedResult, bool]], alpha: float, path: Path) -> None:
     figure = Figure(figsize=(7.5, 1 + ROW_IN * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, (_, result, is_headline) in enumerate(rows):
@@ -35,7 +42,7 @@ def save_plot(report: Report, path: Path) -> None:
     axes.axvline(0, color="0.7", linewidth=1, zorder=0)
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"difference of success rates, points ({100 * (1 - report.alpha):g} % intervals)")
+    axes.set_xlabel(f"difference of success rates, points ({100 * (1 - alpha):g} % intervals)")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
     path.parent.mkdir(parents=True, exist_ok=True)

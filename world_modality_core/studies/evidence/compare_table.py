@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from world_modality_core.studies.evidence.compare import Comparison, Overall, PairedPart, Report
+from world_modality_core.studies.evidence.compare import Comparison, ComparisonReport, OverallMean, PairedPart
 from world_modality_core.studies.evidence.verdicts import SHOWN
 
 NAMES = {"episodes": "all episodes", "tasks": "mean over tasks", "tiers": "mean over tiers"}
 
 
-def format_report(report: Report, markdown: bool = False) -> str:
+def format_report(report: ComparisonReport, markdown: bool = False) -> str:
     """Rates, paired differences and verdicts.
 
     Args:
@@ -34,7 +34,7 @@ def format_report(report: Report, markdown: bool = False) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _rate_rows(report: Report) -> list[list[str]]:
+def _rate_rows(report: ComparisonReport) -> list[list[str]]:
     rows = []
     for side in report.sides:
         name = str(side.side)
@@ -100,7 +100,7 @@ def _stop(comparison: Comparison) -> str:
     return f"decided after {result.stopped_at} of {result.n_pairs}"
 
 
-def _notes(report: Report) -> list[str]:
+def _notes(report: ComparisonReport) -> list[str]:
     notes = [
         "Episodes: Newcombe's paired interval and the exact McNemar test, for these checkpoints on scenes like these."
     ]
@@ -131,7 +131,7 @@ def _notes(report: Report) -> list[str]:
     return notes
 
 
-def _verdict_lines(report: Report, markdown: bool) -> list[str]:
+def _verdict_lines(report: ComparisonReport, markdown: bool) -> list[str]:
     lines = []
     for verdict in report.verdicts:
         answer = verdict.answer
@@ -148,7 +148,7 @@ def _verdict_lines(report: Report, markdown: bool) -> list[str]:
     return lines
 
 
-def _interval(x: Overall, signed: bool = False) -> str:
+def _interval(x: OverallMean, signed: bool = False) -> str:
     """Any result with `low` and `high`, in per cent."""
     if x.low is None:
         return ""

@@ -12,7 +12,6 @@ from math import sqrt
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
 
 from world_modality_core.studies.evidence.wilson import wilson_interval
 
@@ -76,9 +75,9 @@ class RunsResult(PairedResult):
 
 def compare_counts(counts: PairCounts, confidence: float = 0.95) -> PairedResult:
     """Newcombe's interval and the exact McNemar test."""
-    table = [[counts.both, counts.wins], [counts.losses, counts.neither]]
     low, high = newcombe_interval(counts, confidence)
-    return PairedResult(counts.difference, low, high, min(1.0, float(mcnemar(table, exact=True).pvalue)))
+    tail = stats.binom.cdf(min(counts.wins, counts.losses), counts.wins + counts.losses, 0.5)
+    return PairedResult(counts.difference, low, high, min(1.0, 2 * float(tail)))
 
 
 def newcombe_interval(counts: PairCounts, confidence: float = 0.95) -> tuple[float, float]:

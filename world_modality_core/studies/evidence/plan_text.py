@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.evidence.compare import Comparison, Report
+from world_modality_core.studies.evidence.compare import Comparison, ComparisonReport
 from world_modality_core.studies.evidence.plan import (
     episodes_needed,
     independent_discordance,
@@ -16,7 +16,7 @@ from world_modality_core.studies.evidence.plan import (
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlanOptions:
     """What is to be found, and what is guessed about it; the options of the same names."""
 
     difference: float
@@ -45,7 +45,7 @@ class Wanted:
             raise ConfigError(f"n={self.n}: expected at least 1")
 
 
-def make_plan(wanted: Wanted, pilot: Report | None = None) -> str:
+def make_plan(wanted: PlanOptions, pilot: ComparisonReport | None = None) -> str:
     """Pairs needed for a difference, and the smallest difference that a number of pairs sees.
 
     Args:
@@ -78,8 +78,8 @@ def make_plan(wanted: Wanted, pilot: Report | None = None) -> str:
     return "\n".join(lines)
 
 
-def _needed(source: str, discordance: float, wanted: Wanted) -> list[str]:
-    # A difference can't be larger than the discordance: a pilot with less would have more of it, were the effect there.
+def _needed(source: str, discordance: float, wanted: PlanOptions) -> list[str]:
+    # A difference can't be larger than the discordance: a pilot with less had more of it if the effect were real.
     used = max(discordance, wanted.difference)
     n = episodes_needed(wanted.difference, used, wanted.power, wanted.alpha)
     lines = [f"{n} pairs at a discordance of {100 * used:.1f} % ({source})"]
@@ -88,7 +88,7 @@ def _needed(source: str, discordance: float, wanted: Wanted) -> list[str]:
     return lines
 
 
-def _of_pilot(comparison: Comparison, wanted: Wanted) -> list[str]:
+def _of_pilot(comparison: Comparison, wanted: PlanOptions) -> list[str]:
     counts, runs = comparison.parts[0].counts, comparison.runs
     name = f"{comparison.first} - {comparison.second}"
     lines = _needed(f"pilot {name}, {100 * counts.difference:+.1f} points", counts.discordance, wanted)
@@ -103,7 +103,7 @@ def _of_pilot(comparison: Comparison, wanted: Wanted) -> list[str]:
     return lines
 
 
-def _effect(n: int, discordance: float, wanted: Wanted) -> str:
+def _effect(n: int, discordance: float, wanted: PlanOptions) -> str:
     effect = smallest_effect(n, discordance, wanted.power, wanted.alpha)
     return "nothing" if effect is None else f"{_points(effect)} or more"
 

@@ -108,21 +108,21 @@ def judge(
 def _verdict(
     model: str, question: str, parts: Mapping[str, Evidence | None], gates: Mapping[int, float], alpha: float
 ) -> Verdict:
-    there = {name: part for name, part in parts.items() if part is not None}
-    failed = [part for part in there.values() if not (part.is_ahead and part.p <= alpha)]
-    reasons = [_reason(part, part not in failed, alpha) for part in there.values()]
-    missing = [name for name in parts if name not in there]
+    found = {name: part for name, part in parts.items() if part is not None}
+    failed = [part for part in found.values() if not (part.is_ahead and part.p <= alpha)]
+    reasons = [_reason(part, part not in failed, alpha) for part in found.values()]
+    missing = [name for name in parts if name not in found]
     shut = sorted(seed for seed, gate in gates.items() if gate < SHUT_GATE)
     if gates and len(shut) == len(gates):
         gate = f"mean |gate| is at most {max(gates.values()):.1e} in every training run (open from {SHUT_GATE:g})"
         if failed or missing:
             return Verdict(model, question, SHUT, (gate, *reasons), None, None)
         reasons.append(f"{gate}, yet its arms differ: something else than the memory does")
-        return Verdict(model, question, UNDECIDED, tuple(reasons), max(part.p for part in there.values()), None)
+        return Verdict(model, question, UNDECIDED, tuple(reasons), max(part.p for part in found.values()), None)
     if shut:
         reasons.append(f"the gate never opened in training runs {', '.join(map(str, shut))}")
     reasons += [_missing(name) for name in missing]
-    over_runs = there.get(MATCHED)
+    over_runs = found.get(MATCHED)
     undecided = bool(missing)
     if not failed and over_runs is not None and (over_runs.runs is None or over_runs.sequential is not None):
         # What a single run, or a look before the end, can't tell: whether retraining would give the same.
@@ -132,7 +132,7 @@ def _verdict(
                "holds its level only at the planned end: run without --sequential then")
         )  # fmt: skip
         undecided = True
-    p = None if missing else max(part.p for part in there.values())
+    p = None if missing else max(part.p for part in found.values())
     if failed:
         effects = [part.smallest_effect(alpha) for part in failed]
         smallest = None if None in effects else max(effects)

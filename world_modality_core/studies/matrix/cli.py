@@ -12,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from world_modality_core.io.commands import command_errors
-from world_modality_core.studies.matrix.errors import MatrixError
-from world_modality_core.studies.matrix.estimate import Guess, duration, guess_all, time_left
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.matrix.expand import Job, expand, select
 from world_modality_core.studies.matrix.flags import check_flags, has_metrics_file
-from world_modality_core.studies.matrix.job_record import check_unchanged, is_done, read_record, state
-from world_modality_core.studies.matrix.queue import Options, find_program, run_queue
+from world_modality_core.studies.matrix.job_record import check_unchanged, duration, is_done, read_record, state
+from world_modality_core.studies.matrix.queue import QueueOptions, find_program, run_queue
 from world_modality_core.studies.matrix.study import KINDS, Study, load_study
 
 
@@ -27,56 +26,47 @@ def make_parser() -> argparse.ArgumentParser:
         prog="wm-matrix", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("study", type=Path, help="YAML file (docs/studies.md)")
-    parser.add_argument("--plan", action="store_true", help="show the jobs and how long they take, and stop")
+    parser.add_argument("--plan", action="store_true", help="show the jobs and how many are done, and stop")
     parser.add_argument("-v", "--verbose", action="store_true", help="with --plan: every command")
-    parser.add_argument("--status", action="store_true", help="show how far the jobs are, and stop")
-    parser.add_argument("--export", type=Path, help="write the small records of what was run into a folder, and stop")
-    parser.add_argument("--jobs", type=int, help="at a time; one for each of --gpus, or 2")
-    parser.add_argument("--gpus", default="", help="comma-separated, one for each worker in turn")
-    parser.add_argument("--threads", type=int, default=1, help="of each job")
-    parser.add_argument("--only", default="", help="comma-separated patterns of jobs or models; what they build on too")
+    parser.add_argument("--status", action="store_true", help="show how far each job is, and stop")
+    parser.add_argument("--export", type=Path, help="write the small records of what is done into a folder, and stop")
+    parser.add_argument("--jobs", type=int, help="how many run at a time; default: one for each of --gpus, or 2")
+    parser.add_argument("--gpus", default="", help="GPUs, with commas between them: one for each worker in turn")
+    parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS of each job (1)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a value of `vars`; repeatable"
+        "--only",
+        default="",
+        help="only these jobs or models and what they build on: patterns, with commas between them",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a value of `vars`, in place of the file's; repeatable",
     )
     parser.add_argument("--root", help="folder of the jobs, in place of the file's")
     parser.add_argument("--retry_failed", action="store_true", help="run failed jobs again")
     return parser
 
 
-def format_plan(study: Study, jobs: list[Job], n_workers: int, verbose: bool, study_jobs: list[Job]) -> str:
-    """The jobs by kind and model, what they take, and when all of them are done."""
-    guesses = guess_all(jobs, study.seconds, study_jobs)
+def format_plan(study: Study, jobs: list[Job], n_workers: int, verbose: bool) -> str:
+    """How many jobs each kind and model has, and how many are done; if `verbose`, every command."""
     lines = [f"{study.study}: {len(jobs)} jobs in {study.root}, {n_workers} at a time", ""]
-    lines.append(f"  {'kind':<10} {'model':<28} {'jobs':>4} {'done':>5}  {'each':<12} by")
+    lines.append(f"  {'kind':<10} {'model':<28} {'jobs':>4} {'done':>5}")
     groups: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.kind, job.model), []).append(job)
     for (kind, model), group in sorted(groups.items(), key=lambda item: KINDS.index(item[0][0])):
         n_done = sum(is_done(job, read_record(job.folder)) for job in group)
-        guess = guesses[group[0].name]
-        lines.append(
-            f"  {kind:<10} {model:<28} {len(group):>4} {n_done:>5}  {duration(guess.seconds):<12} {guess.source}"
-        )
-    lines += ["", _time_line(jobs, guesses, n_workers)]
-    if verbose:
-        for job in jobs:
-            lines += [
-                "",
-                f"# {job.name}" + (f", after {', '.join(job.after)}" if job.after else ""),
-                shlex.join(job.command),
-            ]
+        lines.append(f"  {kind:<10} {model:<28} {len(group):>4} {n_done:>5}")
+    for job in jobs if verbose else ():
+        lines += [
+            "",
+            f"# {job.name}" + (f", after {', '.join(job.after)}" if job.after else ""),
+            shlex.join(job.command),
+        ]
     return "\n".join(lines)
-
-
-def _time_line(jobs: list[Job], guesses: dict[str, Guess], n_workers: int) -> str:
-    left = time_left(jobs, guesses, n_workers)
-    if left is not None:
-        return f"Time left: about {duration(left)}"
-    unknown = sorted({f"{job.kind} {job.model}" for job in jobs if guesses[job.name].seconds is None})
-    known = [job for job in jobs if guesses[job.name].seconds is not None]
-    text = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
-    least = time_left(known, guesses, n_workers)
-    return f"Time left: unknown; {duration(least)} without what was never measured: {text} (`seconds:` may say)"
 
 
 def format_status(jobs: list[Job]) -> str:
@@ -120,11 +110,10 @@ def _run(given: argparse.Namespace, find_program: Callable[[str], str], check: C
     n_workers = given.jobs if given.jobs is not None else len(gpus) or 2
     for name, value in (("jobs", n_workers), ("threads", given.threads)):
         if value < 1:
-            raise MatrixError(f"--{name}={value}: expected at least 1")
+            raise ConfigError(f"--{name}={value}: expected at least 1")
     overrides = _overrides(given.set)
     study = load_study(given.study, overrides, given.root)
-    study_jobs = expand(study, has_metrics_file)
-    jobs = select(study_jobs, [word for word in given.only.split(",") if word])
+    jobs = select(expand(study, has_metrics_file), [word for word in given.only.split(",") if word])
     if given.status:
         print(format_status(jobs))
         return 0
@@ -135,18 +124,16 @@ def _run(given: argparse.Namespace, find_program: Callable[[str], str], check: C
         return 0
     check(jobs)
     check_unchanged(jobs)
-    print(format_plan(study, jobs, n_workers, given.verbose, study_jobs), flush=True)
+    print(format_plan(study, jobs, n_workers, given.verbose), flush=True)
     if given.plan:
         return 0
     print()
-    options = Options(
+    options = QueueOptions(
         n_workers=n_workers,
         gpus=gpus,
         threads=given.threads,
         retry_failed=given.retry_failed,
         keep_all_checkpoints=study.keep_checkpoints == "all",
-        seconds=study.seconds,
-        study_jobs=study_jobs,
         find_program=find_program,
     )
     outcome = run_queue(jobs, options)
@@ -163,7 +150,7 @@ def _overrides(words: list[str]) -> dict[str, str]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise MatrixError(f"--set {word}: expected NAME=VALUE")
+            raise ConfigError(f"--set {word}: expected NAME=VALUE")
         overrides[name] = value
     return overrides
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from world_modality_core.studies.matrix.errors import MatrixError
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.matrix.study import Draw
 
 
@@ -12,7 +12,7 @@ def read_tasks(draw: Draw) -> list[str]:
     """The task of each episode of the dataset that is drawn from.
 
     Raises:
-        MatrixError: if the dataset isn't there, or an episode has several tasks.
+        ConfigError: if the dataset can't be read, or an episode has several tasks.
     """
     from lerobot.datasets import LeRobotDatasetMetadata
 
@@ -20,17 +20,17 @@ def read_tasks(draw: Draw) -> list[str]:
     try:
         episodes = LeRobotDatasetMetadata(draw.repo_id or "study/episodes", root=draw.root).episodes
     except Exception as error:
-        raise MatrixError(
+        raise ConfigError(
             f"episodes.draw: the dataset {name!r} can't be read ({type(error).__name__}: {error}); record it first, or "
             "name another root"
         ) from error
     tasks = [list(each) for each in episodes["tasks"]]
     several = [i for i, each in enumerate(tasks) if len(each) != 1]
     if several:
-        raise MatrixError(f"episodes.draw: episode {several[0]} of {name!r} has several tasks: {tasks[several[0]]}")
+        raise ConfigError(f"episodes.draw: episode {several[0]} of {name!r} has several tasks: {tasks[several[0]]}")
     if unknown := sorted(set(draw.tasks or ()) - {each[0] for each in tasks}):
         known = ", ".join(sorted({repr(each[0]) for each in tasks}))
-        raise MatrixError(f"episodes.draw.tasks: {unknown[0]!r} is no task of {name!r}; it has {known}")
+        raise ConfigError(f"episodes.draw.tasks: {unknown[0]!r} is no task of {name!r}; it has {known}")
     return [each[0] for each in tasks]
 
 
@@ -46,7 +46,7 @@ def draw_episodes(draw: Draw, tasks: list[str], seed: int) -> tuple[list[int], l
         Indices of the labelled and of the unlabelled episodes, both sorted.
 
     Raises:
-        MatrixError: if a task has too few.
+        ConfigError: if a task has too few.
     """
     rng = np.random.default_rng(seed)
     labelled, unlabelled = [], []
@@ -55,7 +55,9 @@ def draw_episodes(draw: Draw, tasks: list[str], seed: int) -> tuple[list[int], l
         indices = rng.permutation([i for i, each in enumerate(tasks) if each == task])
         needed = draw.per_task + (further or 0)
         if len(indices) < needed:
-            raise MatrixError(f"episodes.draw: {needed} episodes of {task!r} are asked for, {len(indices)} are there")
+            raise ConfigError(
+                f"episodes.draw: {needed} episodes of {task!r} are asked for, the dataset has {len(indices)}"
+            )
         labelled += indices[: draw.per_task].tolist()
         unlabelled += indices[draw.per_task : None if further is None else needed].tolist()
     return sorted(labelled), sorted(unlabelled)

@@ -9,18 +9,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.matrix.draw import draw_episodes, read_tasks
-from world_modality_core.studies.matrix.errors import MatrixError
 from world_modality_core.studies.matrix.study import Flags, Study, substitute
 
 PROGRAMS = {"prophet": "wm-prophet", "train": "lerobot-train", "eval": "wm-eval", "intervene": "wm-intervene"}
-_OURS = {
+_SET_BY_THE_STUDY = {
     "prophet": ("output_dir",),
     "train": ("output_dir", "seed", "resume"),
     "eval": ("output_dir", "policy.path", "model", "train_seed", "arms"),
     "intervene": ("output_dir", "policy.path", "model"),
 }
-"""Flags that the study gives itself."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,8 @@ class Job:
         seed: Training seed; None for a Prophet that serves all seeds.
         command: Program (its name) and arguments.
         folder: Everything of the job.
-        after: Names of the jobs that must have been done.
-        policy_type: `policy.type`, "" where there is none or it isn't known.
-        units: Steps or episodes, for the estimate; None where the command doesn't tell.
+        after: Names of the jobs that must be done first.
+        policy_type: `policy.type`, "" where the job has none or it isn't known.
     """
 
     name: str
@@ -47,7 +45,6 @@ class Job:
     folder: Path
     after: tuple[str, ...] = ()
     policy_type: str = ""
-    units: float | None = None
 
     @property
     def output(self) -> Path:
@@ -59,10 +56,10 @@ class Job:
         """What the training logged."""
         return self.folder / "metrics.jsonl"
 
-
-def checkpoint(train: Job) -> Path:
-    """The policy that a training leaves."""
-    return train.output / "checkpoints" / "last" / "pretrained_model"
+    @property
+    def checkpoint(self) -> Path:
+        """The policy that a training leaves."""
+        return self.output / "checkpoints" / "last" / "pretrained_model"
 
 
 def expand(study: Study, has_metrics: Callable[[str], bool]) -> list[Job]:
@@ -76,7 +73,7 @@ def expand(study: Study, has_metrics: Callable[[str], bool]) -> list[Job]:
         The jobs, each after those that it builds on.
 
     Raises:
-        MatrixError: if a placeholder is unknown, a flag belongs to the study, or a draw is impossible.
+        ConfigError: if a placeholder is unknown, a flag belongs to the study, or a draw is impossible.
     """
     jobs: dict[str, Job] = {}
     tasks = read_tasks(study.episodes.draw) if study.episodes else None
@@ -87,138 +84,103 @@ def expand(study: Study, has_metrics: Callable[[str], bool]) -> list[Job]:
             labelled, unlabelled = draw_episodes(study.episodes.draw, tasks, seed)
             values |= {"labelled": labelled, "unlabelled": unlabelled, "all": sorted(labelled + unlabelled)}
         models = {label: model for label, model in study.models.items() if seed in (model.seeds or study.seeds)}
-        # Prophets first: models wait for them.
+        # Prophets first: models wait for them. One that serves all seeds comes again with each, as the same job.
         prophets = {
-            name: _prophet(study, name, values, jobs)
-            for name in dict.fromkeys(m.prophet for m in models.values())
-            if name
+            name: _prophet(study, name, values) for name in dict.fromkeys(m.prophet for m in models.values()) if name
         }
-        for label, model in models.items():
-            prophet = prophets.get(model.prophet)
-            own = values | ({"prophet": str(prophet.output)} if prophet else {})
-            train = _train(study, label, own, prophet, has_metrics)
-            jobs[train.name] = train
-            for job in [*_evals(study, label, values, train), *_interventions(study, label, values, train)]:
-                jobs[job.name] = job
+        chains = [
+            [train, *_evals(study, label, values, train), *_interventions(study, label, values, train)]
+            for label, model in models.items()
+            for train in [_train(study, label, values, prophets.get(model.prophet), has_metrics)]
+        ]
+        for job in [*prophets.values(), *(job for chain in chains for job in chain)]:
+            jobs.setdefault(job.name, job)
     return list(jobs.values())
 
 
-def _prophet(study: Study, name: str, values: dict[str, Any], jobs: dict[str, Job]) -> Job:
+def _prophet(study: Study, name: str, values: dict[str, Any]) -> Job:
     entry, where = study.prophets[name], f"prophets.{name}"
-    seed = values["seed"] if entry.per_seed else None
-    job_name = f"prophet-{name}" + (f"-s{seed}" if entry.per_seed else "")
-    if job_name in jobs:
-        return jobs[job_name]
-    folder = Path(study.root) / job_name
     flags = _merge(study.prophet, entry.flags, where, "prophet")
     if entry.per_seed:
         flags.setdefault("seed", "{seed}")
-        flags = substitute(flags, values | {"job": str(folder)}, where)
-    else:
-        shared = {"job": str(folder)}
-        if "all" in values and study.episodes.draw.unlabelled_per_task is None:
-            shared["all"] = values["all"]
-        for flag, value in flags.items():
-            if any(f"{{{key}}}" in str(value) for key in set(values) - set(shared)):
-                raise MatrixError(f"{where}.{flag}: {value!r} differs from seed to seed; set per_seed: true")
-        flags = substitute(flags, shared, where)
-    jobs[job_name] = Job(
-        name=job_name,
-        kind="prophet",
-        model=name,
-        seed=seed,
-        command=_command("prophet", flags | {"output_dir": str(folder / "prophet")}),
-        folder=folder,
-        units=_number(flags.get("steps")),
-    )
-    return jobs[job_name]
+        return _job(study, f"prophet-{name}-s{values['seed']}", name, values["seed"], flags, values, where)
+    shared = {}
+    if "all" in values and study.episodes.draw.unlabelled_per_task is None:
+        shared["all"] = values["all"]
+    for flag, value in flags.items():
+        if any(f"{{{key}}}" in str(value) for key in set(values) - set(shared)):
+            raise ConfigError(f"{where}.{flag}: {value!r} differs from seed to seed; set per_seed: true")
+    return _job(study, f"prophet-{name}", name, None, flags, shared, where)
 
 
 def _train(
     study: Study, label: str, values: dict[str, Any], prophet: Job | None, has_metrics: Callable[[str], bool]
 ) -> Job:
-    where, name = f"models.{label}.train", f"train-{label}-s{values['seed']}"
-    folder = Path(study.root) / name
+    where, seed = f"models.{label}.train", values["seed"]
     flags = _merge(study.train, study.models[label].train, where, "train")
-    flags = substitute(flags, values | {"job": str(folder)}, where)
     if not {"policy.type", "policy.path", "config_path"} & set(flags):
-        raise MatrixError(f"{where}: no policy.type (nor policy.path, nor config_path): say what is trained")
-    policy_type = str(flags.get("policy.type", ""))
-    steps = _number(flags.get("steps"))
+        raise ConfigError(f"{where}: no policy.type (nor policy.path, nor config_path): say what is trained")
+    if prophet is not None:
+        if not any("{prophet}" in str(value) for value in flags.values()):
+            raise ConfigError(f"models.{label}.prophet: no flag of its training has {{prophet}} in it")
+        values = values | {"prophet": str(prophet.output)}
+    policy_type = substitute(str(flags.get("policy.type", "")), values, where)
     if policy_type and has_metrics(policy_type):
-        flags.setdefault("policy.metrics_file", str(folder / "metrics.jsonl"))
-    if study.keep_checkpoints == "last" and steps is not None:
+        flags.setdefault("policy.metrics_file", "{job}/metrics.jsonl")
+    steps = str(flags.get("steps"))
+    if study.keep_checkpoints == "last" and steps.isdigit():
         flags.setdefault("save_freq", max(int(steps) // 5, 1))  # what a kill can cost
-    if prophet is not None and not any(str(prophet.output) in str(value) for value in flags.values()):
-        raise MatrixError(f"models.{label}.prophet: no flag of its training has {{prophet}} in it")
-    return Job(
-        name=name,
-        kind="train",
-        model=label,
-        seed=values["seed"],
-        command=_command("train", flags | {"seed": values["seed"], "output_dir": str(folder / "train")}),
-        folder=folder,
-        after=(prophet.name,) if prophet else (),
-        policy_type=policy_type,
-        units=steps,
-    )
+    after = (prophet.name,) if prophet else ()
+    name = f"train-{label}-s{seed}"
+    return _job(study, name, label, seed, flags | {"seed": seed}, values, where, after, policy_type)
 
 
 def _evals(study: Study, label: str, values: dict[str, Any], train: Job) -> list[Job]:
     """The evaluations of a checkpoint: one for each of `evals`, else the one of `eval`."""
-    model, jobs = study.models[label], []
+    model, where = study.models[label], f"models.{label}.eval"
     if not (study.eval or study.evals or model.eval):
         return []
-    arms = model.arms or study.arms
+    given = {"train_seed": train.seed, "arms": ",".join(model.arms or study.arms)}
+    jobs = []
     for name, extra in (study.evals or {"": {}}).items():
-        where = f"models.{label}.eval"
-        job_name = f"eval-{label}-s{values['seed']}" + (f"-{name}" if name else "")
-        folder = Path(study.root) / job_name
         flags = _merge(_merge(study.eval, extra, f"evals.{name}", "eval"), model.eval, where, "eval")
-        flags = substitute(flags, values | {"job": str(folder)}, where)
-        n_tasks = str(flags.get("env.task", "")).count(",") + 1
-        n_episodes = _number(flags.get("eval.n_episodes", 50))
-        jobs.append(
-            Job(
-                name=job_name,
-                kind="eval",
-                model=label,
-                seed=values["seed"],
-                command=_command(
-                    "eval", _of_checkpoint(train) | {"train_seed": train.seed, "arms": ",".join(arms)} | flags, folder
-                ),
-                folder=folder,
-                after=(train.name,),
-                policy_type=train.policy_type,
-                units=n_episodes and n_episodes * n_tasks * len(arms),
-            )
-        )
+        job_name = f"eval-{label}-s{train.seed}" + (f"-{name}" if name else "")
+        jobs.append(_of_checkpoint(study, job_name, train, given | flags, values, where))
     return jobs
 
 
 def _interventions(study: Study, label: str, values: dict[str, Any], train: Job) -> list[Job]:
-    asked = study.models[label].intervene
+    asked, where = study.models[label].intervene, f"models.{label}.intervene"
     if asked is False:
         return []
-    where, name = f"models.{label}.intervene", f"intervene-{label}-s{values['seed']}"
-    folder = Path(study.root) / name
     flags = _merge(study.intervene, {} if asked is True else asked, where, "intervene")
-    flags = substitute(flags, values | {"job": str(folder)}, where)
-    command = _command("intervene", _of_checkpoint(train) | flags, folder)
-    return [Job(name, "intervene", label, values["seed"], command, folder, (train.name,), train.policy_type)]
+    return [_of_checkpoint(study, f"intervene-{label}-s{train.seed}", train, flags, values, where)]
 
 
-def _of_checkpoint(train: Job) -> Flags:
-    return {"policy.path": str(checkpoint(train)), "model": train.model}
+def _of_checkpoint(study: Study, name: str, train: Job, flags: Flags, values: dict[str, Any], where: str) -> Job:
+    """A job that reads the checkpoint of a training."""
+    flags = {"policy.path": str(train.checkpoint), "model": train.model} | flags
+    return _job(study, name, train.model, train.seed, flags, values, where, (train.name,), train.policy_type)
+
+
+def _job(
+    study: Study, name: str, model: str, seed: int | None, flags: Flags, values: dict[str, Any], where: str,
+    after: tuple[str, ...] = (), policy_type: str = "",
+) -> Job:  # fmt: skip
+    """A job whose kind its name begins with, with the placeholders of its flags filled in."""
+    kind, folder = name.partition("-")[0], Path(study.root) / name
+    flags = substitute(flags, values | {"job": str(folder)}, where) | {"output_dir": str(folder / kind)}
+    command = (PROGRAMS[kind], *(f"--{flag}={_typed(value, kind)}" for flag, value in flags.items()))
+    return Job(name, kind, model, seed, command, folder, after, policy_type)
 
 
 def _merge(common: Flags, own: Flags, where: str, kind: str) -> Flags:
     """Flags of a job: the common ones, replaced and taken away by its own."""
     for flag in [*common, *own]:
-        if flag in _OURS[kind]:
-            raise MatrixError(f"{where}: {flag} is given by the study itself; leave it out")
+        if flag in _SET_BY_THE_STUDY[kind]:
+            raise ConfigError(f"{where}: {flag} is given by the study itself; leave it out")
         if flag.rpartition(".")[2] == "trust_remote_code":
-            raise MatrixError(f"{where}: {flag}: a file can't ask for code to be run; leave it out")
+            raise ConfigError(f"{where}: {flag}: a file can't ask for code to be run; leave it out")
     taken_away = [pattern for pattern, value in own.items() if value is None]
     kept = {
         flag: value
@@ -228,31 +190,18 @@ def _merge(common: Flags, own: Flags, where: str, kind: str) -> Flags:
     return kept | {flag: value for flag, value in own.items() if value is not None}
 
 
-def _command(kind: str, flags: Flags, folder: Path | None = None) -> tuple[str, ...]:
-    if folder is not None:
-        flags = flags | {"output_dir": str(folder / kind)}
-    return (PROGRAMS[kind], *(f"--{name}={_text(value, kind)}" for name, value in flags.items()))
-
-
-def _text(value: Any, kind: str) -> str:
+def _typed(value: Any, kind: str) -> str:
     """A value as it is typed on the command line; wm-prophet's lists have no brackets."""
     if isinstance(value, list) and kind == "prophet":
         return ",".join(map(str, value))
     return json.dumps(value, separators=(",", ":")) if isinstance(value, bool | list) else str(value)
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
 def select(jobs: list[Job], only: list[str]) -> list[Job]:
-    """The jobs whose names or models fit one of the patterns, and what they build on; all if there is no pattern.
+    """The jobs whose names or models fit one of the patterns, and what they build on; all if no pattern is given.
 
     Raises:
-        MatrixError: if a pattern fits no job.
+        ConfigError: if a pattern fits no job.
     """
     if not only:
         return jobs
@@ -262,7 +211,7 @@ def select(jobs: list[Job], only: list[str]) -> list[Job]:
         hits = [job for job in jobs if fnmatchcase(job.name, pattern) or fnmatchcase(job.model, pattern)]
         if not hits:
             names = ", ".join(dict.fromkeys(job.model for job in jobs))
-            raise MatrixError(f"--only={pattern} fits no job; models and Prophets are {names}")
+            raise ConfigError(f"--only={pattern} fits no job; models and Prophets are {names}")
         while hits:
             job = hits.pop()
             chosen.add(job.name)

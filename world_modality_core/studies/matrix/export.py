@@ -22,9 +22,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json, read_json_lines, write_text, writing
-from world_modality_core.studies.evidence.episodes import EPISODES_FILE, read_episodes, read_eval_info, write_episodes
-from world_modality_core.studies.matrix.errors import MatrixError
+from world_modality_core.studies.evidence.episode_records import (
+    EPISODES_FILE,
+    read_episodes,
+    read_eval_info,
+    write_episodes,
+)
 from world_modality_core.studies.matrix.expand import Job
 from world_modality_core.studies.matrix.job_record import read_record
 from world_modality_core.studies.matrix.study import KINDS, Study
@@ -51,12 +56,12 @@ def export(study: Study, jobs: list[Job], source: Path, folder: Path, overrides:
         What was written, in a few lines.
 
     Raises:
-        MatrixError: if nothing is done yet.
+        ConfigError: if nothing is done yet.
         EpisodesError: if the episodes can't be read together.
     """
     done = [job for job in jobs if read_record(job.folder).get("state") == "done"]
     if not done:
-        raise MatrixError(f"nothing to export: no job of {study.study} is done in {study.root}")
+        raise ConfigError(f"nothing to export: no job of {study.study} is done in {study.root}")
     clean = path_cleaner(study, overrides)
     folder.mkdir(parents=True, exist_ok=True)
     of_kind = {kind: [job for job in done if job.kind == kind] for kind in KINDS}

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
-from world_modality_core.studies.matrix.errors import MatrixError
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.matrix.expand import Job
 
 
@@ -27,7 +27,7 @@ def _choices() -> dict[str, dict[str, type]]:
 def _choice(kind: str, name: str) -> type:
     known = _choices()[kind]
     if name not in known:
-        raise MatrixError(f"{kind}.type={name!r} is unknown; there are {', '.join(sorted(known))}")
+        raise ConfigError(f"{kind}.type={name!r} is unknown; there are {', '.join(sorted(known))}")
     return known[name]
 
 
@@ -35,7 +35,7 @@ def has_metrics_file(policy_type: str) -> bool:
     """Whether a policy type has the flag `policy.metrics_file`, as those of this project have.
 
     Raises:
-        MatrixError: if there is no such type.
+        ConfigError: if there is no such type.
     """
     return any(field.name == "metrics_file" for field in fields(_choice("policy", policy_type)))
 
@@ -46,7 +46,7 @@ def check_flags(jobs: list[Job]) -> None:
     Of wm-eval and wm-intervene, whose own options belong to the plugin, those are checked that LeRobot defines.
 
     Raises:
-        MatrixError: naming the model and the first flag that doesn't exist.
+        ConfigError: naming the model and the first flag that doesn't exist.
     """
     seen = set()
     for job in jobs:
@@ -63,7 +63,7 @@ def check_flags(jobs: list[Job]) -> None:
 
 
 def _root(job: Job, name: str, flags: dict[str, str]) -> type | None:
-    """The class that a flag is a field of, or None where it can't be told."""
+    """The class that a flag is a field of, or None where that isn't known here."""
     first, _, rest = name.partition(".")
     if first == "policy":
         known = job.policy_type and rest not in ("path", "type")
@@ -93,7 +93,7 @@ def _walk(config: type, parts: list[str], where: str) -> None:
         known = [field.name for field in fields(config)]
         if part not in known:
             close = get_close_matches(part, known, n=3) or known
-            raise MatrixError(f"{where}: {config.__name__} has no {part!r}; it has {', '.join(close)}")
+            raise ConfigError(f"{where}: {config.__name__} has no {part!r}; it has {', '.join(close)}")
         config = _dataclass_in(hints[part])
         if config is None:
             return

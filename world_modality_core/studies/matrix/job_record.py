@@ -14,8 +14,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from filelock import FileLock, Timeout
 
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import checked, parse_json, read_json, write_text
-from world_modality_core.studies.matrix.errors import MatrixError
 from world_modality_core.studies.matrix.expand import Job
 
 JOB_FILE = "job.json"
@@ -41,7 +41,6 @@ class _Record(TypedDict):
     command: list[str]
     seconds: float
     name: NotRequired[str]
-    units: NotRequired[float | None]
     n_starts: NotRequired[int]
     started_at: NotRequired[str]
     after: NotRequired[dict[str, str | None]]
@@ -65,6 +64,14 @@ def read_record(folder: Path) -> dict[str, Any]:
         return {}
     checked(_Record, record, folder / JOB_FILE)
     return record
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "3 h 05 min", "2 min 05 s" or "7 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
@@ -122,7 +129,7 @@ def check_unchanged(jobs: list[Job]) -> None:
     """Refuse to mix results of different commands.
 
     Raises:
-        MatrixError: if a job that is done or half done was started with another command, or after an earlier run of a
+        ConfigError: if a job that is done or half done was started with another command, or after an earlier run of a
             job that it builds on.
     """
     problems = []
@@ -138,7 +145,7 @@ def check_unchanged(jobs: list[Job]) -> None:
                 problems.append(f"{job.name} is {record['state']}, but {name}, which it builds on, was run anew since")
     if problems:
         more = "" if len(problems) == 1 else f" (and {len(problems) - 1} more jobs)"
-        raise MatrixError(f"{problems[0]}{more}; delete the job's folder to run it anew, or take the change back")
+        raise ConfigError(f"{problems[0]}{more}; delete the job's folder to run it anew, or take the change back")
 
 
 def _difference(record: dict[str, Any], job: Job) -> str:
@@ -146,7 +153,7 @@ def _difference(record: dict[str, Any], job: Job) -> str:
     gone, added = [word for word in old if word not in new], [word for word in new if word not in old]
     if not gone and not added:
         return "its arguments are in another order"
-    return f"it had {' '.join(gone) or 'nothing'}, the study has {' '.join(added) or 'nothing'} there"
+    return f"it ran with {' '.join(gone) or 'nothing'}, the study now has {' '.join(added) or 'nothing'} instead"
 
 
 def new_record(job: Job, threads: int, now: str) -> dict[str, Any]:
@@ -160,7 +167,6 @@ def new_record(job: Job, threads: int, now: str) -> dict[str, Any]:
         "command": list(job.command),
         "state": "running",
         "seconds": 0.0,
-        "units": job.units,
         "started_at": now,
         "ended_at": None,
         "n_starts": 0,

@@ -14,22 +14,20 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from world_modality_core.io.errors import DiskFullError
-from world_modality_core.studies.matrix.errors import MatrixError
-from world_modality_core.studies.matrix.estimate import duration, guess_all, time_left
+from world_modality_core.io.errors import ConfigError, DiskFullError
 from world_modality_core.studies.matrix.expand import Job
 from world_modality_core.studies.matrix.job_record import (
     LOG_FILE,
     adds_episodes,
     drop_old_checkpoints,
+    duration,
     end_of_log,
     is_done,
     lock_of,
@@ -40,8 +38,8 @@ from world_modality_core.studies.matrix.job_record import (
 )
 
 POLL_S = 0.2
-LOOK_S = 2.0
-"""How often to look for jobs that became free without one of ours having ended: another queue's."""
+SEARCH_S = 2.0
+"""How often to look for jobs that became free though none of ours ended: another queue's."""
 HEARTBEAT_S = 30.0
 """How often the seconds of a running job are written down and its old checkpoints removed."""
 PATIENCE_S = 15.0
@@ -52,16 +50,16 @@ def find_program(name: str) -> str:
     """Path of a console script of this environment.
 
     Raises:
-        MatrixError: if there is none.
+        ConfigError: if it isn't installed.
     """
     path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if path is None:
-        raise MatrixError(f"the command {name} is not installed in this environment")
+        raise ConfigError(f"the command {name} is not installed in this environment")
     return path
 
 
 @dataclass
-class Options:
+class QueueOptions:
     """How to run a study.
 
     Attributes:
@@ -70,8 +68,6 @@ class Options:
         threads: OMP_NUM_THREADS of each job.
         retry_failed: Run failed jobs again.
         keep_all_checkpoints: Keep the checkpoints before a training's last one.
-        seconds: Seconds a unit by kind, for the estimate.
-        study_jobs: All jobs of the study, for the estimate; those that are run if not given.
         find_program: Name of a command -> what to execute.
     """
 
@@ -80,24 +76,22 @@ class Options:
     threads: int = 1
     retry_failed: bool = False
     keep_all_checkpoints: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-    study_jobs: list[Job] | None = None
     find_program: Callable[[str], str] = find_program
 
 
 @dataclass
-class _Running:
+class _RunningJob:
     job: Job
     record: dict[str, Any]
     process: subprocess.Popen
     lock: FileLock
-    slot: int
-    before: float  # seconds of earlier starts
-    since: float
-    beat: float
+    worker: int
+    earlier_s: float  # seconds of earlier starts
+    started_s: float
+    noted_s: float
 
 
-def run_queue(jobs: list[Job], options: Options) -> dict[str, str]:
+def run_queue(jobs: list[Job], options: QueueOptions) -> dict[str, str]:
     """Run all jobs that are not done, each after those that it builds on.
 
     Args:
@@ -111,10 +105,10 @@ def run_queue(jobs: list[Job], options: Options) -> dict[str, str]:
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the running jobs were ended; the same queue goes on from there.
     """
     programs = {name: options.find_program(name) for name in dict.fromkeys(job.command[0] for job in jobs)}
-    with _interruptible(), tqdm(total=len(jobs), unit="job", disable=not sys.stderr.isatty()) as bar:
-        queue = _Queue(jobs, options, programs, bar)
+    with _interruptible():
+        queue = _Queue(jobs, options, programs)
         try:
-            while queue.step():
+            while queue.has_more():
                 time.sleep(POLL_S)
         except BaseException:
             queue.stop()
@@ -123,36 +117,35 @@ def run_queue(jobs: list[Job], options: Options) -> dict[str, str]:
 
 
 class _Queue:
-    def __init__(self, jobs: list[Job], options: Options, programs: dict[str, str], bar: tqdm):
-        self.jobs, self.options, self.programs, self.bar = jobs, options, programs, bar
+    def __init__(self, jobs: list[Job], options: QueueOptions, programs: dict[str, str]):
+        self.jobs, self.options, self.programs = jobs, options, programs
         self.outcome: dict[str, str] = {}
-        self.running: list[_Running] = []
+        self.running: list[_RunningJob] = []
         self.retried: set[str] = set()
         self.elsewhere: set[str] = set()
-        self.looked = -LOOK_S
+        self.searched_s = -SEARCH_S
 
-    def step(self) -> bool:
+    def has_more(self) -> bool:
         """Take note of what has ended, start what is ready. Returns whether anything is left to wait for."""
         n_running = len(self.running)
         for each in list(self.running):
-            self._look_at(each)
-        if len(self.running) < n_running or time.monotonic() - self.looked > LOOK_S:
-            self.looked = time.monotonic()
+            self._poll(each)
+        if len(self.running) < n_running or time.monotonic() - self.searched_s > SEARCH_S:
+            self.searched_s = time.monotonic()
             for job in self.jobs:
                 if job.name not in self.outcome and all(each.job is not job for each in self.running):
-                    self._consider(job)
+                    self._start_if_ready(job)
         return len(self.outcome) < len(self.jobs)
 
-    def _consider(self, job: Job) -> None:
-        """Settle a job, or start it if it is its turn."""
+    def _start_if_ready(self, job: Job) -> None:
         record = read_record(job.folder)
         if is_done(job, record):
-            return self._settle(job, "done", "done before" if job.name not in self.elsewhere else "done")
+            return self._finish(job, "done", "done before" if job.name not in self.elsewhere else "done")
         if record.get("state") == "failed" and not self._retries(job):
-            return self._settle(job, "failed", "failed before; --retry_failed runs it again")
+            return self._finish(job, "failed", "failed before; --retry_failed runs it again")
         before = [self.outcome.get(name) for name in job.after]
         if "failed" in before or "blocked" in before:
-            return self._settle(job, "blocked", f"not run: it builds on {', '.join(job.after)}")
+            return self._finish(job, "blocked", f"not run: it builds on {', '.join(job.after)}")
         if any(outcome != "done" for outcome in before) or len(self.running) >= self.options.n_workers:
             return None
         lock = lock_of(job)
@@ -161,7 +154,7 @@ class _Queue:
         except Timeout:
             if job.name not in self.elsewhere:
                 self.elsewhere.add(job.name)
-                self.say(f"{job.name}: another queue runs it")
+                self._say(f"{job.name}: another queue runs it")
             return None
         if read_record(job.folder) != record:  # another queue ended it meanwhile
             lock.release()
@@ -172,7 +165,7 @@ class _Queue:
         return self.options.retry_failed and job.name not in self.retried and job.name not in self.elsewhere
 
     def _start(self, job: Job, record: dict[str, Any], lock: FileLock) -> None:
-        slot = min(set(range(self.options.n_workers)) - {each.slot for each in self.running})
+        worker = min(set(range(self.options.n_workers)) - {each.worker for each in self.running})
         goes_on = bool(record) and (record["command"] == list(job.command) or adds_episodes(job, record))
         self.retried.add(job.name)
         if not goes_on:
@@ -180,7 +173,7 @@ class _Queue:
         command = prepare(job, record)
         if not record:
             record = new_record(job, self.options.threads, datetime.now(UTC).isoformat())
-        record |= {"command": list(job.command), "units": job.units, "state": "running"}
+        record |= {"command": list(job.command), "state": "running"}
         record |= {"n_starts": record.get("n_starts", 0) + 1, "threads": self.options.threads}
         write_record(job.folder, record)
         with (job.folder / LOG_FILE).open("a" if goes_on else "w") as log:
@@ -192,14 +185,14 @@ class _Queue:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment(slot),
+                env=self._environment(worker),
                 start_new_session=True,  # Ctrl-C is ours to pass on
             )
         now = time.monotonic()
-        self.running.append(_Running(job, record, process, lock, slot, record["seconds"], now, now))
-        self.say(f"{job.name}: {'goes on' if goes_on else 'starts'}")
+        self.running.append(_RunningJob(job, record, process, lock, worker, record["seconds"], now, now))
+        self._say(f"{job.name}: {'goes on' if goes_on else 'starts'}")
 
-    def _environment(self, slot: int) -> dict[str, str]:
+    def _environment(self, worker: int) -> dict[str, str]:
         environment = os.environ | {
             "OMP_NUM_THREADS": str(self.options.threads),
             # OpenMP's threads wait by spinning, which slows down the other workers.
@@ -208,60 +201,48 @@ class _Queue:
             "PYTHONUNBUFFERED": "1",
         }
         if self.options.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.options.gpus[slot % len(self.options.gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = self.options.gpus[worker % len(self.options.gpus)]
         return environment
 
-    def _look_at(self, each: _Running) -> None:
+    def _poll(self, each: _RunningJob) -> None:
         code, now = each.process.poll(), time.monotonic()
         if code is None:
-            if now - each.beat > HEARTBEAT_S:
-                each.beat = now
-                self._note(each, "running")
-                self._tidy(each.job)
-                self._show()
+            if now - each.noted_s > HEARTBEAT_S:
+                each.noted_s = now
+                self._write_state(each, "running")
+                self._drop_old_checkpoints(each.job)
             return
         self.running.remove(each)
-        self._tidy(each.job)
+        self._drop_old_checkpoints(each.job)
         each.record |= {"exit_code": code, "ended_at": datetime.now(UTC).isoformat()}
         outcome = "done" if code == 0 else "failed"
-        self._note(each, outcome)
+        self._write_state(each, outcome)
         each.lock.release()
         seconds = duration(each.record["seconds"])
         if code == 0:
-            self._settle(each.job, "done", f"done in {seconds}")
+            self._finish(each.job, outcome, f"done in {seconds}")
         else:
-            log = each.job.folder / LOG_FILE
-            text = f"failed with exit code {code} after {seconds}; the whole log: {log}"
-            self._settle(each.job, "failed", f"{text}\n{_indent(end_of_log(each.job))}")
+            log = "\n".join(f"    {line}" for line in end_of_log(each.job).splitlines())
+            whole = each.job.folder / LOG_FILE
+            self._finish(
+                each.job, outcome, f"failed with exit code {code} after {seconds}; the whole log: {whole}\n{log}"
+            )
 
-    def _note(self, each: _Running, state: str) -> None:
-        each.record |= {"state": state, "seconds": each.before + time.monotonic() - each.since}
+    def _write_state(self, each: _RunningJob, state: str) -> None:
+        each.record |= {"state": state, "seconds": each.earlier_s + time.monotonic() - each.started_s}
         write_record(each.job.folder, each.record)
 
-    def _tidy(self, job: Job) -> None:
+    def _drop_old_checkpoints(self, job: Job) -> None:
         if job.kind == "train" and not self.options.keep_all_checkpoints:
             drop_old_checkpoints(job)
 
-    def _settle(self, job: Job, outcome: str, text: str) -> None:
+    def _finish(self, job: Job, outcome: str, text: str) -> None:
         self.outcome[job.name] = outcome
-        self.bar.update()
-        self.say(f"{job.name}: {text}")
-        self._show()
+        self._say(f"{job.name}: {text}")
 
-    def _show(self) -> None:
-        if self.bar.disable:
-            return
-        guesses = guess_all(self.jobs, self.options.seconds, self.options.study_jobs)
-        left = time_left(self.jobs, guesses, self.options.n_workers)
-        names = ", ".join(each.job.name for each in self.running)
-        self.bar.set_postfix_str(f"{duration(left)} left; {names}" if left is not None else names)
-
-    def say(self, text: str) -> None:
-        """One line about a job; with the time and the count where there is no bar."""
-        if self.bar.disable:
-            text = f"{datetime.now():%H:%M:%S} [{len(self.outcome)}/{len(self.jobs)}] {text}"
-        self.bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
+    def _say(self, text: str) -> None:
+        """One line about a job, with the time and the count."""
+        print(f"{datetime.now():%H:%M:%S} [{len(self.outcome)}/{len(self.jobs)}] {text}", flush=True)
 
     def stop(self) -> None:
         """End the running jobs; they go on when the queue is started again."""
@@ -276,11 +257,11 @@ class _Queue:
             _signal(each.process, signal.SIGKILL)  # whatever is left of its group
             each.process.wait()
             try:
-                self._note(each, "interrupted")
+                self._write_state(each, "interrupted")
             except DiskFullError:
                 pass  # a job that says "running" and holds no lock counts as interrupted
             each.lock.release()
-            self.say(f"{each.job.name}: interrupted")
+            self._say(f"{each.job.name}: interrupted")
         self.running.clear()
 
 
@@ -290,10 +271,6 @@ def _signal(process: subprocess.Popen, number: int) -> None:
         os.killpg(process.pid, number)
     except ProcessLookupError:
         pass
-
-
-def _indent(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 @contextmanager

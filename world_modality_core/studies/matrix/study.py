@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from world_modality_core.studies.matrix.errors import MatrixError
+from world_modality_core.io.errors import ConfigError
 
 Flag = bool | int | float | str | list[bool | int | float | str] | None
 Flags = dict[str, Flag]
@@ -23,8 +23,8 @@ Flags = dict[str, Flag]
 KINDS = ("prophet", "train", "eval", "intervene")
 """What a job runs: wm-prophet, lerobot-train, wm-eval, wm-intervene."""
 
-RUN_TIME = ("seed", "prophet", "labelled", "unlabelled", "all", "job")
-"""Placeholders that a job fills in; no loop may have their names."""
+JOB_PLACEHOLDERS = ("seed", "prophet", "labelled", "unlabelled", "all", "job")
+"""Filled in for each job; no loop may have their names."""
 
 _MAX_NODES = 100_000
 _NAME = re.compile(r"[A-Za-z0-9][\w.+]*")
@@ -86,7 +86,7 @@ class ModelEntry(_Strict):
 
 
 class Study(_Strict):
-    """A study. `vars` and `for` are gone from it: they are filled in by `load_study`."""
+    """A study, after `load_study` has filled in its `vars` and written out each `for`."""
 
     # Its name, and where its jobs' folders go.
     study: str
@@ -105,8 +105,6 @@ class Study(_Strict):
     episodes: Episodes | None = None
     prophets: dict[str, ProphetEntry] = {}
     models: dict[str, ModelEntry] = Field(min_length=1)
-    # Seconds a step (prophet, train), an episode (eval) or a job (intervene) takes, until one was measured.
-    seconds: dict[Literal["prophet", "train", "eval", "intervene"], float] = {}
     # Checkpoints of a training that are kept.
     keep_checkpoints: Literal["last", "all"] = "last"
 
@@ -123,21 +121,21 @@ def load_study(path: Path, overrides: Mapping[str, str] | None = None, root: str
         The study.
 
     Raises:
-        MatrixError: naming the key that is wrong and why.
+        ConfigError: naming the key that is wrong and why.
     """
     try:
         text = path.read_text()
         _check_unique(yaml.compose(text, yaml.SafeLoader))
         raw = yaml.safe_load(text)
     except FileNotFoundError:
-        raise MatrixError(f"{path} does not exist: name the YAML file of a study") from None
+        raise ConfigError(f"{path} does not exist: name the YAML file of a study") from None
     except IsADirectoryError:
-        raise MatrixError(f"{path} is a folder: name the YAML file of a study") from None
+        raise ConfigError(f"{path} is a folder: name the YAML file of a study") from None
     # ValueError, ...: of dates and numbers that YAML reads but Python has not
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, AttributeError) as error:
-        raise MatrixError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise MatrixError(f"{path}: expected a mapping with the keys {', '.join(Study.model_fields)}")
+        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Study.model_fields)}")
     raw.setdefault("study", path.stem)
     if root is not None:
         raw["root"] = root
@@ -148,7 +146,7 @@ def load_study(path: Path, overrides: Mapping[str, str] | None = None, root: str
     try:
         study = Study.model_validate(raw)
     except ValidationError as error:
-        raise MatrixError(_first_error(error, path)) from None
+        raise ConfigError(_first_error(error, path)) from None
     _check(study, path)
     return study
 
@@ -167,49 +165,59 @@ def _check_unique(root: yaml.Node | None) -> None:
             seen = set()
             for key, value in node.value:
                 if isinstance(key.value, str) and key.value in seen:
-                    raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
+                    raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is written twice")
                 seen.add(key.value if isinstance(key.value, str) else id(key))
                 left.append(value)
 
 
-def substitute(value: Any, values: Mapping[str, Any], where: str, pattern: re.Pattern[str] = _PLACEHOLDER) -> Any:
+def substitute(
+    value: Any, values: Mapping[str, Any], where: str, pattern: re.Pattern[str] = _PLACEHOLDER, later: bool = False
+) -> Any:
     """Fill placeholders in all strings of a value; a string that is one placeholder takes the value's own type.
 
+    Args:
+        value: A string, or lists and dictionaries of them; anything else is returned as it is.
+        values: Name -> what its placeholder stands for.
+        where: What the value is, for the message.
+        pattern: How placeholders are written.
+        later: Leave unknown placeholders alone: they are filled in later.
+
     Raises:
-        MatrixError: if a placeholder is unknown; naming `where` it is.
+        ConfigError: if a placeholder is unknown.
     """
     if isinstance(value, dict):
         return {
-            substitute(key, values, where, pattern): substitute(each, values, f"{where}.{key}", pattern)
+            substitute(key, values, where, pattern, later): substitute(each, values, f"{where}.{key}", pattern, later)
             for key, each in value.items()
         }
     if isinstance(value, list):
-        return [substitute(each, values, f"{where}[{i}]", pattern) for i, each in enumerate(value)]
+        return [substitute(each, values, f"{where}[{i}]", pattern, later) for i, each in enumerate(value)]
     if not isinstance(value, str):
         return value
-    for match in pattern.finditer(value):
-        if match[1] not in values:
-            known = (
-                ", ".join(pattern.pattern.split("(")[0].replace("\\", "") + f"{name}}}" for name in values) or "none"
-            )
-            raise MatrixError(f"{where}: {match[0]} is unknown here; there is {known}")
-    if whole := pattern.fullmatch(value):
-        return values[whole[1]]
 
-    def text(match: re.Match[str]) -> str:
-        filled = values[match[1]]
+    def fill(match: re.Match[str]) -> Any:
+        if match[1] in values:
+            return values[match[1]]
+        if later:
+            return match[0]
+        known = ", ".join(match[0].replace(match[1], str(name)) for name in values) or "none"
+        raise ConfigError(f"{where}: {match[0]} is unknown here; known: {known}")
+
+    def fill_as_text(match: re.Match[str]) -> str:
+        filled = fill(match)
         return ",".join(map(str, filled)) if isinstance(filled, list) else str(filled)
 
-    return pattern.sub(text, value)
+    whole = pattern.fullmatch(value)
+    return fill(whole) if whole else pattern.sub(fill_as_text, value)
 
 
 def _fill_variables(raw: dict, overrides: Mapping[str, str], path: Path) -> dict:
     variables = raw.pop("vars", None) or {}
     if not isinstance(variables, dict):
-        raise MatrixError(f"{path}: vars: expected a mapping of names to values")
+        raise ConfigError(f"{path}: vars: expected a mapping of names to values")
     unknown = sorted(set(overrides) - set(variables))
     if unknown:
-        raise MatrixError(f"--set {unknown[0]}=...: {path} has the vars {', '.join(variables) or '(none)'}")
+        raise ConfigError(f"--set {unknown[0]}=...: {path} has the vars {', '.join(variables) or '(none)'}")
     return substitute(raw, variables | dict(overrides), str(path), _VARIABLE)
 
 
@@ -219,36 +227,24 @@ def _unroll(entries: dict[str, Any], where: str) -> dict[str, Any]:
     for name, entry in entries.items():
         entry = {} if entry is None else entry
         if not isinstance(entry, dict):
-            raise MatrixError(f"{where}.{name}: expected a mapping")
+            raise ConfigError(f"{where}.{name}: expected a mapping")
         loops = entry.get("for", {})
         if not isinstance(loops, dict) or not all(isinstance(values, list) and values for values in loops.values()):
-            raise MatrixError(f"{where}.{name}.for: expected a list of values for each name, as {{k: [4, 8]}}")
-        for reserved in set(loops) & set(RUN_TIME):
-            raise MatrixError(f"{where}.{name}.for.{reserved}: choose another name, {{{reserved}}} has a meaning")
+            raise ConfigError(f"{where}.{name}.for: expected a list of values for each name, as {{k: [4, 8]}}")
+        for reserved in set(loops) & set(JOB_PLACEHOLDERS):
+            raise ConfigError(
+                f"{where}.{name}.for.{reserved}: choose another name, since {{{reserved}}} is filled in for each job"
+            )
         body = {key: value for key, value in entry.items() if key != "for"}
         for values in itertools.product(*loops.values()):
             filled = dict(zip(loops, values, strict=True))
             new_name = substitute(name, filled, f"{where}.{name}")
             if new_name in unrolled:
-                raise MatrixError(f"{where}.{name}: {new_name!r} is there twice; a loop's names belong into its key")
-            own = {f"{{{key}}}": value for key, value in filled.items()}
-            unrolled[new_name] = _fill_loop(body, own)
+                raise ConfigError(
+                    f"{where}.{name}: several entries get the name {new_name!r}; its own name must tell them apart"
+                )
+            unrolled[new_name] = substitute(body, filled, f"{where}.{name}", later=True)
     return unrolled
-
-
-def _fill_loop(value: Any, own: dict[str, Any]) -> Any:
-    """As `substitute`, but leaves the placeholders of a job alone."""
-    if isinstance(value, dict):
-        return {_fill_loop(key, own): _fill_loop(each, own) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_fill_loop(each, own) for each in value]
-    if not isinstance(value, str):
-        return value
-    if value in own:
-        return own[value]
-    for placeholder, each in own.items():
-        value = value.replace(placeholder, str(each))
-    return value
 
 
 def _first_error(error: ValidationError, path: Path) -> str:
@@ -271,14 +267,14 @@ def _check(study: Study, path: Path) -> None:
     for key, names in (("models", study.models), ("prophets", study.prophets), ("evals", study.evals)):
         for name in names:
             if not _NAME.fullmatch(name):
-                raise MatrixError(f"{path}: {key}.{name}: a name is made of letters, digits, '_', '.', '+'")
+                raise ConfigError(f"{path}: {key}.{name}: a name is made of letters, digits, '_', '.', '+'")
     for name, model in study.models.items():
         if model.prophet is not None and model.prophet not in study.prophets:
             known = ", ".join(study.prophets) or "none"
-            raise MatrixError(f"{path}: models.{name}.prophet: {model.prophet!r} is no Prophet of the study ({known})")
+            raise ConfigError(f"{path}: models.{name}.prophet: {model.prophet!r} is no Prophet of the study ({known})")
         for key, seeds in ((f"models.{name}.seeds", model.seeds), ("seeds", study.seeds)):
             if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
-                raise MatrixError(f"{path}: {key}: {seeds}: expected at least one seed, each once")
+                raise ConfigError(f"{path}: {key}: {seeds}: expected at least one seed, each once")
         for key, arms in ((f"models.{name}.arms", model.arms), ("arms", study.arms)):
             if arms is not None and (not arms or len(set(arms)) < len(arms)):
-                raise MatrixError(f"{path}: {key}: {arms}: expected at least one arm, each once")
+                raise ConfigError(f"{path}: {key}: {arms}: expected at least one arm, each once")

@@ -1,18 +1,38 @@
-"""Charts as inline SVG: written by hand, so that they are small, follow the page's colours and hold readable text."""
+"""Charts as inline SVG in the page's colours: lines, drawn by matplotlib, and the axes of the dots in tables."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-# Colours are CSS classes `s1` ... `s8` of the page; a ninth line starts again, dashed.
 N_COLORS = 8
+"""Colours of the page: its CSS has `--series-1` ... `--series-8`, and the classes `s1` ... `s8`."""
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 16, 8, 38
 MAX_POINTS = 80
+"""Points of a line that are drawn."""
+
+# These stand for the page's colours while matplotlib draws.
+_SERIES = [f"#00000{i}" for i in range(1, N_COLORS + 1)]
+_QUIET, _GRID = "#00000a", "#00000b"
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,
+    "font.size": 10.5,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _QUIET,
+    "xtick.labelcolor": _QUIET,
+    "ytick.labelcolor": _QUIET,
+    "grid.color": _GRID,
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,7 @@ class Line:
     Attributes:
         label: Its name in the legend.
         x: Horizontal values, ascending.
-        y: Vertical values, as many.
+        y: Vertical values, as many; those that are not finite are left out.
         low, high: A band around `y`, as many values each; empty for none.
     """
 
@@ -48,113 +68,6 @@ class Chart:
     legend: list[tuple[str, str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """A horizontal axis from `low` to `high` that many strips share, with its ticks."""
-
-    low: float
-    high: float
-    ticks: list[float]
-
-    def percent(self, value: float) -> str:
-        """Where a value lies, as an SVG length; values outside lie on the edge."""
-        share = (value - self.low) / (self.high - self.low)
-        return f"{100 * min(1.0, max(0.0, share)):.1f}%"
-
-
-RATE_SCALE = Scale(0.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0])
-
-
-def scale_around(values: Sequence[float], center: float = 0.0, at_least: float = 0.1) -> Scale:
-    """A scale that holds all values, symmetric about `center`, at least `at_least` to each side."""
-    reach = max([at_least, *(abs(value - center) for value in values if math.isfinite(value))])
-    step = nice_step(2 * reach, 4)
-    half = math.ceil(reach / step - 1e-9)
-    return Scale(center - half * step, center + half * step, [center + i * step for i in range(-half, half + 1)])
-
-
-def nice_step(span: float, n: int) -> float:
-    """The round step (1, 2, 2.5 or 5 times a power of ten) that cuts `span` into about `n` parts, at most."""
-    raw = span / n
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * (1 - 1e-9))
-
-
-def strip(
-    scale: Scale, value: float, low: float, high: float, label: str, kind: str = "s1", zero: float | None = None
-) -> Markup:
-    """A dot with its interval, drawn inside a table's cell.
-
-    Args:
-        scale: The axis that the column shares.
-        value: The estimate.
-        low, high: Its interval.
-        label: What a screen reader says.
-        kind: Class of the colour.
-        zero: Where to draw the line of "no difference"; None for none.
-    """
-    ticks = [t for t in scale.ticks if t != zero]
-    parts = [Markup('<line class="tick" x1="{0}" x2="{0}" y1="0" y2="100%"/>').format(scale.percent(t)) for t in ticks]
-    if zero is not None:
-        parts.append(Markup('<line class="zero" x1="{0}" x2="{0}" y1="0" y2="100%"/>').format(scale.percent(zero)))
-    parts.append(
-        Markup('<line class="span" x1="{}" x2="{}" y1="50%" y2="50%"/><circle cx="{}" cy="50%" r="4"/>').format(
-            scale.percent(low), scale.percent(high), scale.percent(value)
-        )
-    )
-    return Markup('<svg class="strip {}" role="img" aria-label="{}">{}</svg>').format(
-        kind, label, Markup("").join(parts)
-    )
-
-
-def strip_axis(scale: Scale, unit: float = 1.0) -> Markup:
-    """The tick labels above a column of strips; `unit` is what one is written as (100 for per cent)."""
-    # Three of them have room on a phone.
-    named = {"start": scale.ticks[0], "middle": scale.ticks[len(scale.ticks) // 2], "end": scale.ticks[-1]}
-    labels = [
-        Markup('<text x="{}" y="75%" text-anchor="{}">{}</text>').format(
-            scale.percent(tick), anchor, number(unit * tick)
-        )
-        for anchor, tick in named.items()
-    ]
-    return Markup('<svg class="strip axis" aria-hidden="true">{}</svg>').format(Markup("").join(labels))
-
-
-def number(value: float) -> str:
-    """A short number: "0", "2.5", "1200", "3e-05"."""
-    text = f"{value:.4g}"
-    return {"-0": "0"}.get(text, text)
-
-
-def _steps(low: float, high: float, n: int) -> list[float]:
-    step = nice_step(high - low, n)
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _tick_text(value: float) -> str:
-    return f"{number(value / 1000)}k" if abs(value) >= 10_000 else number(value)
-
-
-def _thin(line: Line) -> Line:
-    """At most about `MAX_POINTS` of a line's points, the first and the last among them."""
-    every = math.ceil(len(line.x) / MAX_POINTS)
-    return _at(line, sorted({0, *range(len(line.x) - 1, -1, -every)}))
-
-
-def _only_finite(line: Line) -> Line:
-    points = zip(line.x, line.y, strict=True)
-    return _at(line, [i for i, (x, y) in enumerate(points) if math.isfinite(x) and math.isfinite(y)])
-
-
-def _at(line: Line, indices: Sequence[int]) -> Line:
-    """Some points of a line."""
-    x, y, low, high = (
-        [float(values[i]) for i in indices] if len(values) else [] for values in (line.x, line.y, line.low, line.high)
-    )
-    return Line(line.label, x, y, low, high)
-
-
 def line_chart(
     title: str,
     lines: Sequence[Line],
@@ -168,7 +81,7 @@ def line_chart(
 
     Args:
         title: What the chart shows.
-        lines: The lines; values that are not finite are left out.
+        lines: The lines.
         x_label: Name of the horizontal axis.
         y_label: Name of the vertical axis.
         zero: Let the vertical axis start at 0, or reach it.
@@ -178,77 +91,84 @@ def line_chart(
     Returns:
         None without a single point to draw.
     """
-    lines = [_thin(line) for line in map(_only_finite, lines) if line.x]
+    lines = [line for line in map(_drawable, lines) if len(line.x)]
     if not lines:
         return None
-    xs = [x for line in lines for x in line.x]
-    ys = [y for line in lines for values in (line.y, line.low, line.high) for y in values if math.isfinite(y)]
-    ys += [0.0] if zero else []
-    ys += [reference] if reference is not None else []
-    x_low, x_high = _padded(min(xs), max(xs), 0)
-    y_low, y_high = _padded(min(ys), max(ys), 0.04)
+    # Names in the SVG are hashes of what they name, and must differ between the charts of a page.
+    with rc_context(_STYLE | {"svg.hashsalt": f"{title} {lines}"}):
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), frameon=False)
+        axes = figure.add_axes((0.13, 0.17, 0.83, 0.79), frame_on=False)
+        for line, color in zip(lines, _SERIES * len(lines), strict=False):
+            axes.plot(line.x, line.y, color=color, marker="o" if len(line.x) <= 16 else "", ms=4, clip_on=False)
+            if len(line.low):
+                axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.2, linewidth=0)
+        axes.margins(0 if max(len(line.x) for line in lines) > 1 else None, 0.04)
+        if zero:
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, 0.0), max(high, 0.0))
+        if reference is not None:
+            axes.axhline(reference, color=_QUIET, linewidth=0.8, zorder=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole_x))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.yaxis.set_label_coords(-0.12, 0.5)  # in the picture, however long the ticks' labels are
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg")
+    last = "; ".join(f"{line.label} {line.y[-1]:.4g}" for line in lines)
+    alt = f"{title}: {y_label} over {x_label}; last values: {last}"
+    legend = [(f"s{i % N_COLORS + 1}", line.label) for i, line in enumerate(lines)]
+    return Chart(title, _for_page(svg.getvalue(), alt), legend if len(lines) > 1 or lines[0].label else [])
 
-    def at_x(x: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (x - x_low) / (x_high - x_low)
 
-    def at_y(y: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - y_low) / (y_high - y_low)
+def _drawable(line: Line) -> Line:
+    """A line's finite points, at most `MAX_POINTS` of them, the first and the last included."""
+    values = [np.asarray(each, dtype=float) for each in (line.x, line.y, line.low, line.high)]
+    kept = np.flatnonzero(np.isfinite(values[0]) & np.isfinite(values[1]))
+    if len(kept) > MAX_POINTS:
+        kept = kept[np.linspace(0, len(kept) - 1, MAX_POINTS).round().astype(int)]
+    return Line(line.label, *(each[kept] if len(each) else each for each in values))
 
-    def path(xs: Sequence[float], ys: Sequence[float]) -> str:
-        return " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in zip(xs, ys, strict=True))
 
-    parts = []
-    for tick in _steps(y_low, y_high, 5):
-        y = f"{at_y(tick):.1f}"
-        parts.append(Markup('<line class="tick" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, y, y))
-        parts.append(
-            Markup('<text x="{}" y="{}" text-anchor="end" dy="3.5">{}</text>').format(LEFT - 5, y, _tick_text(tick))
-        )
-    ticks = _steps(x_low, x_high, 5)
-    for tick in [t for t in ticks if t == round(t)] if whole_x else ticks:
-        parts.append(
-            Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                at_x(tick), HEIGHT - BOTTOM + 14, _tick_text(tick)
-            )
-        )
-    if reference is not None:
-        y = f"{at_y(reference):.1f}"
-        parts.append(Markup('<line class="zero" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, y, y))
-    legend = []
-    for i, line in enumerate(lines):
-        kind = f"s{i % N_COLORS + 1}" + (" dashed" if i >= N_COLORS else "")
-        legend.append((kind, line.label))
-        drawn = []
-        if len(line.low) and len(line.x) > 1:
-            band = path([*line.x, *reversed(line.x)], [*line.high, *reversed(line.low)])
-            drawn.append(Markup('<polygon points="{}"/>').format(band))
-        drawn.append(Markup('<polyline points="{}"/>').format(path(line.x, line.y)))
-        if len(line.x) <= 16:
-            drawn += [
-                Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(at_x(x), at_y(y))
-                for x, y in zip(line.x, line.y, strict=True)
-            ]
-        parts.append(Markup('<g class="{}">{}</g>').format(kind, Markup("").join(drawn)))
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(
-        Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label
-        )
+def _for_page(svg: str, alt: str) -> Markup:
+    """matplotlib's SVG as a part of a page: with its colours and fonts, and a text for those who can't see it."""
+    body = svg.split("</defs>", 1)[1]  # metadata and styles, which would be those of the whole page
+    body = re.sub(r' id="[\w.]+_\d+"', "", body)  # the same in every chart
+    body = re.sub(r"font-size: [^;]*; font-family: [^;]*; ", "", body)
+    body = re.sub(r"(?<=: )#00000([1-8])", r"var(--series-\1)", body)
+    body = body.replace(f": {_QUIET}", ": var(--quiet)").replace(f": {_GRID}", ": var(--grid)")
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+|\n", r"\1", path[0]), body)
+    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}').format(
+        WIDTH, HEIGHT, alt, Markup(body)
     )
-    parts.append(
-        Markup('<text transform="translate(10 {}) rotate(-90)" text-anchor="middle">{}</text>').format(middle, y_label)
-    )
-    last = "; ".join(f"{line.label} {number(line.y[-1])}" for line in lines)
-    label = f"{title}: {y_label} over {x_label}; last values: {last}"
-    svg = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, label, Markup("").join(parts)
-    )
-    return Chart(title, svg, legend if len(lines) > 1 or lines[0].label else [])
 
 
-def _padded(low: float, high: float, share: float) -> tuple[float, float]:
-    """A range with some room at both ends, wider than nothing."""
-    room = (high - low) * share
-    if high - low < 1e-12 * max(1.0, abs(high)):
-        room = abs(high) / 2 or 0.5
-    return low - room, high + room
+@dataclass(frozen=True)
+class Scale:
+    """A horizontal axis that all dots in a table's column share.
+
+    Attributes:
+        ticks: Its ticks, from the lower to the upper end.
+        zero: Where the line of "no difference" is; None for none.
+    """
+
+    ticks: tuple[float, ...]
+    zero: float | None = None
+
+    def percent(self, value: float) -> str:
+        """Where a value lies, as an SVG length; values outside lie on the edge."""
+        share = (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+        return f"{100 * min(1.0, max(0.0, share)):.1f}%"
+
+
+RATE_SCALE = Scale((0.0, 0.25, 0.5, 0.75, 1.0))
+
+
+def scale_around(values: Sequence[float], center: float = 0.0) -> Scale:
+    """A scale that holds all values, symmetric about `center`, at least 0.1 to each side."""
+    reach = max([0.1, *(abs(value - center) for value in values if math.isfinite(value))])
+    ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(-reach, reach)
+    return Scale(tuple(center + tick for tick in ticks.tolist()), center)

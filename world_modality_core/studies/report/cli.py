@@ -20,13 +20,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER",
-        help="of a study, of its exported records, of an evaluation, of an intervention: all below it is read",
+        help="a study, its exported records, an evaluation or an intervention; everything below the folder is read",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (report.html)")
     parser.add_argument(
         "--title",
         default="",
-        help="its heading; with --row the question (else the comment that study.yaml begins with)",
+        help="heading of the page; with --row the question (default: the comment that study.yaml begins with)",
     )
     parser.add_argument("--baseline", default="", help="model that all others are compared with")
     parser.add_argument("--matched", default="", help="parameter-matched model that was trained without memory")
@@ -34,8 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--common_scenes", action="store_true", help="compare on the scenes that both sides have, rather than refuse"
     )
     parser.add_argument("--n_bootstrap", type=int, default=2000, help="draws of the bootstrap (2000)")
-    parser.add_argument("--max_videos", type=int, default=12, help="at most so many rollouts (12)")
-    parser.add_argument("--no_videos", action="store_true", help="no rollouts")
+    parser.add_argument("--max_videos", type=int, default=12, help="show at most this many rollouts (12)")
+    parser.add_argument("--no_videos", action="store_true", help="show no rollouts")
     parser.add_argument("--row", action="store_true", help="print one row of a Markdown table, and write no page")
     return parser
 
@@ -54,9 +54,9 @@ def report(given: argparse.Namespace) -> Path | None:
         if getattr(given, name) < least:
             raise ConfigError(f"--{name}={getattr(given, name)}: expected at least {least}")
     try:
-        from world_modality_core.studies.report.page import make_page, markdown_row, render
         from world_modality_core.studies.report.paired_differences import compare_all
         from world_modality_core.studies.report.records import read_records
+        from world_modality_core.studies.report.report_page import make_page, markdown_row, render
     except ImportError as error:
         raise ConfigError(
             f"{error.name} is not installed: pip install 'lerobot_policy_world_modality[report]'"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-Side = tuple[str, str]
-"""Model and arm."""
+from world_modality_core.studies.evidence.comparable import ModelArm
 
 SCENE = ["train_seed", "task", "seed"]
 
@@ -46,7 +45,7 @@ class ClipPair:
 
 def choose_clips(
     episodes: pd.DataFrame,
-    sides: Sequence[tuple[Side, Side]],
+    sides: Sequence[tuple[ModelArm, ModelArm]],
     video_folders: Mapping[tuple[str, int, str], Path],
     max_videos: int,
     max_bytes: int,
@@ -87,9 +86,9 @@ def choose_clips(
 
 
 def _disagreements(
-    filmed: pd.DataFrame, first: Side, second: Side, video_folders: Mapping[tuple[str, int, str], Path]
+    filmed: pd.DataFrame, first: ModelArm, second: ModelArm, video_folders: Mapping[tuple[str, int, str], Path]
 ) -> Iterator[ClipPair]:
-    sides = [filmed[(filmed["model"] == model) & (filmed["arm"] == arm)] for model, arm in (first, second)]
+    sides = [filmed[(filmed["model"] == side.model) & (filmed["arm"] == side.arm)] for side in (first, second)]
     both = sides[0].merge(sides[1], on=[*SCENE, "init_hash"], suffixes=("", "_second"))
     only_first = both[both["success"] & ~both["success_second"]].sort_values(SCENE[::-1])
     only_second = both[~both["success"] & both["success_second"]].sort_values(SCENE[::-1])
@@ -99,13 +98,12 @@ def _disagreements(
                 row = rows.iloc[i]
                 clips = [_clip(row, side, end, video_folders) for side, end in ((first, ""), (second, "_second"))]
                 if None not in clips:
-                    models = " ".join(sorted({first[0], second[0]}))
+                    models = " ".join(sorted({first.model, second.model}))
                     yield ClipPair(row["task"], int(row["seed"]), int(row["train_seed"]), models, tuple(clips))
 
 
-def _clip(row: pd.Series, side: Side, end: str, video_folders: Mapping[tuple[str, int, str], Path]) -> Clip | None:
-    model, arm = side
-    folder = video_folders.get((model, int(row["train_seed"]), arm))
+def _clip(row: pd.Series, side: ModelArm, end: str, video_folders: Mapping[tuple[str, int, str], Path]) -> Clip | None:
+    folder = video_folders.get((side.model, int(row["train_seed"]), side.arm))
     if folder is None:
         return None
     path = (folder / row[f"video{end}"]).resolve()
@@ -113,6 +111,6 @@ def _clip(row: pd.Series, side: Side, end: str, video_folders: Mapping[tuple[str
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         return None
     outcome = "success" if row[f"success{end}"] else "failure"
-    name, steps = f"{model}, {arm}", int(row[f"steps{end}"])
+    name, steps = f"{side.model}, {side.arm}", int(row[f"steps{end}"])
     label = f"{name}, task {row['task']}, scene {row['seed']}: {outcome} after {steps} steps"
     return Clip(name, outcome, steps, path, label)

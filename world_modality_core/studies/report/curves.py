@@ -77,36 +77,29 @@ def training_charts(curves: pd.DataFrame) -> list[tuple[str, list[Chart]]]:
     Returns:
         (metric, charts): one chart per `N_COLORS` models.
     """
-    result = []
-    present = set(curves["metric"])
-    for pattern, y_label in METRICS.items():
-        for metric in sorted(name for name in present if re.fullmatch(pattern, name)):
-            rows = curves[curves["metric"] == metric]
-            lines = [_mean_line(model, group) for model, group in rows.groupby("model")]
-            lines = [line for line in lines if line is not None]
-            reference = 0.0 if "gate" in metric or "skill" in metric else None
-            title = TITLES.get(metric, metric)
-            result.append((metric, _charts(title, lines, "training step", y_label, reference)))
-    return [(metric, charts) for metric, charts in result if charts]
+    logged = sorted(set(curves["metric"]))
+    charts = [
+        (metric, _metric_charts(curves, metric, TITLES.get(metric, metric), y_label))
+        for pattern, y_label in METRICS.items()
+        for metric in logged
+        if re.fullmatch(pattern, metric)
+    ]
+    return [(metric, of_metric) for metric, of_metric in charts if of_metric]
 
 
 def prophet_charts(curves: pd.DataFrame) -> list[tuple[str, list[Chart]]]:
-    """The loss and the held-out skill of Prophets while wm-prophet trained them.
+    """The loss and the held-out skill of Prophets while wm-prophet trained them; as `training_charts`."""
+    loss = ("Prophets: loss", _metric_charts(curves, "loss", "Prophets: loss", "loss"))
+    title = "Prophets: skill on held-out episodes"
+    skill = (title, _metric_charts(curves, "prophet_skill", title, "skill"))
+    return [(name, charts) for name, charts in (loss, skill) if charts]
 
-    Args:
-        curves: Columns model, train_seed, step, metric, value.
 
-    Returns:
-        As `training_charts`.
-    """
-    result = []
-    wanted = {"loss": "Prophets: loss", "prophet_skill": "Prophets: skill on held-out episodes"}
-    for metric, title in wanted.items():
-        groups = curves[curves["metric"] == metric].groupby("model")
-        lines = [line for line in (_mean_line(model, rows) for model, rows in groups) if line is not None]
-        reference = 0.0 if metric == "prophet_skill" else None
-        result.append((title, _charts(title, lines, "training step", metric.removeprefix("prophet_"), reference)))
-    return [(title, charts) for title, charts in result if charts]
+def _metric_charts(curves: pd.DataFrame, metric: str, title: str, y_label: str) -> list[Chart]:
+    groups = curves[curves["metric"] == metric].groupby("model")
+    lines = [line for line in (_mean_line(str(model), rows) for model, rows in groups) if line is not None]
+    reference = 0.0 if "gate" in metric or "skill" in metric else None
+    return _charts(title, lines, "training step", y_label, reference)
 
 
 def _mean_line(model: str, rows: pd.DataFrame) -> Line | None:
@@ -144,8 +137,7 @@ def attention_charts(rows: Iterable[AttentionRow]) -> list[Chart]:
     by_width: dict[int, list[Line]] = {}
     for row in rows:
         if row.mass and row.arm == "intact":
-            steps = [float(step) for step in range(1, len(row.mass) + 1)]
-            by_width.setdefault(len(row.mass), []).append(Line(row.model, steps, row.mass))
+            by_width.setdefault(len(row.mass), []).append(Line(row.model, range(1, len(row.mass) + 1), row.mass))
     return [
         chart
         for width, lines in sorted(by_width.items())
@@ -159,7 +151,7 @@ def skill_charts(skills: Iterable[Skill]) -> list[Chart]:
     """The Prophet's skill over future steps, one group of charts per way of measuring it."""
     by_source: dict[str, list[Line]] = {}
     for skill in skills:
-        steps = [float(step) for step in range(1, len(skill.values) + 1)]
+        steps = range(1, len(skill.values) + 1)
         by_source.setdefault(skill.source, []).append(Line(skill.label, steps, skill.values))
     return [
         chart

@@ -10,89 +10,72 @@ above the frame that really came. The record is a folder:
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
-import numpy as np
+from pydantic import BaseModel, Field
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import checked, read_json, write_text, writing
 from world_modality_core.studies.report.charts import Chart, Line, line_chart
 from world_modality_core.studies.report.media import jpeg
-from world_modality_core.studies.report.schemas import ImaginedRecord
+from world_modality_core.studies.report.schemas import Finite, StepNumber
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "imagined.json"
 
-# A picture in memory, or its file.
-Picture = np.ndarray | Path
+Picture = Any
+"""An (h, w, 3) uint8 array or its file; in `imagined.json` the file's name."""
 
 
-@dataclass
-class Step:
-    """One future step of a moment.
+class ImaginedStep(BaseModel):
+    """One future step of a moment."""
 
-    Attributes:
-        offset: Frames ahead.
-        found: (h, w, 3) uint8 recorded frame whose latent is nearest to the predicted one, or its file.
-        found_where: Its episode and frame, in words.
-        real: (h, w, 3) uint8 frame that really came, or its file.
-        cosine: Predicted to real latent.
-        copy_cosine: Current to real latent.
-    """
-
-    offset: int
+    # Frames ahead.
+    offset: StepNumber
+    # The recorded frame whose latent is nearest to the predicted one, and its episode and frame in words.
     found: Picture
     found_where: str
+    # The frame that really came.
     real: Picture
-    cosine: float
-    copy_cosine: float
+    # Of the predicted and of the present latent to the real one.
+    cosine: Finite
+    copy_cosine: Finite
 
 
-@dataclass
-class Moment:
-    """One frame of a held-out episode and what was foreseen there."""
+class ImaginedMoment(BaseModel):
+    """One frame of a held-out episode and what was predicted from it."""
 
     task: str
     episode: int
     frame: int
     now: Picture
-    steps: list[Step]
+    steps: list[ImaginedStep]
 
 
-@dataclass
-class Imagined:
-    """Moments, and the mean over all held-out frames.
+class Imagined(BaseModel):
+    """Moments, and the mean over all held-out frames."""
 
-    Attributes:
-        moments: The pictures.
-        offsets: Frames ahead, k values.
-        cosine: Mean cosine of predicted to real latents, per offset.
-        copy_cosine: Mean cosine of current to real latents, per offset.
-        n_frames: Held-out frames that the means are over.
-        n_episodes: Held-out episodes.
-        n_searched: Recorded frames that the nearest one was searched among.
-        fps: Frames per second.
-        model: Label of the model that foresaw.
-    """
-
-    moments: list[Moment]
-    offsets: list[int]
-    cosine: list[float]
-    copy_cosine: list[float]
+    moments: list[ImaginedMoment]
+    # Frames ahead, k values, and for each the mean cosine of predicted and of present to real latents.
+    offsets: list[StepNumber]
+    cosine: list[Finite]
+    copy_cosine: list[Finite]
+    # Held-out frames and episodes that the means are over, and recorded frames that the nearest was searched among.
     n_frames: int
     n_episodes: int
     n_searched: int
-    fps: float
+    fps: Annotated[float, Field(gt=0, le=1e6)]
+    # Label of the model that predicted.
     model: str = ""
 
 
 def held_out_chart(imagined: Imagined) -> Chart | None:
     """How near predicted and present latents are to the real ones, over the frames ahead."""
-    offsets = [float(offset) for offset in imagined.offsets]
     lines = [
-        Line("predicted", offsets, imagined.cosine),
-        Line("copy of the present", offsets, imagined.copy_cosine),
+        Line("predicted", imagined.offsets, imagined.cosine),
+        Line("copy of the present", imagined.offsets, imagined.copy_cosine),
     ]
     return line_chart(
         "Held-out episodes: how near a latent is to the real one", lines, "frames ahead", "cosine", whole_x=True
@@ -100,32 +83,23 @@ def held_out_chart(imagined: Imagined) -> Chart | None:
 
 
 def write_imagined(imagined: Imagined, folder: str | Path) -> Path:
-    """Write the record; pictures first, so that a record that is there is whole.
+    """Write the record; pictures first, so that a record that can be read is whole.
 
     Returns:
         Its `imagined.json`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    n = 0
+    names = (f"{n:04d}.jpg" for n in range(1, 10_000))
 
-    def stored(pixels: np.ndarray) -> str:
-        nonlocal n
-        n += 1
-        with writing(folder / f"{n:04d}.jpg") as aside:
+    def store(pixels: Picture) -> str:
+        name = next(names)
+        with writing(folder / name) as aside:
             aside.write_bytes(jpeg(pixels))
-        return f"{n:04d}.jpg"
+        return name
 
-    moments = [
-        replace(
-            moment,
-            now=stored(moment.now),
-            steps=[replace(step, found=stored(step.found), real=stored(step.real)) for step in moment.steps],
-        )
-        for moment in imagined.moments
-    ]
     path = folder / RECORD_FILE
-    write_text(path, json.dumps({"schema": SCHEMA_VERSION, **asdict(replace(imagined, moments=moments))}, indent=1))
+    write_text(path, json.dumps({"schema": SCHEMA_VERSION, **_with_pictures(imagined, store)}, indent=1))
     return path
 
 
@@ -145,28 +119,24 @@ def read_imagined(path: str | Path) -> Imagined:
         raise ConfigError(
             f"{path} has schema {record.get('schema')!r}, this version reads {SCHEMA_VERSION}: write it anew"
         )
-    record = checked(ImaginedRecord, record, path)
 
-    def picture(name: str) -> Path:
+    def find(name: Picture) -> Path:
         # A folder that was copied from elsewhere may hold links; a record names files of its own folder only.
-        file = path.parent / name
-        is_name = Path(name).name == name and "\0" not in name and len(name) < 200
-        if not is_name or file.is_symlink() or not file.is_file():
-            raise ConfigError(f"{path} names the picture {name[:100]!r}, which is not in its folder")
-        return file
+        is_name = isinstance(name, str) and Path(name).name == name and "\0" not in name and len(name) < 200
+        if not is_name or (path.parent / name).is_symlink() or not (path.parent / name).is_file():
+            raise ConfigError(f"{path} names the picture {str(name)[:100]!r}, which is not in its folder")
+        return path.parent / name
 
-    moments = [
-        Moment(**{
-            **moment,
-            "now": picture(moment["now"]),
-            "steps": [
-                Step(**{**step, "found": picture(step["found"]), "real": picture(step["real"])})
-                for step in moment["steps"]
-            ],
-        })
-        for moment in record["moments"]
-    ]  # fmt: skip
-    imagined = Imagined(**{**record, "moments": moments})
+    imagined = Imagined(**_with_pictures(checked(Imagined, record, path), find))
     if not len(imagined.offsets) == len(imagined.cosine) == len(imagined.copy_cosine):
         raise ConfigError(f"{path}: offsets, cosine and copy_cosine are not equally many; write it anew")
     return imagined
+
+
+def _with_pictures(imagined: Imagined, change: Callable[[Picture], Picture]) -> dict[str, Any]:
+    """The fields, with pictures changed into names of files, or names into files."""
+    record = imagined.model_dump()
+    for moment in record["moments"]:
+        for holder, key in ((moment, "now"), *((step, key) for step in moment["steps"] for key in ("found", "real"))):
+            holder[key] = change(holder[key])
+    return record

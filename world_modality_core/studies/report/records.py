@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import checked, parse_json, read_json, read_parquet, reading
-from world_modality_core.studies.evidence.episodes import (
+from world_modality_core.studies.evidence.episode_records import (
     EPISODE_SCHEMA,
     EPISODES_FILE,
     INFO_FILE,
@@ -22,7 +22,7 @@ from world_modality_core.studies.evidence.episodes import (
 )
 from world_modality_core.studies.report.film import RECORD_FILE, Imagined, read_imagined
 from world_modality_core.studies.report.runs import Run, run_of_eval, run_of_job
-from world_modality_core.studies.report.schemas import EvalRecord, InterventionRecord, JobRecord, Step
+from world_modality_core.studies.report.schemas import EvalRecord, InterventionRecord, JobRecord, StepNumber
 
 SCHEMA_VERSION = 1
 JOB_FILE = "job.json"
@@ -170,7 +170,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     for line in path.read_bytes().splitlines():
         try:
             values = checked(dict[str, Any], parse_json(line), path)
-            step = checked(Step, values.get("step"), path)
+            step = checked(StepNumber, values.get("step"), path)
         except ValueError:
             continue
         by_step[step] = {name: value for name, value in values.items() if name == "step" or _is_drawable(value)}

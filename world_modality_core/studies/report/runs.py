@@ -6,7 +6,10 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from world_modality_core.studies.matrix.job_record import duration
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Run:
         state: "done", "failed", ...
         seconds: How long it took; None where it is not known.
         started_at: When.
-        facts: More that is worth telling: renderer, checkpoint's hash, machine ...
+        facts: More that is worth showing: renderer, checkpoint's hash, machine ...
     """
 
     name: str
@@ -42,24 +45,18 @@ class Run:
     @property
     def time(self) -> str:
         """Such as "1 h 02 min", or ""."""
-        if self.seconds is None:
-            return ""
-        minutes, seconds = divmod(round(self.seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        if hours:
-            return f"{hours} h {minutes:02d} min"
-        return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+        return "" if self.seconds is None else duration(self.seconds)
 
 
 def run_of_job(job: dict[str, Any]) -> Run:
     """A job of wm-matrix; `eval` is the eval.json of an evaluation."""
-    info = job.get("eval") or {}
+    info, command = job.get("eval") or {}, job["command"]
     return Run(
         name=job["name"],
         kind=job["kind"],
         model=job.get("model") or "",
         train_seed=job.get("train_seed"),
-        command=_typed(job["command"]),
+        command=command if isinstance(command, str) else shlex.join(map(str, command)),
         commit=job.get("commit") or "",
         versions={**(job.get("versions") or {}), **(info.get("versions") or {})},
         state=job.get("state") or "",
@@ -71,28 +68,15 @@ def run_of_job(job: dict[str, Any]) -> Run:
 
 def run_of_eval(info: dict[str, Any]) -> Run:
     """An evaluation that no job started."""
-    return Run(
-        name=info["folder"].rstrip("/").rsplit("/", 1)[-1],
-        kind="eval",
-        model=info["model"],
-        train_seed=info["train_seed"],
-        command=_typed(info["command"]),
-        commit=info.get("commit") or "",
-        versions=info.get("versions") or {},
-        started_at=info.get("started_at") or "",
-        facts=_facts(info),
-    )
+    same = {key: info.get(key) for key in ("model", "train_seed", "command", "commit", "started_at")}
+    return run_of_job(same | {"name": Path(info["folder"]).name, "kind": "eval", "state": "done", "eval": info})
 
 
 def _facts(info: dict[str, Any]) -> dict[str, str]:
-    """What is worth telling of an eval.json."""
+    """More of an eval.json that is worth showing."""
     facts = {name: str(info.get(name) or "") for name in ("checkpoint", "checkpoint_hash", "renderer", "machine")}
     facts["arms"] = ", ".join(info.get("arms") or [])
     return {name: text for name, text in facts.items() if text}
-
-
-def _typed(command: Sequence[str] | str) -> str:
-    return command if isinstance(command, str) else shlex.join(map(str, command))
 
 
 def common_versions(runs: Sequence[Run]) -> dict[str, list[tuple[str, int]]]:

@@ -1,4 +1,4 @@
-"""What the page takes for granted of the records that it reads. Other keys may be there, and are left alone."""
+"""What the page takes for granted of the records that it reads; other keys are left alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
 """A number that can be drawn."""
-Step = Annotated[int, Field(ge=0, le=10**12)]
+StepNumber = Annotated[int, Field(ge=0, le=10**12)]
 Text = str | None
 
 
@@ -54,7 +54,7 @@ class SourceRecord(TypedDict):
 class RolloutStep(TypedDict):
     """A step of the open loop in `interventions.json`."""
 
-    step: Step
+    step: StepNumber
     prophet: Finite | None
     copy: Finite | None
 
@@ -72,38 +72,3 @@ class InterventionRecord(TypedDict):
     token_accuracy: NotRequired[list[Finite | None] | None]
     skill: NotRequired[list[Finite | None] | None]
     rollout_error: NotRequired[list[RolloutStep] | None]
-
-
-class ImaginedStep(TypedDict):
-    """A future step in `imagined.json`; pictures are names of files beside it."""
-
-    offset: Step
-    found: str
-    found_where: str
-    real: str
-    cosine: Finite
-    copy_cosine: Finite
-
-
-class ImaginedMoment(TypedDict):
-    """A moment in `imagined.json`."""
-
-    task: str
-    episode: int
-    frame: int
-    now: str
-    steps: list[ImaginedStep]
-
-
-class ImaginedRecord(TypedDict):
-    """`imagined.json`."""
-
-    moments: list[ImaginedMoment]
-    offsets: list[Step]
-    cosine: list[Finite]
-    copy_cosine: list[Finite]
-    n_frames: int
-    n_episodes: int
-    n_searched: int
-    fps: Annotated[float, Field(gt=0, le=1e6)]
-    model: NotRequired[str]

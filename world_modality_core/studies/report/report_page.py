@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from markupsafe import Markup
 
-from world_modality_core.studies.report.charts import RATE_SCALE, Chart, strip_axis
+from world_modality_core.studies.report.charts import RATE_SCALE, Chart
 from world_modality_core.studies.report.clips import ClipPair, choose_clips
 from world_modality_core.studies.report.curves import (
     AttentionRow,
@@ -30,7 +30,10 @@ from world_modality_core.studies.report.paired_differences import (
     DifferenceGroup,
     Finding,
     count_answers,
-    overall_texts,
+    mean_text,
+    name_of,
+    p_text,
+    points,
 )
 from world_modality_core.studies.report.records import Records
 from world_modality_core.studies.report.runs import Run, common_versions
@@ -56,7 +59,6 @@ class Page:
     note: str
     findings: list[Finding]
     success: list[ModelSuccess]
-    overall: dict[tuple[str, str], dict[str, str]]
     groups: list[DifferenceGroup]
     refusals: list[str]
     n_left_out: int
@@ -79,7 +81,7 @@ class Page:
     @property
     def sections(self) -> dict[str, str]:
         """Anchor -> heading, of the sections that the page has; "(negative)" where nothing was shown."""
-        there = {
+        sections = {
             "found": ("What was found", True),
             "success": ("Success by model and arm", self.success),
             "differences": ("Paired differences" + _negative(self.findings_of_models), self.groups or self.refusals),
@@ -92,17 +94,12 @@ class Page:
             "imagined": ("Imagined futures", self.imagined),
             "runs": ("What was typed, with which versions", self.runs),
         }
-        return {anchor: title for anchor, (title, is_there) in there.items() if is_there}
+        return {anchor: title for anchor, (title, content) in sections.items() if content}
 
     @property
     def findings_of_models(self) -> list[Finding]:
         """Findings that compare models, which are not verdicts on a memory."""
         return [finding for finding in self.findings if finding not in self.verdicts]
-
-    @property
-    def rate_axis(self) -> Markup:
-        """Axis of a column of rates, in per cent."""
-        return strip_axis(RATE_SCALE, 100)
 
     @property
     def n_refused(self) -> str:
@@ -132,9 +129,10 @@ def make_page(records: Records, compared: Compared, title: str, max_videos: int)
     """
     episodes = records.episodes
     attention = attention_rows(episodes)
+    interventions = corruption_tests(records.interventions)
     skills = [
         *last_skills(records.prophet_curves, "on held-out episodes (wm-prophet)"),
-        *intervention_skills(records.interventions),
+        *intervention_skills(interventions),
         *last_skills(records.curves, "at the end of the policy's training"),
     ]
     runs: dict[str, list[Run]] = {}
@@ -145,8 +143,7 @@ def make_page(records: Records, compared: Compared, title: str, max_videos: int)
         question=records.question,
         note=_note(records),
         findings=[*compared.findings, *compared.verdicts],
-        success=success_of(episodes),
-        overall={side: overall_texts(overall) for side, overall in compared.overall.items()},
+        success=success_of(episodes, compared.rates),
         groups=compared.groups,
         refusals=compared.refusals,
         n_left_out=compared.n_left_out,
@@ -157,7 +154,7 @@ def make_page(records: Records, compared: Compared, title: str, max_videos: int)
         attention_charts=attention_charts(attention),
         skills=skills,
         skill_charts=skill_charts(skills),
-        interventions=corruption_tests(records.interventions),
+        interventions=interventions,
         imagined=[(imagined, held_out_chart(imagined)) for imagined in records.imagined],
         runs=sorted(runs.items()),
         versions=common_versions(records.runs),
@@ -183,7 +180,9 @@ def _note(records: Records) -> str:
 def render(page: Page) -> Iterator[str]:
     """The page in pieces, so that it never has to be in memory as a whole."""
     environment = template_environment()
-    environment.globals["strip_axis"] = strip_axis
+    environment.globals["RATE_SCALE"] = RATE_SCALE
+    environment.filters |= {"points": points, "p_text": p_text, "mean_text": mean_text, "name_of": name_of}
+    environment.filters["decimals"] = lambda value: "" if value is None else f"{value:.3f}"
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
     # Plain text of our own, not data.
     script = Markup(environment.get_template("page.js.jinja").render())
@@ -192,15 +191,15 @@ def render(page: Page) -> Iterator[str]:
 
 def markdown_row(page: Page, study: str, question: str, link: str) -> str:
     """One row of docs/RESULTS.md: study, question, n, result, verdict, link."""
-    best = sorted((m.intact for m in page.success if m.intact), key=lambda rate: -rate.rate)
-    result = "; ".join(f"{rate.name} {rate.successes}/{rate.n}" for rate in best)
+    best = sorted((model for model in page.success if model.intact), key=lambda model: -model.intact.rate)
+    result = "; ".join(f"{model.model} {model.intact.successes}/{model.intact.n}" for model in best)
     if page.findings_of_models:
         result += ". " + " ".join(f"{finding.title}: {finding.text}" for finding in page.findings_of_models)
     verdicts = [finding.title for finding in page.verdicts]
     if page.refusals:
         verdicts.append(f"{page.n_refused}: {page.refusals[0]}")
     verdict = "; ".join(verdicts) or "no other arm was run"
-    n = sum(rate.n for model in page.success for rate in model.arms)
+    n = sum(arm.rates[0].n for model in page.success for arm in model.arms)
     return _row([study, question, f"{n} episodes", result, verdict, f"[records]({link})"])
 
 

@@ -12,15 +12,15 @@ from lerobot.configs.train import TrainPipelineConfig
 
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.studies.matrix import expand as expanding
 from world_modality_core.studies.matrix.cli import make_parser
-from world_modality_core.studies.matrix.errors import MatrixError
 from world_modality_core.studies.matrix.expand import Job, expand
 from world_modality_core.studies.matrix.flags import check_flags, has_metrics_file
 from world_modality_core.studies.matrix.study import load_study
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 FOLDER = REPO / "examples/studies"
 CONFIGS = {
     "train": TrainPipelineConfig,
@@ -126,16 +126,16 @@ def test_e0_to_e4_are_there(jobs_of):
 def test_flags_that_do_not_exist_are_refused_before_anything_runs(flag, message):
     study = load_study(FOLDER / "phases.yaml")
     study.train[flag] = 1
-    with pytest.raises(MatrixError, match=message):
+    with pytest.raises(ConfigError, match=message):
         check_flags(expand(study, has_metrics_file))
 
 
 def test_flags_of_the_other_commands_are_looked_up_too(jobs_of):
     study = load_study(FOLDER / "phases.yaml")
     study.eval["env.camera_priod"] = 4
-    with pytest.raises(MatrixError, match="eval of A_k1: --env.camera_priod: .*camera_period"):
+    with pytest.raises(ConfigError, match="eval of A_k1: --env.camera_priod: .*camera_period"):
         check_flags(expand(study, has_metrics_file))
-    with pytest.raises(MatrixError, match="policy.type='world_G' is unknown; there are .*world_F"):
+    with pytest.raises(ConfigError, match="policy.type='world_G' is unknown; there are .*world_F"):
         has_metrics_file("world_G")
     assert not has_metrics_file("act") and has_metrics_file("smolvla_world")
 

@@ -52,7 +52,7 @@ def train(flags):
 
 
 def in_parts(parts):
-    """Work that skips the parts that are there."""
+    """Work that skips the parts that it did before."""
     output = Path(flags["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
     for part in parts:

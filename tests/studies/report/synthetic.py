@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from world_modality_core.studies.evidence.episodes import EpisodeWriter, write_eval_info
+from world_modality_core.studies.evidence.episode_records import EpisodeWriter, write_eval_info
+from world_modality_core.studies.report.film import Imagined, ImaginedMoment, ImaginedStep
 
 TASKS = ("push-v3", "reach-v3", "peg-insert-side-v3")
 VERSIONS = {"lerobot": "0.6.1", "torch": "2.11.0", "python": "3.12.0"}
@@ -170,3 +171,25 @@ def write_study(root: Path, n_seeds: int = 2, n_scenes: int = 20, evil: str = ""
     ]
     (prophet / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     return root
+
+
+def make_imagined(task: str = "push", n_steps: int = 2, size_px: int = 8, seed: int = 0) -> Imagined:
+    """Two moments, of which the second has the task "reach", with pictures of noise."""
+    rng = np.random.default_rng(seed)
+
+    def picture() -> np.ndarray:
+        return rng.integers(0, 255, (size_px, size_px, 3), dtype=np.uint8)
+
+    steps = [
+        ImaginedStep(
+            offset=4 * k, found=picture(), found_where=f"episode {k}, frame 7", real=picture(), cosine=0.9 - 0.05 * k,
+            copy_cosine=0.8 - 0.1 * k,
+        )
+        for k in range(1, n_steps + 1)
+    ]  # fmt: skip
+    moments = [ImaginedMoment(task=name, episode=3, frame=21, now=picture(), steps=steps) for name in (task, "reach")]
+    return Imagined(
+        moments=moments, offsets=[step.offset for step in steps], cosine=[step.cosine for step in steps],
+        copy_cosine=[step.copy_cosine for step in steps], n_frames=480, n_episodes=6, n_searched=8400, fps=80.0,
+        model="F",
+    )  # fmt: skip

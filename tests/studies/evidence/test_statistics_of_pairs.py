@@ -1,12 +1,15 @@
 """Paired intervals and tests, the e-process, the bootstrap and the plan, against published values and by simulation."""
 
+import os
+import subprocess
+import sys
 from math import log, sqrt
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from world_modality_core.studies.evidence.bootstrap import bootstrap_intervals, overall_means
+from world_modality_core.studies.evidence.hierarchical_bootstrap import bootstrap_intervals, overall_means
 from world_modality_core.studies.evidence.paired import PairCounts, compare_counts, compare_runs, newcombe_interval
 from world_modality_core.studies.evidence.plan import (
     episodes_needed,
@@ -162,6 +165,22 @@ def test_bootstrap_spreads_over_what_it_resamples():
     # The tiers are what they are: only the tasks within them are drawn.
     low, high = bootstrap_intervals([same, same + 1], ["easy", "hard"], 500, 0)["tiers"]
     assert low == high == 0.5
+
+
+def test_bootstrap_is_the_same_in_every_process():
+    code = (
+        "import numpy as np\n"
+        "from world_modality_core.studies.evidence.hierarchical_bootstrap import bootstrap_intervals\n"
+        "values = [np.random.default_rng(i).random((2, 9)) for i in range(6)]\n"
+        "print(bootstrap_intervals(values, ['easy', 'hard', 'medium'] * 2, 50, 0))"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(printed) == 1
 
 
 def test_power_by_simulation():

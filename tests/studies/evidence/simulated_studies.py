@@ -15,8 +15,8 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from world_modality_core.studies.evidence.comparable import Side
-from world_modality_core.studies.evidence.episodes import EPISODE_SCHEMA
+from world_modality_core.studies.evidence.comparable import ModelArm
+from world_modality_core.studies.evidence.episode_records import EPISODE_SCHEMA
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
 
@@ -47,15 +47,15 @@ class StudyShape:
 
 
 @dataclass(frozen=True)
-class Study:
+class SimulatedStudy:
     """A simulated study."""
 
     # As `read_episodes` returns them.
     episodes: pd.DataFrame
     # True success rate of each side's checkpoints in these tasks, over all scenes.
-    rates_of_checkpoints: dict[Side, float]
+    rates_of_checkpoints: dict[ModelArm, float]
     # True success rate of each side in these tasks, over all training runs and scenes.
-    rates_of_models: dict[Side, float]
+    rates_of_models: dict[ModelArm, float]
 
 
 def simulate_study(
@@ -63,7 +63,7 @@ def simulate_study(
     gains: Mapping[str, Mapping[str, float]],
     rng: np.random.Generator,
     gate: float | None = 0.1,
-) -> Study:
+) -> SimulatedStudy:
     """Draw a study.
 
     Args:
@@ -98,7 +98,7 @@ def simulate_study(
         )
         logits = of_runs[..., None] + scene + rng.normal(0, shape.model_scene_sd, scene.shape)
         for arm, gain in arms.items():
-            side, shift = Side(model, arm), shape.shift(gain)
+            side, shift = ModelArm(model, arm), shape.shift(gain)
             success = rng.random(sizes) < expit(logits + shift)
             names = {"model": model, "arm": arm, "checkpoint": np.char.add(f"{model}-", run.astype(str))}
             frames.append(pd.DataFrame(fixed | names | {"success": success.ravel()}))
@@ -107,7 +107,7 @@ def simulate_study(
             of_checkpoints[side] = _mean_rate(of_runs + shift, scene_sd)
             of_models[side] = _mean_rate(of_model + shift, float(np.hypot(scene_sd, run_sd)))
     episodes = pd.concat(frames, ignore_index=True)[EPISODE_SCHEMA.names]
-    return Study(episodes, of_checkpoints, of_models)
+    return SimulatedStudy(episodes, of_checkpoints, of_models)
 
 
 def _mean_rate(logits: np.ndarray, sd: float) -> float:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from world_modality_core.studies.matrix.errors import MatrixError
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.matrix.expand import expand
 from world_modality_core.studies.matrix.export import CURVE_COLUMNS, export, path_cleaner, thinned
 from world_modality_core.studies.matrix.job_record import new_record, write_record
@@ -54,12 +54,12 @@ def test_what_is_done_is_exported(tmp_path):
     study = load_study(path)
     jobs = expand(study, lambda policy_type: True)
     folder = tmp_path / "results"
-    with pytest.raises(MatrixError, match="no job of study is done"):
+    with pytest.raises(ConfigError, match="no job of study is done"):
         export(study, jobs, path, folder, {})
     write_record(jobs[0].folder, new_record(jobs[0], 1, "now") | {"state": "done"})
     jobs[0].metrics.write_text('{"step": 5, "loss_action": 0.5, "world_gate": 0.1}\n')
-    told = export(study, jobs, path, folder, {})
-    assert "1 jobs" in told and told.endswith("Not done, and left out: 1 jobs\n  train-B s7")
+    printed = export(study, jobs, path, folder, {})
+    assert "1 jobs" in printed and printed.endswith("Not done, and left out: 1 jobs\n  train-B s7")
     exported = json.loads((folder / "jobs.json").read_text())
     assert exported["schema"] == 1 and [job["name"] for job in exported["jobs"]] == ["train-A-s7"]
     curves = pd.read_parquet(folder / "training.parquet")

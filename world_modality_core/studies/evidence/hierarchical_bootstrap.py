@@ -59,7 +59,7 @@ def bootstrap_intervals(
         counts[i] = ((run_weights @ is_there.astype(float)) * scene_weights).sum(axis=1)
     task_weights = _resample(rng, len(values), n_draws).T
     weights_in_tiers = np.empty_like(task_weights)
-    for tier in set(tiers):
+    for tier in sorted(set(tiers)):  # the order of a set of texts, and with it the draws, differs between processes
         members = [i for i, of_task in enumerate(tiers) if of_task == tier]
         weights_in_tiers[members] = _resample(rng, len(members), n_draws).T
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]

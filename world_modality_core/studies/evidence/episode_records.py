@@ -177,7 +177,7 @@ def read_episodes(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         attention: NaN and None.
 
     Raises:
-        EpisodesError: if nothing is found, a file has another schema, or an episode is there twice.
+        EpisodesError: if nothing is found, a file has another schema, or an episode is found twice.
     """
     paths = _as_paths(paths)
     tables, origins = [], []
@@ -195,7 +195,7 @@ def read_episodes(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         same = (frame[EPISODE_KEY] == first).all(axis=1)
         files = sorted({origins[i] for i in frame.index[same]})
         raise EpisodesError(
-            f"{int(is_twice.sum())} rows are of episodes that are there more than once, the first "
+            f"{int(is_twice.sum())} rows are of episodes that were found more than once, the first "
             f"{', '.join(f'{key}={first[key]}' for key in EPISODE_KEY)} in {' and '.join(files)}: give only one of "
             "these, or evaluate with distinct --model labels"
         )
@@ -250,7 +250,7 @@ def _as_paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def _episode_files(path: Path) -> list[Path]:
-    """Files with the episodes of a file or folder; of an evaluation its parts, which are there before it has ended."""
+    """Files with the episodes of a file or folder; of an evaluation its parts, which it writes before it ends."""
     if path.is_file():
         return [path]
     if not path.is_dir():

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from world_modality_core.studies.evidence.comparable import NotComparableError, Side, pair
-from world_modality_core.studies.evidence.simulate import StudyShape, simulate_study
+from tests.studies.evidence.simulated_studies import StudyShape, simulate_study
+from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, pair
 
-F, A, ZERO = Side("F", "intact"), Side("A", "intact"), Side("F", "zero")
+F, A, ZERO = ModelArm("F", "intact"), ModelArm("A", "intact"), ModelArm("F", "zero")
 SHAPE = StudyShape(n_tasks=2, n_scenes=3, n_runs=2)
 
 
@@ -18,7 +18,7 @@ def study() -> pd.DataFrame:
     return simulate_study(SHAPE, gains, np.random.default_rng(0)).episodes
 
 
-def of(episodes: pd.DataFrame, side: Side) -> pd.Series:
+def of(episodes: pd.DataFrame, side: ModelArm) -> pd.Series:
     return (episodes["model"] == side.model) & (episodes["arm"] == side.arm)
 
 
@@ -92,8 +92,8 @@ def test_refuses_arms_of_several_checkpoints(study):
 
 
 def test_refuses_a_side_that_is_not_there(study):
-    with pytest.raises(NotComparableError, match="F/oracle: there are no such episodes; there are A/intact, F/intact"):
-        pair(study, F, Side("F", "oracle"))
+    with pytest.raises(NotComparableError, match="F/oracle has no episodes; those of A/intact, F/intact"):
+        pair(study, F, ModelArm("F", "oracle"))
 
 
 def test_refuses_missing_episodes_unless_asked_for_the_common_ones(study):
@@ -117,7 +117,7 @@ def test_refuses_other_training_seeds_unless_asked_for_the_common_ones(study):
     with pytest.raises(NotComparableError, match=r"train_seed is 0, 1 \(F/intact\) and 1 \(A/intact\)"):
         pair(rest, F, A)
     assert pair(rest, F, A, common_scenes=True).train_seeds == (1,)
-    with pytest.raises(NotComparableError, match="no scene is there on both sides"):
+    with pytest.raises(NotComparableError, match="the two have no scene in common"):
         pair(rest[~(of(rest, F) & (rest["train_seed"] == 1))], F, A, common_scenes=True)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 NAMES = ("lerobot-train", "wm-prophet", "wm-eval", "wm-intervene")
 # Without a `policy.type`, so that no test of the queue has to import LeRobot.
 BASE = {

@@ -14,7 +14,7 @@ import yaml
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import SMALL
 from world_modality_core.precompute.cli import EncoderSpec, OutputConfig, PrecomputeConfig, SourceConfig, precompute
-from world_modality_core.studies.evidence.episodes import read_episodes
+from world_modality_core.studies.evidence.episode_records import read_episodes
 
 
 @pytest.fixture(scope="module")

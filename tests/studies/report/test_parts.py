@@ -12,67 +12,76 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.report.synthetic import episode, write_eval, write_study
+from tests.studies.report.synthetic import episode, make_imagined, write_eval, write_study
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.studies.evidence.comparable import ModelArm
 from world_modality_core.studies.report import film, media
-from world_modality_core.studies.report.charts import Line, line_chart, nice_step, scale_around, strip
+from world_modality_core.studies.report.charts import HEIGHT, Line, line_chart, scale_around
 from world_modality_core.studies.report.cli import main, make_parser, report
 from world_modality_core.studies.report.clips import choose_clips
 from world_modality_core.studies.report.records import read_metrics, read_records
 
 
-def polylines(svg: str) -> list[list[tuple[float, float]]]:
-    return [
-        [tuple(map(float, point.split(","))) for point in points.split()]
-        for points in re.findall(r'<polyline points="([^"]*)"', svg)
-    ]
+def drawn_lines(svg: str) -> list[list[tuple[float, float]]]:
+    """The points of each line, in the order of the series."""
+    paths = re.findall(r'<path d="([^"]*)" style="fill: none; stroke: var\(--series-\d\)', svg)
+    return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path)] for path in paths]
 
 
 def test_lines_are_drawn_where_their_values_are():
     chart = line_chart("t", [Line("a", [0, 5, 10], [0, 1, 2]), Line("b", [0, 10], [2, 0])], "x", "y")
-    rising, falling = polylines(chart.svg)
-    assert rising[1][0] == pytest.approx((rising[0][0] + rising[2][0]) / 2, abs=0.1)
-    assert rising[1][1] == pytest.approx((rising[0][1] + rising[2][1]) / 2, abs=0.1)
-    assert rising[0][1] > rising[2][1]  # y runs down
+    rising, falling = drawn_lines(chart.svg)
+    assert rising[1] == pytest.approx(np.mean([rising[0], rising[2]], axis=0), abs=0.11)
+    assert rising[0][1] > rising[2][1] + 100  # y runs down
     assert falling[0] == (rising[0][0], rising[2][1]) and falling[1] == (rising[2][0], rising[0][1])
     assert chart.legend == [("s1", "a"), ("s2", "b")]
 
 
 def test_long_lines_are_thinned_to_their_ends():
     x = list(range(1001))
-    (points,) = polylines(line_chart("t", [Line("", x, [float(v) for v in x])], "x", "y").svg)
-    assert 40 < len(points) <= 82
-    assert points[0][0] == 46 and points[-1][0] == 344  # both ends of the axis
+    (points,) = drawn_lines(line_chart("t", [Line("", x, [(v % 7) * 1.0 for v in x])], "x", "y").svg)
+    assert len(points) == 80
+    (ends,) = drawn_lines(line_chart("t", [Line("", [0, 1000], [0, 6])], "x", "y").svg)
+    assert (points[0][0], points[-1][0]) == (ends[0][0], ends[1][0])
 
 
-@pytest.mark.parametrize("y", [[1.0, 1.0], [0.0, 0.0], [-1e-9, 1e-9], [1e9, 2e9]])
+@pytest.mark.parametrize("y", [[1.0, 1.0], [0.0, 0.0], [-1e-9, 1e-9], [1e9, 2e9], [-1e30, 1e30]])
 def test_any_range_can_be_drawn(y):
-    (points,) = polylines(line_chart("t", [Line("", [0.0, 1.0], y)], "x", "y").svg)
-    assert all(0 <= v <= 220 for _, v in points)
+    (points,) = drawn_lines(line_chart("t", [Line("", [0.0, 1.0], y)], "x", "y").svg)
+    assert len(points) == 2 and all(0 <= v <= HEIGHT for _, v in points)
 
 
 def test_values_that_are_not_finite_are_left_out():
-    (points,) = polylines(line_chart("t", [Line("", [0, 1, 2], [1.0, math.nan, 3.0])], "x", "y").svg)
+    (points,) = drawn_lines(line_chart("t", [Line("", [0, 1, 2], [1.0, math.nan, 3.0])], "x", "y").svg)
     assert len(points) == 2
     assert line_chart("t", [Line("", [0.0], [math.inf])], "x", "y") is None
     assert line_chart("t", [], "x", "y") is None
 
 
-def test_labels_of_charts_are_escaped():
-    chart = line_chart("<b>", [Line("<i>", [0.0, 1.0], [0.0, 1.0])], "<u>", "<s>")
-    assert not re.search(r"<[bius]>", chart.svg) and "&lt;u&gt;" in chart.svg
+def test_labels_of_charts_are_escaped_and_stay_text():
+    chart = line_chart("<b>", [Line("<i> $x", [0.0, 1.0], [0.0, 1.0])], "<u>$a_1$", "<s>")
+    assert not re.search(r"<[bius]>", chart.svg) and ">&lt;u&gt;$a_1$</text>" in chart.svg
+    assert 'aria-label="&lt;b&gt;: &lt;s&gt; over &lt;u&gt;$a_1$; last values: &lt;i&gt; $x 1"' in chart.svg
 
 
-def test_a_strip_has_its_dot_and_interval_in_place():
-    drawn = strip(scale_around([-0.1, 0.2]), 0.1, -0.1, 0.2, 'a "label"', zero=0.0)
-    assert 'cx="75.0%"' in drawn and 'x1="25.0%" x2="100.0%"' in drawn and "a &#34;label&#34;" in drawn
-    assert scale_around([-0.37]).ticks == [-0.4, -0.2, 0.0, 0.2, 0.4]
-    assert scale_around([], center=1.0).low == pytest.approx(0.9)
+def test_charts_follow_the_page_and_can_stand_side_by_side():
+    lines = [Line(str(i), [0.0, 1.0, 2.0], [0.0, 1.0, i], [0.0, 0.5, i - 1], [0.0, 1.5, i + 1]) for i in range(8)]
+    charts = [line_chart(title, lines, "x", "y", reference=0.5) for title in ("one", "two")]
+    for chart in charts:
+        colors = set(re.findall(r"(?:fill|stroke): ([^;\"]*)", chart.svg))
+        assert colors == {"none", "var(--quiet)", "var(--grid)", *(f"var(--series-{i})" for i in range(1, 9))}
+        assert not re.search(r"<style|https?:|font", chart.svg)
+    ids = [re.findall(r' id="([^"]*)"', chart.svg) for chart in charts]
+    assert ids[0] and len({*ids[0], *ids[1]}) == len(ids[0]) + len(ids[1])
+    assert line_chart("one", lines, "x", "y", reference=0.5) == charts[0]
 
 
-@pytest.mark.parametrize(("span", "step"), [(1, 0.25), (0.2, 0.05), (74, 20), (0.8, 0.2), (4, 1)])
-def test_ticks_are_round(span, step):
-    assert nice_step(span, 4) == pytest.approx(step)
+def test_a_column_s_dots_share_a_scale_with_round_ticks():
+    assert scale_around([-0.37]).ticks == pytest.approx((-0.4, -0.2, 0.0, 0.2, 0.4))
+    assert scale_around([1.31, math.nan], center=1.0).ticks == pytest.approx((0.6, 0.8, 1.0, 1.2, 1.4))
+    assert scale_around([]).ticks == pytest.approx((-0.1, -0.05, 0.0, 0.05, 0.1))
+    scale = scale_around([-0.1, 0.2])
+    assert [scale.percent(value) for value in (-0.1, 0.1, 0.2, 7.0)] == ["25.0%", "75.0%", "100.0%", "100.0%"]
 
 
 # --- clips ------------------------------------------------------------------------------------------------------------
@@ -92,7 +101,7 @@ def filmed(tmp_path):
     return pd.DataFrame(rows), folders
 
 
-SIDES = [(("F", "intact"), ("F", "zero"))]
+SIDES = [(ModelArm("F", "intact"), ModelArm("F", "zero"))]
 
 
 def test_clips_are_of_scenes_in_which_arms_disagree(filmed):
@@ -108,7 +117,7 @@ def test_no_rollout_is_shown_twice(filmed):
     episodes, folders = filmed
     again = episodes[episodes["arm"] == "zero"].assign(arm="random")
     pairs = choose_clips(
-        pd.concat([episodes, again], ignore_index=True), [*SIDES, (SIDES[0][0], ("F", "random"))],
+        pd.concat([episodes, again], ignore_index=True), [*SIDES, (SIDES[0][0], ModelArm("F", "random"))],
         {**folders, ("F", 0, "random"): folders["F", 0, "zero"]}, 12, 10**6,
     )  # fmt: skip
     paths = [clip.path for pair in pairs for clip in pair.clips]
@@ -136,24 +145,17 @@ def test_videos_that_are_gone_or_elsewhere_are_left_out(filmed, tmp_path):
 
 @pytest.fixture
 def imagined() -> film.Imagined:
-    rng = np.random.default_rng(0)
-
-    def picture():
-        return rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
-
-    steps = [film.Step(4 * k, picture(), f"episode {k}", picture(), 0.9, 0.8) for k in (1, 2)]
-    moments = [film.Moment("push <b>", 3, 21, picture(), steps)]
-    return film.Imagined(moments, [4, 8], [0.9, 0.8], [0.8, 0.7], 480, 6, 8400, 80.0, "F")
+    return make_imagined("push <b>")
 
 
 def test_imagined_futures_are_written_read_and_shown(imagined, tmp_path):
     path = film.write_imagined(imagined, tmp_path / "imagined")
     read = film.read_imagined(path)
     assert (read.model, read.offsets, read.moments[0].task) == ("F", [4, 8], "push <b>")
-    assert [step.found_where for step in read.moments[0].steps] == ["episode 1", "episode 2"]
+    assert [step.found_where for step in read.moments[0].steps] == ["episode 1, frame 7", "episode 2, frame 7"]
     assert len({step.found for step in read.moments[0].steps} | {step.real for step in read.moments[0].steps}) == 4
     html = report(make_parser().parse_args([str(tmp_path), f"--output={tmp_path / 'r.html'}"])).read_text()
-    assert html.count("<img") == 5 and "push &lt;b&gt;" in html and "cosine 0.90, copy 0.80" in html
+    assert html.count("<img") == 10 and "push &lt;b&gt;" in html and "cosine 0.85, copy 0.70" in html
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "gone.jpg"])
@@ -223,8 +225,8 @@ def test_records_of_another_schema_are_refused(tmp_path, name):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is no folder"),
-        (["{}", "--baseline=Z"], "baseline='Z': there is no such model; there are A"),
-        (["{}", "--matched=Z"], "matched='Z': there is no such model"),
+        (["{}", "--baseline=Z"], "baseline='Z' is no model of these episodes; they are of A"),
+        (["{}", "--matched=Z"], "matched='Z' is no model"),
         (["{}", "--max_videos=-1"], "--max_videos=-1: expected at least 0"),
         (["{}", "--n_bootstrap=5"], "--n_bootstrap=5: expected at least 100"),
         (["{}/empty"], "nothing to report"),

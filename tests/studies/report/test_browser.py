@@ -10,7 +10,7 @@ import pytest
 from lerobot.utils.io_utils import write_video
 
 from tests.browser import CHROMIUM, Browser
-from tests.report.synthetic import write_study
+from tests.studies.report.synthetic import write_study
 from world_modality_core.studies.report.cli import make_parser, report
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from tests.studies.evidence.simulated_studies import StudyShape, simulate_study
 from world_modality_core.studies.evidence.compare import compare
 from world_modality_core.studies.evidence.paired import PairCounts, RunsResult, compare_counts
 from world_modality_core.studies.evidence.plan import smallest_effect
 from world_modality_core.studies.evidence.sequential import sequential_test
-from world_modality_core.studies.evidence.simulate import StudyShape, simulate_study
 from world_modality_core.studies.evidence.verdicts import NOT_SHOWN, SHOWN, SHUT, UNDECIDED, Evidence, judge
 
 OPEN = {0: 0.2, 1: 0.05}

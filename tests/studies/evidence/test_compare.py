@@ -9,13 +9,13 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from tests.studies.evidence.simulated_studies import StudyShape, simulate_study
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence import compare_cli
-from world_modality_core.studies.evidence.comparable import NotComparableError, Side
+from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError
 from world_modality_core.studies.evidence.compare import _holm, compare
 from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
-from world_modality_core.studies.evidence.episodes import write_episodes
-from world_modality_core.studies.evidence.simulate import StudyShape, simulate_study
+from world_modality_core.studies.evidence.episode_records import write_episodes
 
 SHAPE = StudyShape(n_tasks=3, n_scenes=20, n_runs=3)
 GAINS = {
@@ -53,7 +53,7 @@ def run(arguments, monkeypatch, capsys):
 def test_rates_and_differences_are_those_of_the_episodes(episodes):
     report = compare(episodes, baseline="A", matched="B", n_bootstrap=100)
     by_side = {side.side: side for side in report.sides}
-    assert set(by_side) == {Side(model, arm) for model, arms in GAINS.items() for arm in arms}
+    assert set(by_side) == {ModelArm(model, arm) for model, arms in GAINS.items() for arm in arms}
     for side, rates in by_side.items():
         rows = episodes[(episodes["model"] == side.model) & (episodes["arm"] == side.arm)]
         for rate in rates.rates:
@@ -109,13 +109,13 @@ def test_defaults_follow_from_what_is_there(episodes):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"baseline": "C"}, "baseline='C': there is no such model; there are A, B, F"),
+        ({"baseline": "C"}, "baseline='C' is no model of these episodes; they are of A, B, F"),
         ({"matched": "C"}, "matched='C'"),
         ({"candidates": ["C"]}, "candidates='C'"),
         ({"arms": ["oracle"]}, "arms='oracle': no model was evaluated with it"),
         ({"arms": ["gate_closed"], "candidates": ["F", "B"]}, "arms='gate_closed': B was not evaluated with it"),
         ({"baseline": "F", "candidates": ["F"]}, "baseline='F' is a candidate too"),
-        ({"candidates": ["A"]}, "there is nothing to compare; name one of the models A, B, F with --baseline"),
+        ({"candidates": ["A"]}, "nothing to compare; name one of the models A, B, F with --baseline"),
     ],
 )
 def test_refuses_names_that_are_not_there(episodes, options, message):
@@ -145,7 +145,7 @@ def test_gate_that_never_opened(episodes):
 
 def test_command_writes_table_json_and_plot(folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    out, plot = tmp_path / "made" / "comparison.json", tmp_path / "made" / "forest.svg"
+    out, plot = tmp_path / "new" / "comparison.json", tmp_path / "new" / "forest.svg"
     options = ["--baseline=A", "--matched=B", "--n_bootstrap=100", f"--json={out}", f"--plot={plot}"]
     code, printed, _ = run([folder, *options], monkeypatch, capsys)
     assert code == 0
@@ -163,7 +163,7 @@ def test_command_writes_table_json_and_plot(folder, tmp_path, monkeypatch, capsy
     first = record["comparisons"][0]
     assert {"kind", "first", "second", "parts", "overall", "runs", "sequential", "p", "p_holm"} <= set(first)
     assert record["verdicts"][0]["answer"] == "shown"
-    assert plot.read_text().lstrip().startswith("<?xml")
+    assert plot.read_text().lstrip().startswith("<?xml") and ">F/intact - A/intact</text>" in plot.read_text()
     assert sorted(path.name for path in out.parent.iterdir()) == ["comparison.json", "forest.svg"]
 
 
@@ -188,7 +188,7 @@ def test_command_refuses_with_code_2(folder, episodes, tmp_path, monkeypatch, ca
         (tmp_path / "nowhere",): "nowhere does not exist",
         (folder, "--alpha=95", "--baseline=A"): "alpha=95",
         (folder, "--baseline=A", "--plot=x.gif"): "plot='x.gif'",
-        (folder, tmp_path, "--baseline=A"): "there more than once",
+        (folder, tmp_path, "--baseline=A"): "found more than once",
         (): "folders is empty",
         ("--plan", "--rate=0.95"): "rate=0.95 and difference=0.1",
         ("--plan", "--discordance=0.05"): "discordance=0.05",
