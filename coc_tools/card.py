@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lerobot.datasets import LeRobotDatasetMetadata
 
-from coc_tools.import_export import iter_lines
-from coc_tools.schema import EpisodeLabel
+from coc_tools.label_lines import iter_lines
+from coc_tools.schema import EpisodeLabel, Provenance
 from coc_tools.store import StoreError
 from world_modality_core.precompute.cards import PACKAGE, PARQUET, code, dataset_card, license_words, table
 
@@ -31,16 +31,13 @@ def labels_card(path: Path, repo_id: str, license: str | None = None) -> str:
         raise StoreError(f"{path} holds no labels: there is nothing to upload")
     labels = [line for line in lines if isinstance(line, EpisodeLabel)]
     tasks = Counter(label.task for label in labels)
-    made = Counter((label.provenance.backend, label.provenance.model, label.provenance.revision) for label in labels)
-    prompts = Counter(
-        f"{label.provenance.prompt_name} v{label.provenance.prompt_version}"
-        for label in labels
-        if label.provenance.prompt_name
-    )
+    origins = [label.provenance for label in labels]
+    labellers = Counter(map(_labeller, origins))
+    prompts = dict.fromkeys(f"{o.prompt_name} v{o.prompt_version}" for o in origins if o.prompt_name)
     rows = [
         ("Episodes", f"{len(lines)}, {sum(len(label.steps) for label in labels)} steps"),
         ("Tasks", ", ".join(f"{code(task)} ({n})" for task, n in tasks.most_common(20))),
-        ("Labelled by", ", ".join(f"{_maker(*who)} ({n})" for who, n in made.most_common())),
+        ("Labelled by", ", ".join(f"{who} ({n})" for who, n in labellers.most_common())),
         ("Prompt", ", ".join(map(code, prompts))),
         ("Licence", f"{license_words(license)}; the terms of the labelling model's output bind too"),
     ]
@@ -48,8 +45,8 @@ def labels_card(path: Path, repo_id: str, license: str | None = None) -> str:
     body = f"""# Chain-of-causality labels
 
 {_WHAT}Each line of {code(path.name)} is the label of one
-episode, with its `episode_index`, its task, its length and how it was made. They fit only the dataset that they were
-made for; where task or length differ, they are refused. Nobody has checked them unless it says so here.
+episode, with its `episode_index`, its task, its length and where it comes from. They fit only the dataset that they
+describe; where task or length differ, they are refused. Nobody has checked them unless it says so here.
 
 {table(rows)}
 
@@ -92,5 +89,6 @@ lerobot-train --dataset.repo_id={repo_id} --policy.type=qwen_world_fplus --polic
     return dataset_card(body, license, ["LeRobot"], PARQUET)
 
 
-def _maker(backend: str, model: str, revision: str | None) -> str:
-    return f"{code(backend)} {code(model)}" + (f" at {code(revision)}" if revision else "")
+def _labeller(origin: Provenance) -> str:
+    revision = f" at {code(origin.revision)}" if origin.revision else ""
+    return f"{code(origin.backend)} {code(origin.model)}{revision}"

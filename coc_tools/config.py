@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from typing import Any, Literal
+
+from world_modality_core.io.errors import ConfigError
+
+# Named, since draccus does not find the comment of a field whose type holds quotes.
+KeyframeKind = Literal["start_mid_end", "uniform", "events"]
+ClosedIs = Literal["high", "low"]
+Structured = Literal["json_schema", "json_object", "none"]
+NumberType = Literal["auto", "bfloat16", "float16", "float32"]
+WriteTarget = Literal["none", "source", "copy", "companion"]
+BackendName = Literal["endpoint", "local", "sim", "none"]
 
 
-class ConfigError(ValueError):
-    """An option cannot be used as it is."""
+def check_at_least(prefix: str, config: Any, **lowest: float) -> None:
+    """Refuse options that are below their lowest value.
 
-
-class KeyframeKind(StrEnum):
-    """Which frames of an episode a model is shown (docs/coc.md)."""
-
-    start_mid_end = "start_mid_end"
-    uniform = "uniform"
-    events = "events"
-
-
-class BackendName(StrEnum):
-    """Who labels."""
-
-    endpoint = "endpoint"
-    local = "local"
-    sim = "sim"
-    none = "none"
-
-
-class WriteTarget(StrEnum):
-    """Where language rows are written."""
-
-    none = "none"
-    source = "source"
-    copy = "copy"
-    companion = "companion"
-
-
-class Structured(StrEnum):
-    """How an endpoint is asked for JSON."""
-
-    json_schema = "json_schema"
-    json_object = "json_object"
-    none = "none"
+    Raises:
+        ConfigError: naming the option, its value and the lowest one.
+    """
+    for name, low in lowest.items():
+        if getattr(config, name) < low:
+            raise ConfigError(f"{prefix}{name}={getattr(config, name)}: expected at least {low}")
 
 
 @dataclass
@@ -60,9 +43,9 @@ class DatasetConfig:
 class KeyframesConfig:
     """The frames that a model is shown."""
 
-    # "start_mid_end", "uniform", or "events": where the gripper opens or closes, the robot comes to a stop, or (with a
-    # companion) the latents change, filled up evenly.
-    kind: KeyframeKind = KeyframeKind.events
+    # "events": where the gripper opens or closes, the robot stops, or (with a companion) the latents change; the frames
+    # that are left fill the widest gaps.
+    kind: KeyframeKind = "events"
     # Most frames per camera.
     n_frames: int = 12
     # Cameras; all colour cameras of the dataset if not given.
@@ -75,14 +58,25 @@ class KeyframesConfig:
     n_columns: int = 4
     # Frames on one contact sheet.
     n_per_sheet: int = 12
-    # Feature that holds the gripper signal, and the dimension of it.
+    # Feature that holds the gripper signal.
     gripper_key: str = "action"
-    gripper_dim: int = -1
+    # Its dimension: a number (negative ones count from the end), or a name from the dataset's meta/info.json.
+    gripper_dim: int | str = -1
 
     def __post_init__(self) -> None:
-        for name in ("n_frames", "frame_width_px", "n_columns", "n_per_sheet"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"keyframes.{name}={getattr(self, name)}: expected at least 1")
+        check_at_least("keyframes.", self, n_frames=1, frame_width_px=1, n_columns=1, n_per_sheet=1)
+
+
+@dataclass
+class GripperConfig:
+    """Which signal says whether the gripper is closed (`coc-eval`, `coc-view`)."""
+
+    # Feature that holds the gripper signal.
+    key: str = "action"
+    # Its dimension: a number (negative ones count from the end), or a name from the dataset's meta/info.json.
+    dim: int | str = -1
+    # Whether large or small values close it; the border is the middle of the dataset's range.
+    closed_is: ClosedIs = "high"
 
 
 @dataclass
@@ -97,10 +91,7 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError(f"sampling.temperature={self.temperature}: expected 0 or more")
-        if self.max_tokens < 1:
-            raise ConfigError(f"sampling.max_tokens={self.max_tokens}: expected at least 1")
+        check_at_least("sampling.", self, temperature=0, max_tokens=1)
 
 
 @dataclass
@@ -109,13 +100,13 @@ class EndpointConfig:
 
     # Where its API starts.
     api_base: str = "http://localhost:8000/v1"
-    # The model's name there.
+    # The server's name of the model.
     model: str = "Qwen/Qwen3-VL-8B-Instruct"
     # Environment variable that holds the API key, if the server wants one. The key itself is never an option.
     api_key_env: str = "OPENAI_API_KEY"
     # Requests at a time.
     concurrency: int = 16
-    # Seconds until an answer must have come.
+    # Seconds from sending a request until its whole answer must have come.
     timeout_s: float = 180.0
     # How often a request that met a server error, a time-out or a broken answer is sent again.
     max_retries: int = 6
@@ -124,7 +115,7 @@ class EndpointConfig:
     # Longest time (s) to wait for a server's rate limit before giving up; what is done so far is kept.
     max_wait_s: float = 900.0
     # How JSON is asked for: "json_schema", or "json_object" or "none" for servers that have no such thing.
-    structured: Structured = Structured.json_schema
+    structured: Structured = "json_schema"
 
     def __post_init__(self) -> None:
         if not self.api_base.startswith(("http://", "https://")) or "@" in self.api_base.split("/")[2]:
@@ -132,9 +123,7 @@ class EndpointConfig:
                 "endpoint.api_base must start with http:// or https:// and hold no credentials; put the key into the "
                 f"environment variable {self.api_key_env}"
             )
-        for name, low in (("concurrency", 1), ("max_retries", 0), ("requests_per_minute", 0)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"endpoint.{name}={getattr(self, name)}: expected at least {low}")
+        check_at_least("endpoint.", self, concurrency=1, max_retries=0, requests_per_minute=0)
         for name in ("timeout_s", "max_wait_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"endpoint.{name}={getattr(self, name)}: expected a positive number")
@@ -148,8 +137,8 @@ class LocalConfig:
     model: str = "Qwen/Qwen3-VL-4B-Instruct"
     # Hub revision.
     revision: str | None = None
-    # Number type of the weights: "auto" (as stored), "bfloat16", "float16" or "float32".
-    dtype: str = "auto"
+    # Number type of the weights; "auto" takes the one that they are stored in.
+    dtype: NumberType = "auto"
     # "cpu", "cuda", "cuda:1", ...; the best one at hand if not given.
     device: str | None = None
     # "auto" spreads a model that is too large for one GPU over all of them.
@@ -158,10 +147,7 @@ class LocalConfig:
     batch_size: int = 4
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"local.batch_size={self.batch_size}: expected at least 1")
-        if self.dtype not in ("auto", "bfloat16", "float16", "float32"):
-            raise ConfigError(f"local.dtype={self.dtype!r}: expected 'auto', 'bfloat16', 'float16' or 'float32'")
+        check_at_least("local.", self, batch_size=1)
 
 
 @dataclass
@@ -169,12 +155,12 @@ class WriteConfig:
     """Language rows in a dataset."""
 
     # "none", "source" (in place, after a backup), "copy" or "companion" (in place, after a backup).
-    target: WriteTarget = WriteTarget.none
+    target: WriteTarget = "none"
     # Folder of the copy, or of the companion.
     root: str | None = None
 
     def __post_init__(self) -> None:
-        if self.target in (WriteTarget.copy, WriteTarget.companion) and not self.root:
+        if self.target in ("copy", "companion") and not self.root:
             raise ConfigError(f"write.root is empty: name the folder of the {self.target}")
 
 
@@ -192,9 +178,7 @@ class PricesConfig:
     tokens_per_reply: int = 600
 
     def __post_init__(self) -> None:
-        for name in ("px_per_token_side", "tokens_per_reply"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"prices.{name}={getattr(self, name)}: expected at least 1")
+        check_at_least("prices.", self, px_per_token_side=1, tokens_per_reply=1)
         if (self.input_per_million is None) != (self.output_per_million is None):
             raise ConfigError("prices.input_per_million and prices.output_per_million: give both or neither")
 
@@ -204,10 +188,10 @@ class LabelConfig:
     """Options of `coc-label`."""
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    # The label file: read to go on where an earlier run was, and added to.
+    # The label file. Episodes that have a label in it are passed over; new labels are added to it.
     labels: str = ""
     # "endpoint", "local", "sim" (Meta-World recordings, no model), or "none": label nothing, only import or write.
-    backend: BackendName = BackendName.endpoint
+    backend: BackendName = "endpoint"
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -218,13 +202,13 @@ class LabelConfig:
     prompt: str = "coc_v1"
     # JSON file of the objects that labels may name: a list for all tasks, or {task: list}.
     objects: str | None = None
-    # How often a model may try until its reply is set aside.
+    # Replies per episode that may be refused before the episode is set aside.
     max_attempts: int = 3
     # Only these episodes.
     episodes: list[int] | None = None
     # At most this many episodes in this run.
     max_episodes: int | None = None
-    # Go on in a label file whose labels another model or prompt made.
+    # Add to a label file whose labels come from another model or prompt.
     allow_mixed: bool = False
     # JSONL to take labels from: lines of `episode_index` (or `episode_id`) and `coc_text`, or labels of this tool. A
     # file, or one on the Hub: hf://datasets/USER/NAME/FILE.
@@ -243,7 +227,6 @@ class LabelConfig:
             raise ConfigError("labels is empty: name the label file, for example --labels=outputs/coc/labels.jsonl")
         if not self.labels.endswith(".jsonl") or self.labels.endswith(".failed.jsonl"):
             raise ConfigError(f"labels={self.labels!r}: expected a name that ends in .jsonl (and not in .failed.jsonl)")
-        if self.max_attempts < 1:
-            raise ConfigError(f"max_attempts={self.max_attempts}: expected at least 1")
-        if self.max_episodes is not None and self.max_episodes < 1:
-            raise ConfigError(f"max_episodes={self.max_episodes}: expected at least 1")
+        check_at_least("", self, max_attempts=1)
+        if self.max_episodes is not None:
+            check_at_least("", self, max_episodes=1)

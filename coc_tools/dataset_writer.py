@@ -54,7 +54,7 @@ PLAN = "plan.json"
 JOURNAL = "journal.json"
 
 
-class WriteError(UserError, ValueError):
+class WriteError(UserError):
     """Labels can't be written into a dataset."""
 
 
@@ -116,7 +116,7 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
         `root`.
 
     Raises:
-        WriteError: if something is there, the labels don't fit the dataset, or the disk is full.
+        WriteError: if the folder is not empty, the labels don't fit the dataset, or the disk is full.
     """
     source, root = Path(source).resolve(), Path(root).resolve()
     if root.exists() and any(root.iterdir()):

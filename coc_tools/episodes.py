@@ -1,7 +1,8 @@
-"""Reading a dataset's episodes one at a time: task, signals, frames at some times, language rows that are there."""
+"""Reading a dataset's episodes one at a time: task, signals, frames at some times, language rows that it has."""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +17,25 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from PIL import Image
 
 from coc_tools.language_rows import COC_STYLE
-from world_modality_core.io.errors import UserError
+from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import open_parquet, reading
 from world_modality_core.precompute.source import decode_image, open_metadata, video_frames
 
 
-class EpisodeError(UserError, ValueError):
+class EpisodeError(UserError):
     """A dataset or an episode cannot be read."""
+
+
+@dataclass(frozen=True)
+class SignalDimension:
+    """One dimension of a numeric feature; its name is None where the dataset gives none."""
+
+    key: str
+    index: int
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.key}[{self.index}]" + (f" {self.name}" if self.name else "")
 
 
 @dataclass
@@ -84,10 +97,9 @@ class Episode:
         """(t, a) float32 actions, or None for an action-free episode."""
         return self.column(ACTION)
 
-    def gripper(self, key: str = ACTION, dim: int = -1) -> np.ndarray | None:
-        """(t,) float32 gripper signal: one dimension of a feature, the last of the action if not told otherwise."""
-        values = self.column(key)
-        return None if values is None else values[:, dim]
+    def signal(self, dimension: SignalDimension) -> np.ndarray:
+        """(t,) float32 values of one dimension of a feature."""
+        return self.column(dimension.key)[:, dimension.index]
 
     @property
     def language_rows(self) -> list[dict]:
@@ -116,7 +128,7 @@ class EpisodeReader:
         """Open a dataset, downloading what is missing.
 
         Raises:
-            EpisodeError: if it cannot be opened or is empty.
+            EpisodeError: if it, or one of its episodes, has no frames, or it cannot be opened.
         """
         if not repo_id and not root:
             raise EpisodeError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
@@ -138,6 +150,13 @@ class EpisodeReader:
         self.small_columns = [key for key in schema.names if key not in images]
         # Without the statistics, which make up most of a row of the episodes' table.
         self._episodes = self.meta.episodes.select_columns(["tasks", "dataset_from_index", "dataset_to_index"])
+        if len(empty := np.flatnonzero(self.lengths() < 1)):
+            row = self._episodes[int(empty[0])]
+            raise EpisodeError(
+                f"{self.root}/meta/episodes: {len(empty)} of {len(self)} episodes have no frames, the first is episode "
+                f"{empty[0]} (dataset_from_index={row['dataset_from_index']}, dataset_to_index="
+                f"{row['dataset_to_index']}); remove them with lerobot-edit-dataset (delete_episodes), or record again"
+            )
         self._lock = threading.Lock()
         self._file: tuple[Path, pq.ParquetFile, np.ndarray] | None = None
 
@@ -168,6 +187,40 @@ class EpisodeReader:
         names = [str(name) for name in feature.get("names") or ["height", "width", "channels"]]
         height, width = feature["shape"][1:] if names[0].startswith("channel") else feature["shape"][:2]
         return height, width
+
+    def dimension(self, key: str, dim: int | str, option: str) -> SignalDimension | None:
+        """Look up a dimension by number or name.
+
+        Args:
+            key: The feature.
+            dim: Number (negative ones count from the end) or name of the dimension.
+            option: What the two options' names start with, for messages: "gripper.".
+
+        Returns:
+            The dimension; None for `action` in a dataset without actions.
+
+        Raises:
+            ConfigError: if the dataset has no such feature or dimension.
+        """
+        features = {
+            name: f for name, f in self.meta.features.items() if f["dtype"].startswith(("float", "int", "bool"))
+        }
+        if key not in features:
+            if key == ACTION:
+                return None
+            raise ConfigError(f"{option}key={key!r}: no numeric feature of {self.meta.repo_id!r}: {sorted(features)}")
+        width, names = math.prod(features[key]["shape"]), dimension_names(features[key])
+        if isinstance(dim, str):
+            if names.count(dim) != 1:
+                raise ConfigError(
+                    f"{option}dim={dim!r}: expected a number or a name that {key} has once; it has {names or 'none'}"
+                )
+            index = names.index(dim)
+        elif -width <= dim < width:
+            index = dim % width
+        else:
+            raise ConfigError(f"{option}dim={dim}: {key} has {width} dimensions")
+        return SignalDimension(key, index, names[index] if names else None)
 
     def rows(self, index: int, columns: Sequence[str]) -> pa.Table:
         """Some columns of an episode's rows; reads the row groups that hold it, and no more."""
@@ -210,3 +263,13 @@ class EpisodeReader:
         path = self.root / self.meta.get_data_file_path(episode.index)
         with reading(path, f"images of {camera}", "copy or download this file of the dataset again"):
             return [decode_image(column[p]["bytes"].as_py(), size, f"{path}, an image of {camera}") for p in positions]
+
+
+def dimension_names(feature: dict) -> list[str]:
+    """Names of a feature's dimensions; [] without one for each. Datasets nest them in lists or by kind of joint."""
+    names = feature.get("names") or []
+    if isinstance(names, dict):  # {"motors": ["shoulder", ...]}, or {"shoulder": 0, ...}
+        names = [value if isinstance(value, list) else name for name, value in names.items()]
+    while any(isinstance(name, list | tuple) for name in names):
+        names = [inner for name in names for inner in (name if isinstance(name, list | tuple) else [name])]
+    return [str(name) for name in names] if len(names) == math.prod(feature["shape"]) else []

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from coc_tools.config import KeyframeKind, KeyframesConfig
-from coc_tools.episodes import Episode
+from coc_tools.config import KeyframesConfig
+from coc_tools.episodes import Episode, SignalDimension
 
-# Share of the signal's range that a gripper command must cross to count as opening or closing: noise around the middle
-# of the range is not a change.
+# Part of its range that a gripper signal must cross to count as opening or closing: noise in the middle is no change.
 _HYSTERESIS = 0.2
 # A stop is a minimum of speed below this share of the episode's median speed.
 _STOP = 0.5
@@ -21,25 +20,31 @@ _STOP = 0.5
 
 def n_keyframes(n_frames: int, config: KeyframesConfig) -> int:
     """How many frames `keyframes` chooses from an episode of `n_frames` frames."""
-    return min(n_frames, 3 if config.kind == KeyframeKind.start_mid_end else config.n_frames)
+    return min(n_frames, 3 if config.kind == "start_mid_end" else config.n_frames)
 
 
-def keyframes(episode: Episode, config: KeyframesConfig, latents: np.ndarray | None = None) -> list[int]:
+def keyframes(
+    episode: Episode,
+    config: KeyframesConfig,
+    gripper: SignalDimension | None = None,
+    latents: np.ndarray | None = None,
+) -> list[int]:
     """Choose the frames to show.
 
     Args:
         episode: The episode.
         config: Kind and number.
+        gripper: Which signal is the gripper's; None for no events of the gripper.
         latents: (t, p * d) world latents of the episode, if there are any.
 
     Returns:
         Positions in the episode, increasing, `n_keyframes(episode.n_frames, config)` of them.
     """
     t, n = episode.n_frames, n_keyframes(episode.n_frames, config)
-    if config.kind != KeyframeKind.events or n < 3:
+    if config.kind != "events" or n < 3:
         return evenly(t, n)
     chosen = {0, t - 1}
-    for moments in _events(episode, config, latents):
+    for moments in _events(episode, gripper, latents):
         for position in moments:
             if len(chosen) < n:
                 chosen.add(int(position))
@@ -56,9 +61,9 @@ def evenly(t: int, n: int) -> list[int]:
     return sorted({round(x) for x in np.linspace(0, t - 1, n)}) if n > 1 else [0]
 
 
-def _events(episode: Episode, config: KeyframesConfig, latents: np.ndarray | None) -> list[list[int]]:
+def _events(episode: Episode, gripper: SignalDimension | None, latents: np.ndarray | None) -> list[list[int]]:
     """Moments of change, most telling kind first, within a kind the strongest first."""
-    found = [gripper_changes(episode.gripper(config.gripper_key, config.gripper_dim))]
+    found = [gripper_changes(episode.signal(gripper))] if gripper else []
     if latents is not None:
         found.append(change_points(latents))
     motion = episode.state if episode.state is not None else episode.action
@@ -66,9 +71,9 @@ def _events(episode: Episode, config: KeyframesConfig, latents: np.ndarray | Non
     return found
 
 
-def gripper_changes(signal: np.ndarray | None) -> list[int]:
+def gripper_changes(signal: np.ndarray) -> list[int]:
     """Positions where a gripper signal (t,) crosses the middle of its range for good; [] for a signal that is flat."""
-    if signal is None or not len(signal) or np.ptp(signal) < 1e-3:
+    if np.ptp(signal) < 1e-3:
         return []
     middle, margin = (signal.max() + signal.min()) / 2, _HYSTERESIS * np.ptp(signal)
     side = np.where(signal > middle + margin / 2, 1, np.where(signal < middle - margin / 2, -1, 0))

@@ -21,7 +21,7 @@ _FUNCTION_WORDS = {
     "Dutch": "de het een en is met van op naar omdat die dat niet wordt voor te zijn",
 }
 _LANGUAGES = {name: frozenset(words.split()) for name, words in _FUNCTION_WORDS.items()}
-# A language is told by at least this many function words, and half as many again as any other has.
+# A language is recognised by at least this many function words, and half as many again as any other has.
 _MIN_WORDS = 3
 
 
@@ -32,7 +32,7 @@ def script(text: str) -> str | None:
 
 
 def latin_language(text: str, min_words: int = _MIN_WORDS) -> str | None:
-    """Language of a text in Latin letters, None where it can't be told."""
+    """Language of a text in Latin letters, None where it is unclear."""
     words = Counter(re.findall(r"[^\W\d_]+", text.casefold()))
     scores = Counter({name: sum(words[w] for w in known) for name, known in _LANGUAGES.items()})
     (best, most), (_, second) = scores.most_common(2)

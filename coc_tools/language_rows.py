@@ -16,14 +16,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from lerobot.datasets import LeRobotDatasetMetadata
-from lerobot.datasets.language import (
-    EXTENDED_STYLES,
-    LANGUAGE_PERSISTENT,
-    PERSISTENT_STYLES,
-)
+from lerobot.datasets.language import EXTENDED_STYLES, LANGUAGE_PERSISTENT, PERSISTENT_STYLES
 from torch import Tensor
 
-from coc_tools.schema import EpisodeLabel, step_text
+from coc_tools.label_lines import iter_lines
+from coc_tools.schema import EpisodeLabel, label_starts
+from coc_tools.store import StoreError
 from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.files import open_parquet
 
@@ -34,13 +32,6 @@ PERSISTENT_STYLES.add(COC_STYLE)
 
 # Rows read at once when a dataset is searched for labels: bounds the memory whatever the size of its row groups.
 _BATCH_ROWS = 1024
-
-
-def label_starts(label: EpisodeLabel) -> list[tuple[float, str]]:
-    """(start in seconds, text) of what a label says, in order; without steps its text from the start on."""
-    if not label.steps:
-        return [(0.0, label.text)]
-    return [(step.start_s, step_text(step)) for step in label.steps]
 
 
 def rows_of_label(label: EpisodeLabel, timestamps: np.ndarray) -> list[dict]:
@@ -178,20 +169,18 @@ def labels_from_jsonl(path: str | Path, dataset_meta: LeRobotDatasetMetadata) ->
         As `labels_by_index`; frames of episodes without a label have no text.
 
     Raises:
-        ValueError: if the file is damaged, or labels episodes that the dataset does not have.
+        StoreError: if the file is damaged, or labels episodes that the dataset does not have.
     """
-    from coc_tools.import_export import iter_any  # imports this module
-
     episodes = dataset_meta.episodes.with_format("numpy", columns=["dataset_from_index", "dataset_to_index"])[:]
     bounds = np.stack([episodes["dataset_from_index"], episodes["dataset_to_index"]], axis=1)
     starts: dict[int, list[tuple[float, str]]] = {}
-    for episode, entries in iter_any(path):
+    for _, episode, content in iter_lines(path):
         if not 0 <= episode < len(bounds):
-            raise ValueError(
+            raise StoreError(
                 f"{path}: labels episode {episode}, and {dataset_meta.repo_id!r} has {len(bounds)} episodes: it is the "
                 "file of another dataset"
             )
-        starts[episode] = entries
+        starts[episode] = [(0.0, content)] if isinstance(content, str) else label_starts(content)
 
     def changes() -> Iterator[tuple[int, str | None]]:
         for episode, (start, stop) in enumerate(bounds):

@@ -1,18 +1,17 @@
 """Labelling many episodes: one thread reads ahead, some label, this one writes.
 
-    reader thread --requests--> n_workers threads: label, check, try again --results--> the label file
-
-Both queues are bounded, so memory does not grow with the number of episodes. Whatever has left the results queue is on
-disk; a kill costs the episodes in between, which the next run does again.
+Little more is read than is at work, so memory does not grow with the number of episodes. Whatever the progress bar
+counts is on disk; a kill costs the episodes in between, which the next run does again.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from itertools import batched
 
 from tqdm import tqdm
 
@@ -20,16 +19,14 @@ from coc_tools import TOOL_VERSION
 from coc_tools.backends import BackendUnusable, Cancelled, Labeller, LabelRequest, Rejected
 from coc_tools.episodes import EpisodeReader
 from coc_tools.request import RequestBuilder
-from coc_tools.schema import EpisodeLabel, Provenance, Step
+from coc_tools.schema import EpisodeLabel, LabelStep, Provenance
 from coc_tools.store import Failure, LabelFile, utc_now
 from coc_tools.validate import ReplyError, check_reply
 
-# Requests read ahead for each one at work.
+# Batches that are read ahead for each one at work.
 _AHEAD = 2
 # Episodes in a row without any reply until the run gives up: the server is gone, or the dataset's files are.
 GIVE_UP_AFTER = 50
-# How often a waiting thread looks whether the run was stopped (s).
-_LOOK_S = 0.1
 
 
 @dataclass
@@ -61,9 +58,9 @@ class _Result:
 
     request: LabelRequest | None
     episode_index: int
-    steps: list[Step] | None = None
+    steps: list[LabelStep] | None = None
     error: str = ""
-    # Whether there was a reply at all.
+    # Whether the backend replied at all.
     is_answered: bool = False
     replies: list[str] = field(default_factory=list)
     n_input_tokens: int = 0
@@ -95,31 +92,33 @@ def label_episodes(
     Returns:
         What was done; `stopped` says why if the run ended early.
     """
-    run = _Run(reader, builder, labeller, max_attempts, cancel or threading.Event())
-    summary, start = Summary(), time.monotonic()
+    work = _Work(reader, builder, labeller, max_attempts, cancel or threading.Event())
+    summary, start, n_unanswered = Summary(), time.monotonic(), 0
     bar = tqdm(total=len(episodes), desc="Labelling", unit="ep", smoothing=0.05, disable=not show_progress)
-    n_unanswered = 0
-    try:
-        with bar:
-            run.start(episodes)
-            for result in run.results():
-                _write(result, labeller, builder, labels, summary)
-                n_unanswered = 0 if result.is_answered else n_unanswered + 1
-                if n_unanswered == GIVE_UP_AFTER:
-                    run.stop(f"{GIVE_UP_AFTER} episodes in a row got no reply; the last reason: {result.error}")
-                seconds = max(time.monotonic() - start, 1e-9)
-                bar.set_postfix_str(
-                    f"{(summary.n_input_tokens + summary.n_output_tokens) / seconds:.0f} tokens/s, "
-                    f"{len(summary.failures)} failed",
-                    refresh=False,
-                )
-                bar.update()
-    except BaseException:  # a full disk, say: no thread may go on with requests whose labels nobody will write
-        run.stop("")
-        raise
-    finally:
-        run.join()
-    summary.stopped, summary.seconds = run.reason, time.monotonic() - start
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(labeller.n_workers) as labelling, bar:
+        todo, at_work = batched(episodes, labeller.batch_size), set()
+        try:
+            while True:
+                while len(at_work) < (1 + _AHEAD) * labeller.n_workers and not work.cancel.is_set():
+                    if (batch := next(todo, None)) is None:
+                        break
+                    reads = [reading.submit(work.read, episode) for episode in batch]
+                    at_work.add(labelling.submit(work.label, reads))
+                if not at_work:
+                    break
+                done, at_work = wait(at_work, return_when=FIRST_COMPLETED)
+                for result in (result for future in done for result in future.result()):
+                    _write(result, labeller, builder, labels, summary)
+                    n_unanswered = 0 if result.is_answered else n_unanswered + 1
+                    if n_unanswered == GIVE_UP_AFTER:
+                        work.stop(f"{GIVE_UP_AFTER} episodes in a row got no reply; the last reason: {result.error}")
+                    rate = (summary.n_input_tokens + summary.n_output_tokens) / max(time.monotonic() - start, 1e-9)
+                    bar.set_postfix_str(f"{rate:.0f} tokens/s, {len(summary.failures)} failed", refresh=False)
+                    bar.update()
+        except BaseException:  # a full disk, say: no thread may go on with requests whose labels nobody will write
+            work.cancel.set()
+            raise
+    summary.stopped, summary.seconds = work.reason, time.monotonic() - start
     if not summary.stopped and summary.n_labelled + len(summary.failures) < len(episodes):
         summary.stopped = "interrupted"
     return summary
@@ -150,120 +149,64 @@ def _write(result: _Result, labeller: Labeller, builder: RequestBuilder, labels:
         prompt_sha256=prompt and prompt.sha256,
         sampling=labeller.sampling,
         frames_shown=shown,
+        gripper=str(builder.gripper) if shown and builder.gripper else None,
         date=utc_now(),
         tool_version=TOOL_VERSION,
     )
-    request = result.request
+    episode = result.request.episode
     labels.append(EpisodeLabel(
-        episode_index=request.episode_index, task=request.task, length_s=request.length_s, steps=result.steps,
+        episode_index=episode.index, task=episode.task, length_s=episode.length_s, steps=result.steps,
         provenance=provenance,
     ))  # fmt: skip
     summary.n_labelled += 1
 
 
-class _Run:
-    """The threads of a run and the queues between them."""
+@dataclass
+class _Work:
+    """What the threads do. `cancel` lets nothing new start; `reason` says why, if it was not the user."""
 
-    def __init__(self, reader, builder, labeller, max_attempts, cancel) -> None:
-        self._reader, self._builder, self._labeller = reader, builder, labeller
-        self._max_attempts, self._cancel = max_attempts, cancel
-        at_work = labeller.n_workers * labeller.batch_size
-        self._requests: queue.Queue = queue.Queue(maxsize=_AHEAD * at_work)
-        self._results: queue.Queue = queue.Queue(maxsize=_AHEAD * at_work)
-        self._threads: list[threading.Thread] = []
-        self._read_all = threading.Event()
-        self.reason = ""
-
-    def start(self, episodes: Sequence[int]) -> None:
-        self._threads = [threading.Thread(target=self._read, args=(episodes,), daemon=True)]
-        self._threads += [threading.Thread(target=self._work, daemon=True) for _ in range(self._labeller.n_workers)]
-        for thread in self._threads:
-            thread.start()
+    reader: EpisodeReader
+    builder: RequestBuilder
+    labeller: Labeller
+    max_attempts: int
+    cancel: threading.Event
+    reason: str = ""
 
     def stop(self, reason: str) -> None:
-        """Start nothing more; what is at work comes to its end."""
         self.reason = self.reason or reason
-        self._cancel.set()
+        self.cancel.set()
 
-    def join(self) -> None:
-        for thread in self._threads:
-            while thread.is_alive():
-                self._drain()  # a worker may stand before a full queue
-                thread.join(_LOOK_S)
-
-    def _drain(self) -> None:
+    def read(self, index: int) -> LabelRequest | _Result | None:
+        if self.cancel.is_set():
+            return None
         try:
-            while True:
-                self._results.get_nowait()
-        except queue.Empty:
+            return self.builder.build(self.reader[index])
+        except Exception as error:  # one damaged episode must not cost the others
+            return _Result(None, index, error=f"cannot be read: {type(error).__name__}: {error}")
+
+    def label(self, reads: list[Future]) -> list[_Result]:
+        items = [read.result() for read in reads]
+        if self.cancel.is_set():
+            return []
+        results = [item for item in items if isinstance(item, _Result)]
+        try:
+            results += self._ask([item for item in items if isinstance(item, LabelRequest)])
+        except Cancelled:
             pass
+        except BackendUnusable as error:
+            self.stop(str(error))
+        return results
 
-    def results(self):
-        """Results as they come, to the last one of those that were at work when the run was stopped."""
-        while True:
-            is_over = not any(thread.is_alive() for thread in self._threads)
-            try:
-                result = self._results.get(timeout=_LOOK_S)
-            except queue.Empty:
-                if is_over:
-                    return
-                continue
-            yield result
-
-    def _read(self, episodes: Sequence[int]) -> None:
-        for index in episodes:
-            try:
-                item = self._builder.build(self._reader[index])
-            except Exception as error:  # one damaged episode must not cost the others
-                item = _Result(None, index, error=f"cannot be read: {type(error).__name__}: {error}")
-            if not self._put(self._requests, item):
-                break
-        self._read_all.set()
-
-    def _put(self, where: queue.Queue, item) -> bool:
-        while not self._cancel.is_set():
-            try:
-                where.put(item, timeout=_LOOK_S)
-                return True
-            except queue.Full:
-                pass
-        return False
-
-    def _work(self) -> None:
-        while batch := self._next_batch():
-            unread = [item for item in batch if isinstance(item, _Result)]
-            requests = [item for item in batch if isinstance(item, LabelRequest)]
-            try:
-                results = unread + self._label(requests)
-            except Cancelled:
-                results = unread
-            except BackendUnusable as error:
-                results = unread
-                self.stop(str(error))
-            for result in results:
-                self._results.put(result)
-
-    def _next_batch(self) -> list:
-        """The next requests, at most a batch; [] at the end of the run."""
-        batch: list = []
-        while len(batch) < self._labeller.batch_size and not self._cancel.is_set():
-            try:
-                batch.append(self._requests.get(timeout=_LOOK_S))
-            except queue.Empty:
-                if self._read_all.is_set() and self._requests.empty():
-                    break
-        return [] if self._cancel.is_set() else batch
-
-    def _label(self, requests: list[LabelRequest]) -> list[_Result]:
-        results = [_Result(request, request.episode_index) for request in requests]
+    def _ask(self, requests: list[LabelRequest]) -> list[_Result]:
+        results = [_Result(request, request.episode.index) for request in requests]
         open_ = list(results)
-        for _ in range(self._max_attempts):
+        for _ in range(self.max_attempts):
             if not open_:
                 break
-            if self._cancel.is_set():
+            if self.cancel.is_set():
                 return [result for result in results if result.steps is not None]
             try:
-                replies = self._labeller.label_many([result.request for result in open_])
+                replies = self.labeller.label_many([result.request for result in open_])
             except (BackendUnusable, Cancelled):
                 raise
             except Exception as error:  # of a backend or a server: listed with the episode, not lost

@@ -1,4 +1,4 @@
-"""What a labelling model is told and shown of one episode."""
+"""What a labelling model is shown and given to read of one episode."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from lerobot.annotations.steerable_pipeline.frames import to_contact_sheet_blocks
 
 from coc_tools.backends import LabelRequest, ShownImage
-from coc_tools.config import ConfigError, KeyframesConfig
-from coc_tools.episodes import Episode, EpisodeReader
+from coc_tools.config import KeyframesConfig
+from coc_tools.episodes import Episode, EpisodeReader, SignalDimension
 from coc_tools.keyframes import keyframes
-from coc_tools.prompts import Prompt
+from coc_tools.prompts import PromptFile
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json
 from world_modality_core.latents.companion import Companion, open_companion
 
@@ -24,13 +25,15 @@ class RequestBuilder:
         prompt: The prompt.
         config: Which frames.
         cameras: Camera keys; empty for a backend that needs no images.
+        gripper: Whose changes are events; None for none.
         objects: Names that labels may use: a list for all tasks, or per task; None for any.
         companion: Companion of the dataset, or None.
     """
 
-    prompt: Prompt
+    prompt: PromptFile
     config: KeyframesConfig
     cameras: list[str]
+    gripper: SignalDimension | None = None
     objects: list[str] | dict[str, list[str]] | None = None
     companion: Companion | None = None
 
@@ -44,7 +47,7 @@ class RequestBuilder:
         latents = None
         if self.companion is not None:
             latents = self.companion.table.latents[episode.start : episode.stop]
-        positions = keyframes(episode, self.config, latents)
+        positions = keyframes(episode, self.config, self.gripper, latents)
         times = [round(float(t), 3) for t in episode.timestamps[positions]]
         return [
             image
@@ -108,6 +111,17 @@ def choose_cameras(wanted: list[str], reader: EpisodeReader) -> list[str]:
     return list(wanted) or reader.cameras
 
 
+def choose_gripper(config: KeyframesConfig, reader: EpisodeReader) -> SignalDimension | None:
+    """The signal whose changes are events; None where frames are not chosen by events, or there are no actions.
+
+    Raises:
+        ConfigError: if the dataset has no such feature or dimension.
+    """
+    if config.kind != "events":
+        return None
+    return reader.dimension(config.gripper_key, config.gripper_dim, "keyframes.gripper_")
+
+
 def load_objects(path: str | None) -> list[str] | dict[str, list[str]] | None:
     """Read the file of `--objects`.
 
@@ -130,7 +144,7 @@ def open_latents(folder: str | None, reader: EpisodeReader) -> Companion | None:
     """Open the companion whose latents help to find events, and check that it belongs to the dataset.
 
     Raises:
-        ValueError: if it can't be opened or was made from another dataset.
+        CompanionError: if it can't be opened, or its source is another dataset.
     """
     if folder is None:
         return None

@@ -28,6 +28,14 @@ Name = Annotated[str, AfterValidator(_one_line), StringConstraints(min_length=1,
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class LineModel(BaseModel):
+    """What is kept as one line of a file."""
+
+    def to_line(self) -> str:
+        """This as one line of JSON with sorted keys, without the line break."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, sort_keys=True)
+
+
 class _Model(BaseModel):
     # An unknown key in a label is a mistake (a misspelt field, another version), not something to drop.
     model_config = ConfigDict(extra="forbid")
@@ -41,12 +49,15 @@ class Relation(_Model):
     object: Name
 
 
-class Step(_Model):
+class LabelStep(_Model):
     """One step of an episode.
 
     `what` is a sentence of what can be seen ("The gripper closes on the puck"), `why` a clause that completes
     "because ..." with its precondition, contact or goal ("it must be held before it can be lifted").
     """
+
+    __qualname__ = "Step"  # pydantic's name of it in the schema's $defs
+    model_config = ConfigDict(title="Step")
 
     start_s: Seconds
     end_s: Seconds
@@ -57,16 +68,19 @@ class Step(_Model):
     outcome: Outcome
 
     @model_validator(mode="after")
-    def _lasts(self) -> Step:
+    def _lasts(self) -> LabelStep:
         if self.end_s <= self.start_s:
             raise ValueError(f"end_s={self.end_s} must be after start_s={self.start_s}")
         return self
 
 
+Steps = Sequence[LabelStep]
+
+
 class StepList(_Model):
     """What a labelling model replies with."""
 
-    steps: list[Step]
+    steps: list[LabelStep]
 
 
 class Provenance(_Model):
@@ -81,12 +95,14 @@ class Provenance(_Model):
     sampling: dict[str, Any] = {}
     # Camera key -> timestamps (s) of the frames that the model was shown.
     frames_shown: dict[str, list[Seconds]] = {}
+    # Dimension whose changes helped to choose these frames: "action[3] gripper".
+    gripper: str | None = None
     # UTC, ISO 8601.
     date: str
     tool_version: str
 
 
-class EpisodeLabel(_Model):
+class EpisodeLabel(_Model, LineModel):
     """The label of one episode.
 
     `text` is `render_text(steps)` and is filled in where it is empty. A label without steps is free text about the
@@ -96,7 +112,7 @@ class EpisodeLabel(_Model):
     episode_index: Annotated[int, Field(ge=0)]
     task: str
     length_s: Seconds
-    steps: list[Step]
+    steps: list[LabelStep]
     text: str = ""
     provenance: Provenance
 
@@ -111,12 +127,8 @@ class EpisodeLabel(_Model):
             raise ValueError('text is not the rendering of the steps: change the steps and set text to ""')
         return self
 
-    def to_line(self) -> str:
-        """The label as one line of JSON with sorted keys, without the line break."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, sort_keys=True)
 
-
-def step_text(step: Step) -> str:
+def step_text(step: LabelStep) -> str:
     """One step as a sentence: "The gripper closes on the puck, because it must be held before it can be lifted."."""
     what = step.what.rstrip(" .")
     why = step.why.rstrip(" .")
@@ -125,9 +137,16 @@ def step_text(step: Step) -> str:
     return f"{what}, because {why}.{outcome}"
 
 
-def render_text(steps: Sequence[Step]) -> str:
+def render_text(steps: Steps) -> str:
     """All steps as numbered sentences on one line; empty without steps."""
     return " ".join(f"{number}. {step_text(step)}" for number, step in enumerate(steps, start=1))
+
+
+def label_starts(label: EpisodeLabel) -> list[tuple[float, str]]:
+    """(start in seconds, text) of what a label says, in order; without steps its text from the start on."""
+    if not label.steps:
+        return [(0.0, label.text)]
+    return [(step.start_s, step_text(step)) for step in label.steps]
 
 
 def reply_schema() -> dict:

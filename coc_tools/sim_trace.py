@@ -12,7 +12,7 @@ from itertools import groupby
 
 import numpy as np
 
-from coc_tools.schema import Relation, RelationName, Step
+from coc_tools.schema import LabelStep, Relation, RelationName
 from coc_tools.sim_scene import SceneTrace
 from coc_tools.sim_words import TaskWords
 
@@ -22,7 +22,7 @@ COAST_S = 0.2
 FLICKER_S = 0.2
 """Contacts of one thing that are this near each other in time are one contact (a handle that slips and is caught)."""
 BRUSH_S = 0.1
-"""A contact that moves nothing and is shorter than this is not told."""
+"""A contact that moves nothing and is shorter than this is left out."""
 SHORTEST_S = 0.0375
 """Three frames at 80 fps; a shorter event is part of its neighbour."""
 MOVING_M_PER_S = 0.04
@@ -51,7 +51,7 @@ class Segment:
     last: int
 
 
-def trace_steps(trace: SceneTrace, words: TaskWords, fps: float) -> list[Step]:
+def trace_steps(trace: SceneTrace, words: TaskWords, fps: float) -> list[LabelStep]:
     """The steps of an episode.
 
     Args:
@@ -144,7 +144,7 @@ def _paint_run(
         start = int(moving[0])
     for relation, a, b in _motion(trace, words, thing, start, last, held):
         frames[a : b + 1] = [Event(subject, relation, thing, held)] * (b + 1 - a)
-    # Fingers that are pushed apart while they are told to close have lost the thing, not released it.
+    # Fingers that are pushed apart while they are commanded to close have lost the thing, not released it.
     opening = [a + start for a, b in _runs(~trace.is_closing[start : last + 1]) if b - a + 1 >= round(SHORTEST_S * fps)]
     if held and opening:
         frames[opening[0] : last + 1] = [Event(subject, "releases", thing)] * (last + 1 - opening[0])
@@ -220,11 +220,7 @@ def _is_moving(trace: SceneTrace, thing: str, fps: float) -> np.ndarray:
 def _paint_ways(frames: list[Event | None], trace: SceneTrace, words: TaskWords, fps: float) -> list[Event]:
     """Fill what has no event: the way to the next thing, or away from the last."""
     painted = list(frames)
-    spans, i = [], 0
-    for event, run in groupby(frames):
-        n = len(list(run))
-        spans.append((event, i, i + n))
-        i += n
+    spans = [(segment.event, segment.first, segment.last + 1) for segment in _segments(frames)]
     for k, (event, a, b) in enumerate(spans):
         if event is not None:
             continue
@@ -273,7 +269,7 @@ def _segments(frames: list[Event]) -> list[Segment]:
 
 
 def _join_alike(segments: list[Segment]) -> list[Segment]:
-    """Neighbours of the same subject, relation and object are one step, as people would tell it."""
+    """Neighbours of the same subject, relation and object are one step, as people would describe it."""
     joined: list[Segment] = []
     for segment in segments:
         if joined and replace(joined[-1].event, held=segment.event.held) == segment.event:
@@ -325,7 +321,7 @@ _ABLE = {
 }  # fmt: skip
 
 
-def _step(segments: list[Segment], i: int, trace: SceneTrace, words: TaskWords, fps: float) -> Step:
+def _step(segments: list[Segment], i: int, trace: SceneTrace, words: TaskWords, fps: float) -> LabelStep:
     """One segment in words. It ends where the next one starts, the last one with the episode."""
     event, first = segments[i].event, segments[i].first
     n = len(trace.opening) - 1
@@ -334,7 +330,7 @@ def _step(segments: list[Segment], i: int, trace: SceneTrace, words: TaskWords, 
     if event.relation in ("pushes", "pulls", "slides"):
         what += f" {direction(trace, event.object, first, last)}"
     subject = [] if event.subject == "gripper" else [event.subject]
-    return Step(
+    return LabelStep(
         start_s=round(first / fps, 6),
         end_s=round(last / fps, 6),
         what=what,

@@ -7,25 +7,24 @@ cuts off.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from coc_tools.schema import EpisodeLabel
+from coc_tools.schema import EpisodeLabel, LineModel
 from world_modality_core.io.errors import UserError
 from world_modality_core.io.files import naming_full_disk, write_text
 
 
-class StoreError(UserError, ValueError):
+class StoreError(UserError):
     """A label file cannot be used."""
 
 
-class Failure(BaseModel):
+class Failure(LineModel):
     """Why an episode has no label: one line of `<name>.failed.jsonl`."""
 
     episode_index: int
@@ -68,18 +67,26 @@ def iter_labels(path: str | Path) -> Iterator[tuple[int, EpisodeLabel]]:
                     label = EpisodeLabel.model_validate_json(line)
                 except ValidationError as error:
                     raise StoreError(
-                        f"{path}, line {number}: not a label ({_first(error)}). Mend or delete that line"
+                        f"{path}, line {number}: not a label ({problem_of(error)}). Mend or delete it"
                     ) from error
-                first = seen.setdefault(label.episode_index, number)
-                if first != number:
-                    raise StoreError(
-                        f"{path}, lines {first} and {number}: both label episode {label.episode_index}. Delete one"
-                    )
+                refuse_second(seen, label.episode_index, number, path)
                 yield offset, label
             offset += len(line)
 
 
-def _first(error: ValidationError) -> str:
+def refuse_second(seen: dict[int, int], episode: int, number: int, path: str | Path) -> None:
+    """Note on which line an episode's label stands.
+
+    Raises:
+        StoreError: if it stands on an earlier one too.
+    """
+    first = seen.setdefault(episode, number)
+    if first != number:
+        raise StoreError(f"{path}, lines {first} and {number} are both of episode {episode}: delete one of them")
+
+
+def problem_of(error: ValidationError) -> str:
+    """The first thing that does not fit, with its field."""
     detail = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in detail["loc"])
     return f"{where}: {detail['msg']}" if where else detail["msg"]
@@ -105,7 +112,9 @@ def read_failures(path: str | Path) -> dict[int, Failure]:
                 try:
                     failure = Failure.model_validate_json(line)
                 except ValidationError as error:
-                    raise StoreError(f"{failed}: a line is not a failure ({_first(error)}). Delete the file") from error
+                    raise StoreError(
+                        f"{failed}: a line is not a failure ({problem_of(error)}). Delete the file"
+                    ) from error
                 failures[failure.episode_index] = failure
     return failures
 
@@ -182,7 +191,7 @@ class LabelFile(Mapping[int, EpisodeLabel]):
     def append_failure(self, failure: Failure) -> None:
         """Note why an episode has no label."""
         with naming_full_disk(failed_path(self.path)):
-            _write_line(self._failed, json.dumps(failure.model_dump(mode="json"), ensure_ascii=False, sort_keys=True))
+            _write_line(self._failed, failure.to_line())
 
     def close(self) -> None:
         """Settle the file of failures, leave no empty files, and let others write."""
@@ -201,8 +210,7 @@ class LabelFile(Mapping[int, EpisodeLabel]):
         if not path.exists():
             return
         failures = sorted(read_failures(self.path).values(), key=lambda failure: failure.episode_index)
-        left = [failure for failure in failures if failure.episode_index not in self._offsets]
-        lines = [json.dumps(failure.model_dump(mode="json"), ensure_ascii=False, sort_keys=True) for failure in left]
+        lines = [failure.to_line() for failure in failures if failure.episode_index not in self._offsets]
         if lines:
             write_text(path, "".join(f"{line}\n" for line in lines))
         else:

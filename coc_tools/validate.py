@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from coc_tools.backends import LabelRequest, Reply
 from coc_tools.language_check import language_problem
-from coc_tools.schema import Step, StepList
+from coc_tools.schema import LabelStep, StepList
 
 # More steps than this in one episode is a model that has run away.
 MAX_STEPS = 60
@@ -25,7 +25,7 @@ class ReplyError(ValueError):
     """A reply is not a label of its episode."""
 
 
-def check_reply(reply: Reply, request: LabelRequest) -> list[Step]:
+def check_reply(reply: Reply, request: LabelRequest) -> list[LabelStep]:
     """The steps that a reply holds.
 
     Args:
@@ -38,14 +38,14 @@ def check_reply(reply: Reply, request: LabelRequest) -> list[Step]:
     if reply.is_cut_off:
         raise ReplyError("the reply was cut off at the limit of tokens: use fewer or shorter steps")
     steps = parse_steps(reply.text)
-    check_steps(steps, request.length_s, request.fps, request.objects)
-    problem = language_problem(request.task, " ".join(f"{step.what} {step.why}" for step in steps))
+    check_steps(steps, request.episode.length_s, request.episode.fps, request.objects)
+    problem = language_problem(request.episode.task, " ".join(f"{step.what} {step.why}" for step in steps))
     if problem:
         raise ReplyError(problem)
     return steps
 
 
-def parse_steps(text: str) -> list[Step]:
+def parse_steps(text: str) -> list[LabelStep]:
     """Read the JSON object of a reply, whatever the model wrote around it.
 
     Raises:
@@ -69,7 +69,7 @@ def parse_steps(text: str) -> list[Step]:
         raise ReplyError(f"the reply does not fit the schema: {'; '.join(found)}") from error
 
 
-def check_steps(steps: list[Step], length_s: float, fps: float, objects: list[str] | None = None) -> None:
+def check_steps(steps: list[LabelStep], length_s: float, fps: float, objects: list[str] | None = None) -> None:
     """Check steps against their episode.
 
     Args:
@@ -104,7 +104,7 @@ def check_steps(steps: list[Step], length_s: float, fps: float, objects: list[st
         _check_objects(steps, objects)
 
 
-def _check_objects(steps: list[Step], objects: list[str]) -> None:
+def _check_objects(steps: list[LabelStep], objects: list[str]) -> None:
     known = {name.casefold() for name in objects} | ROBOT_NAMES
     for number, step in enumerate(steps, start=1):
         related = [name for relation in step.relations for name in (relation.subject, relation.object)]

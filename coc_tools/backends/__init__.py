@@ -1,23 +1,24 @@
-"""Who labels: one Protocol, and a factory for the backends that keep it."""
+"""Who labels: what every backend is given, gives back, and can do. They are chosen in `coc_tools.labelling`."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
-from coc_tools.config import BackendName, LabelConfig
-from coc_tools.episodes import Episode, EpisodeReader
+from world_modality_core.io.errors import UserError
+
+if TYPE_CHECKING:  # LeRobot and torch, which checking a reply needs not
+    from coc_tools.episodes import Episode
 
 
 class BackendError(RuntimeError):
     """A request got no reply; its episode is set aside, with this reason."""
 
 
-class BackendUnusable(RuntimeError):
+class BackendUnusable(UserError):
     """No request can get a reply (wrong key, unknown model, no memory): the run stops, with this reason."""
 
 
@@ -54,7 +55,7 @@ class LabelRequest:
 
     Attributes:
         episode: The episode, for backends that read more of it than the images.
-        prompt: What the model is told first; the same for all episodes.
+        prompt: The instructions, which come first; the same for all episodes.
         data: What is known of this episode, as a block of JSON in which no text can pass for markup.
         images: What it is shown; empty for backends that need none.
         objects: Names that labels may use, or None for any.
@@ -67,26 +68,6 @@ class LabelRequest:
     images: list[ShownImage] = field(default_factory=list)
     objects: list[str] | None = None
     rejected: Rejected | None = None
-
-    @property
-    def episode_index(self) -> int:
-        """Its index."""
-        return self.episode.index
-
-    @property
-    def task(self) -> str:
-        """Its instruction."""
-        return self.episode.task
-
-    @property
-    def length_s(self) -> float:
-        """Its length."""
-        return self.episode.length_s
-
-    @property
-    def fps(self) -> float:
-        """Its frames per second."""
-        return self.episode.fps
 
 
 @dataclass(frozen=True)
@@ -113,7 +94,7 @@ class Labeller(Protocol):
         name: Backend name, as in `--backend`.
         model: The model's name.
         revision: The model's revision, or None.
-        sampling: What was set about the drawing of replies, for the provenance.
+        sampling: How replies are drawn, for the provenance.
         needs_images: Whether requests must carry images.
         n_workers: Threads that may call `label_many` at the same time.
         batch_size: Requests per call.
@@ -140,29 +121,3 @@ class Labeller(Protocol):
     def close(self) -> None:
         """Let go of connections and memory."""
         ...
-
-
-def make_labeller(cfg: LabelConfig, reader: EpisodeReader, cancel: threading.Event) -> Labeller:
-    """Make the backend that the options ask for.
-
-    Args:
-        cfg: The options.
-        reader: The dataset.
-        cancel: Set when the run is interrupted: waiting requests then raise `Cancelled`.
-
-    Raises:
-        BackendUnusable: if it can't work (server not there, model unknown, ...).
-    """
-    if cfg.backend == BackendName.endpoint:
-        from coc_tools.backends.openai_endpoint import EndpointLabeller
-
-        return EndpointLabeller(cfg.endpoint, cfg.sampling, cancel)
-    if cfg.backend == BackendName.local:
-        from coc_tools.backends.local_transformers import LocalLabeller
-
-        return LocalLabeller(cfg.local, cfg.sampling)
-    if cfg.backend == BackendName.sim:
-        from coc_tools.backends.sim import SimLabeller
-
-        return SimLabeller(reader)
-    raise ValueError("backend=none labels nothing")

@@ -1,11 +1,12 @@
 """Labels by a vision-language model of `transformers` in this process: Qwen3-VL, Qwen2.5-VL, and what loads like them.
 
-Episodes are generated in batches, padded on the left. Under `accelerate launch` every process labels its share.
+Episodes are generated in batches, padded on the left. Under `accelerate launch` every process labels a shard.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from accelerate import PartialState
@@ -32,12 +33,7 @@ class LocalLabeller:
             BackendUnusable: if they can't be loaded, or can't talk about images.
         """
         self.config, self.model, self.batch_size = config, config.model, config.batch_size
-        self.sampling = {
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
-            "dtype": config.dtype,
-        }
+        self.sampling = {**asdict(sampling), "dtype": config.dtype}
         self._sampling = sampling
         device = config.device or PartialState().device
         try:

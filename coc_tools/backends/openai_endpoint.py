@@ -2,7 +2,8 @@
 
 Why not the `openai` client: its retries ignore a Retry-After above a minute and know nothing of each other, so that
 sixteen threads would each run into a limit that one of them has met; and it hands a broken body on as text. `httpx`,
-which `huggingface_hub` brings along, is all that one POST needs.
+which `huggingface_hub` brings along, is all that one POST needs. Its time-outs hold per read, so that a server which
+sends a byte now and then would never run into one: requests run in an event loop, which ends each at its deadline.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from email.utils import parsedate_to_datetime
 
+import anyio
 import httpx
+from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
 from coc_tools.backends import BackendError, BackendUnusable, Cancelled, LabelRequest, Reply
 from coc_tools.backends.chat import messages
-from coc_tools.config import EndpointConfig, SamplingConfig, Structured
+from coc_tools.config import EndpointConfig, SamplingConfig
 from coc_tools.schema import reply_schema
 
-logger = logging.getLogger(__name__)
 # httpx logs every request at INFO.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
@@ -34,8 +38,12 @@ _BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
 # Pause at a rate limit that names none.
 _DEFAULT_PAUSE_S = 1.0
 _JPEG_QUALITY = 90
+# Longest answer. 2,048 tokens of JSON are some 20 kB.
+_MAX_ANSWER_BYTES = 16 << 20
+# Longest time (s) for the list of models, which no server has to think about.
+_MODELS_TIMEOUT_S = 10.0
 # Answers that say something of the server or the account rather than of one request.
-_HOPELESS = {401: "the API key is missing or wrong", 403: "access is refused", 404: "there is no such API or model"}
+_HOPELESS = {401: "the API key is missing or wrong", 403: "access is refused", 404: "it has no such API or model"}
 
 
 class _Broken(Exception):
@@ -68,31 +76,32 @@ class EndpointLabeller:
             BackendUnusable: if it is not there, refuses the key, or does not have the model.
         """
         self.config, self.model, self.n_workers = config, config.model, config.concurrency
-        self.sampling = {
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
-            "structured": str(config.structured),
-        }
-        self._sampling = sampling
+        self._drawing = asdict(sampling)
+        self.sampling = {**self._drawing, "structured": config.structured}
         self._key = os.environ.get(config.api_key_env, "")
         self._gate = _Gate(config.requests_per_minute, cancel)
-        self._client = httpx.Client(
+        self._client = httpx.AsyncClient(
             base_url=config.api_base.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx.Timeout(config.timeout_s, connect=min(10.0, config.timeout_s)),
+            # Compressed, a small answer could fill the memory.
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            timeout=httpx.Timeout(None, connect=10.0),
             limits=httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
         )
         self._format = _response_format(config.structured)
-        self._check()
+        self._loop = ExitStack()
+        self._portal = self._loop.enter_context(start_blocking_portal())
+        try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
 
     def _check(self) -> None:
         try:
-            response = self._client.get("models")
-        except httpx.HTTPError as error:
+            response = self._ask("GET", "models", None, min(_MODELS_TIMEOUT_S, self.config.timeout_s))
+        except _Broken as error:
             raise BackendUnusable(
-                f"endpoint.api_base={self.config.api_base!r}: no answer ({type(error).__name__}: {self._safe(error)}). "
-                "Start the server, or name another"
+                f"endpoint.api_base={self.config.api_base!r}: no answer ({error}). Start the server, or name another"
             ) from error
         if response.status_code in (401, 403):
             raise BackendUnusable(self._hopeless(response))
@@ -115,9 +124,7 @@ class EndpointLabeller:
         body = {
             "model": self.model,
             "messages": messages(request, _image_part),
-            "temperature": self._sampling.temperature,
-            "max_tokens": self._sampling.max_tokens,
-            "seed": self._sampling.seed,
+            **self._drawing,
             **self._format,
         }
         answer = self._post(body)
@@ -158,11 +165,33 @@ class EndpointLabeller:
                 backoff_s = min(_BACKOFF_S * 2 ** (errors - 1), _LONGEST_BACKOFF_S)
                 self._gate.wait(backoff_s * random.uniform(0.5, 1.0))
 
-    def _send(self, body: dict) -> dict:
+    def _ask(self, method: str, path: str, body: dict | None, timeout_s: float) -> httpx.Response:
+        """One request and its whole answer, within `timeout_s` and `_MAX_ANSWER_BYTES`.
+
+        Raises:
+            _Broken: if that can't be had.
+        """
+
+        async def ask() -> httpx.Response:
+            with anyio.fail_after(timeout_s):
+                async with self._client.stream(method, path, json=body) as response:
+                    content = bytearray()
+                    async for piece in response.aiter_raw():
+                        content += piece
+                        if len(content) > _MAX_ANSWER_BYTES:
+                            raise _Broken(f"the answer is longer than {_MAX_ANSWER_BYTES >> 20} MiB")
+            headers = {"Retry-After": response.headers.get("Retry-After", "")}
+            return httpx.Response(response.status_code, headers=headers, content=bytes(content))
+
         try:
-            response = self._client.post("chat/completions", json=body)
+            return self._portal.call(ask)
+        except TimeoutError as error:
+            raise _Broken(f"no whole answer within {timeout_s:g} s (endpoint.timeout_s)") from error
         except httpx.HTTPError as error:
             raise _Broken(f"{type(error).__name__}: {self._safe(error) or 'no answer'}") from error
+
+    def _send(self, body: dict) -> dict:
+        response = self._ask("POST", "chat/completions", body, self.config.timeout_s)
         status = response.status_code
         if status == 200:
             try:
@@ -195,8 +224,9 @@ class EndpointLabeller:
         return str(text).replace(self._key, "***") if self._key else str(text)
 
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        """Close the connections and end the event loop."""
+        self._portal.call(self._client.aclose)
+        self._loop.close()
 
 
 class _Gate:
@@ -241,11 +271,11 @@ def _retry_after_s(response: httpx.Response) -> float | None:
         return None
 
 
-def _response_format(structured: Structured) -> dict:
-    if structured == Structured.json_schema:
+def _response_format(structured: str) -> dict:
+    if structured == "json_schema":
         schema = {"name": "chain_of_causality", "schema": reply_schema(), "strict": True}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
-    if structured == Structured.json_object:
+    if structured == "json_object":
         return {"response_format": {"type": "json_object"}}
     return {}
 

@@ -39,7 +39,7 @@ class SimLabeller:
     """Labels recorded Meta-World episodes from the simulator's own state.
 
     Args:
-        reader: a dataset that `wm-record` made.
+        reader: a dataset of `wm-record`.
 
     Raises:
         BackendUnusable: Meta-World is not installed, or the dataset is no such recording.
@@ -110,11 +110,11 @@ class SimLabeller:
         )
 
     def _tasks(self, episode: Episode, seed: int) -> list[str]:
-        """Which tasks it may be: several share an instruction, and only one of them ends in the recorded states."""
+        """Which tasks it may be: several have one instruction, and only one of them ends in the recorded states."""
         tasks = [
             task
-            for task, told in self._record["tasks"].items()
-            if told["instruction"] == episode.task and seed in told["kept_seeds"]
+            for task, recorded in self._record["tasks"].items()
+            if recorded["instruction"] == episode.task and seed in recorded["kept_seeds"]
         ]
         if not tasks:
             raise BackendError(

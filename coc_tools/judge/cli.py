@@ -6,19 +6,18 @@ coc-eval --labels=outputs/coc/vlm.jsonl --reference=outputs/coc/sim.jsonl --data
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import draccus
-from draccus.utils import ParsingError
-
-from coc_tools.config import DatasetConfig
-from coc_tools.episodes import EpisodeError, EpisodeReader
-from coc_tools.judge.gripper import GripperConfig, read_grippers
-from coc_tools.judge.report import Report, format_report, judge
-from coc_tools.store import read_labels
-from world_modality_core.io.commands import command_errors
+from coc_tools.config import DatasetConfig, GripperConfig, check_at_least
+from world_modality_core.io.commands import run_command
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import write_text
+
+if TYPE_CHECKING:
+    from coc_tools.judge.score_report import ScoreReport
 
 
 @dataclass
@@ -27,7 +26,7 @@ class EvalConfig:
 
     # Label file to be judged.
     labels: str = ""
-    # Label file that is held to be true: of backend sim, or made by people.
+    # Label file that is taken for the truth: of backend sim, or by people.
     reference: str = ""
     # The labelled dataset, for the check against the gripper; without it that metric is left out.
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -42,28 +41,35 @@ class EvalConfig:
     json: str | None = None
 
     def validate(self) -> None:
-        """Raises ValueError naming the option."""
+        """Raises ConfigError naming the option."""
         for name in ("labels", "reference"):
             if not Path(getattr(self, name) or "-").is_file():
-                raise ValueError(f"{name}={getattr(self, name)!r}: no such file; name a label file (.jsonl)")
+                raise ConfigError(f"{name}={getattr(self, name)!r}: no such file; name a label file (.jsonl)")
         if not 0 < self.min_iou <= 1:
-            raise ValueError(f"min_iou={self.min_iou}: expected more than 0 and at most 1")
-        if self.n_bootstrap < 100:
-            raise ValueError(f"n_bootstrap={self.n_bootstrap}: expected at least 100")
+            raise ConfigError(f"min_iou={self.min_iou}: expected more than 0 and at most 1")
+        check_at_least("", self, n_bootstrap=100)
 
 
-def evaluate(cfg: EvalConfig) -> Report:
+def evaluate(cfg: EvalConfig) -> ScoreReport:
     """Score a label file and print the report.
 
     Raises:
-        ValueError: an option or a file cannot be used.
+        UserError: an option or a file cannot be used.
     """
     cfg.validate()
+    # Not before the options are read: `--help` shall be quick.
+    from coc_tools.judge.score_report import format_report, judge
+    from coc_tools.store import read_labels
+
     labels, reference = read_labels(cfg.labels), read_labels(cfg.reference)
     grippers = None
     if cfg.dataset.repo_id or cfg.dataset.root:
+        from coc_tools.episodes import EpisodeReader  # LeRobot and torch, only where a dataset is given
+        from coc_tools.judge.gripper import read_grippers
+
         reader = EpisodeReader(cfg.dataset.repo_id, cfg.dataset.root, cfg.dataset.revision)
-        grippers = read_grippers(reader, sorted(set(labels) & set(reference)), cfg.gripper)
+        dimension, grippers = read_grippers(reader, sorted(set(labels) & set(reference)), cfg.gripper)
+        print(f"gripper: {dimension}; another with --gripper.key and --gripper.dim")
     report = judge(labels, reference, grippers, cfg.min_iou, cfg.n_bootstrap, cfg.seed)
     print(format_report(report))
     if cfg.json:
@@ -72,11 +78,10 @@ def evaluate(cfg: EvalConfig) -> Report:
     return report
 
 
-def main() -> None:
+def main() -> int:
     """Console script `coc-eval`."""
-    with command_errors("coc-eval", ValueError, EpisodeError, ParsingError, remedy="begins anew"):
-        evaluate(draccus.parse(EvalConfig))
+    return run_command("coc-eval", EvalConfig, evaluate, remedy="begins anew")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

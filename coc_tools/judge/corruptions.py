@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from coc_tools.judge.words import normal, same_thing, things
-from coc_tools.schema import Relation, Step
+from coc_tools.schema import LabelStep, Relation, Steps
 
 FOREIGN = ("mug", "drawer", "screwdriver", "banana", "lamp", "towel")
 """Stand-ins where a dataset names one thing only."""
 
 
-def shuffled_steps(
-    steps: Sequence[Step], length_s: float, names: Sequence[str], rng: np.random.Generator
-) -> list[Step]:
+def shuffled_steps(steps: Steps, length_s: float, names: Sequence[str], rng: np.random.Generator) -> list[LabelStep]:
     """What happens moves to other times: the contents change places, none stays, the spans stay."""
     if len(steps) < 2:
         return list(steps)
@@ -26,9 +24,7 @@ def shuffled_steps(
     return [steps[k].model_copy(update=span) for k, span in zip(order, spans, strict=True)]
 
 
-def swapped_objects(
-    steps: Sequence[Step], length_s: float, names: Sequence[str], rng: np.random.Generator
-) -> list[Step]:
+def swapped_objects(steps: Steps, length_s: float, names: Sequence[str], rng: np.random.Generator) -> list[LabelStep]:
     """Each thing becomes another one of `names`, throughout an episode; what is done to it stays."""
     swap = {}
     for name in dict.fromkeys(name for step in steps for name in things(step)):
@@ -48,7 +44,7 @@ def swapped_objects(
     ]
 
 
-def shifted_times(steps: Sequence[Step], length_s: float, names: Sequence[str], rng: np.random.Generator) -> list[Step]:
+def shifted_times(steps: Steps, length_s: float, names: Sequence[str], rng: np.random.Generator) -> list[LabelStep]:
     """Everything happens later, by one to two thirds of the episode; what leaves it at the end comes at its start."""
     shift = rng.uniform(1 / 3, 2 / 3) * length_s
     shifted = []
@@ -60,7 +56,7 @@ def shifted_times(steps: Sequence[Step], length_s: float, names: Sequence[str], 
     return sorted(shifted, key=lambda step: step.start_s)
 
 
-CORRUPTIONS: dict[str, Callable[..., list[Step]]] = {
+CORRUPTIONS: dict[str, Callable[..., list[LabelStep]]] = {
     "shuffled steps": shuffled_steps,
     "swapped objects": swapped_objects,
     "shifted times": shifted_times,

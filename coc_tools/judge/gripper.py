@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coc_tools.episodes import EpisodeReader
+from coc_tools.config import GripperConfig
 from coc_tools.judge.words import relation_of
-from coc_tools.schema import Step
+from coc_tools.schema import LabelStep, Steps
+from world_modality_core.io.errors import ConfigError
+
+if TYPE_CHECKING:  # LeRobot and torch
+    from coc_tools.episodes import EpisodeReader, SignalDimension
 
 HELD = ("lifts", "carries", "places")
 
 
-@dataclass
-class GripperConfig:
-    """Where a dataset says what the gripper is told to do."""
-
-    # Feature that holds the gripper signal, and the dimension of it.
-    key: str = "action"
-    dim: int = -1
-    # Whether large or small values close it; the border is the middle of the dataset's range.
-    closed_is: Literal["high", "low"] = "high"
-
-
 @dataclass(frozen=True)
 class GripperSignal:
-    """When the gripper is told to be closed.
+    """When the gripper is commanded to be closed.
 
     Attributes:
         is_closed: (t,) bool, per frame.
@@ -38,63 +31,65 @@ class GripperSignal:
     is_closed: np.ndarray
     fps: float
 
-    def within(self, step: Step) -> np.ndarray:
+    def within(self, step: LabelStep) -> np.ndarray:
         """The frames of a step; a time may be off by one frame."""
         first = max(0, int(np.floor(step.start_s * self.fps)) - 1)
         last = int(np.ceil(step.end_s * self.fps)) + 1
         return self.is_closed[first : last + 1]
 
 
-def gripper_range(reader: EpisodeReader, cfg: GripperConfig) -> tuple[float, float]:
-    """Least and greatest value of the gripper's signal in the whole dataset.
+def gripper_range(reader: EpisodeReader, dimension: SignalDimension) -> tuple[float, float]:
+    """Least and greatest value of a signal in the whole dataset.
 
     Raises:
-        ValueError: the dataset has no such feature or dimension.
+        ConfigError: the dataset has no statistics of it.
     """
-    stats = (reader.meta.stats or {}).get(cfg.key)
+    stats = (reader.meta.stats or {}).get(dimension.key)
     if stats is None:
-        raise ValueError(f"gripper.key={cfg.key!r}: the dataset has no statistics of such a feature")
-    low, high = np.ravel(stats["min"]), np.ravel(stats["max"])
-    if not -len(low) <= cfg.dim < len(low):
-        raise ValueError(f"gripper.dim={cfg.dim}: {cfg.key} has {len(low)} dimensions")
-    return float(low[cfg.dim]), float(high[cfg.dim])
+        raise ConfigError(f"gripper.key={dimension.key!r}: {reader.root} has no statistics of it in meta/stats.json")
+    return float(np.ravel(stats["min"])[dimension.index]), float(np.ravel(stats["max"])[dimension.index])
 
 
-def read_grippers(reader: EpisodeReader, episodes: Iterable[int], cfg: GripperConfig) -> dict[int, GripperSignal]:
-    """The gripper's signal of some episodes.
+def read_grippers(
+    reader: EpisodeReader, episodes: Iterable[int], cfg: GripperConfig
+) -> tuple[SignalDimension, dict[int, GripperSignal]]:
+    """Which signal is the gripper's, and what it is in some episodes.
 
     Raises:
-        ValueError: the dataset has no such feature or dimension, or fewer episodes.
+        ConfigError: the dataset has no such feature or dimension, or fewer episodes.
     """
-    low, high = gripper_range(reader, cfg)
+    dimension = reader.dimension(cfg.key, cfg.dim, "gripper.")
+    if dimension is None:
+        raise ConfigError(f"gripper.key={cfg.key!r}: {reader.root} has no actions; name another feature, or no dataset")
+    low, high = gripper_range(reader, dimension)
     middle = (low + high) / 2
     signals = {}
     for episode in episodes:
         if episode >= len(reader):
-            raise ValueError(f"episode {episode} is labelled, but {reader.root} has {len(reader)} episodes")
-        signal = reader[episode].gripper(cfg.key, cfg.dim)
+            raise ConfigError(f"episode {episode} is labelled, but {reader.root} has {len(reader)} episodes")
+        signal = reader[episode].signal(dimension)
         is_closed = signal > middle if cfg.closed_is == "high" else signal < middle
         signals[episode] = GripperSignal(is_closed, reader.meta.fps)
-    return signals
+    return dimension, signals
 
 
-def gripper_agreement(steps: Sequence[Step], signal: GripperSignal) -> tuple[int, int]:
-    """How many of the steps that tell something about the gripper it does not contradict, and how many do tell.
+def gripper_agreement(steps: Steps, signal: GripperSignal) -> tuple[int, int]:
+    """How many of the steps that say something about the gripper it does not contradict, and how many say something.
 
     A grasp needs a frame with the gripper closed, a release one with it open, and what is lifted, carried or placed a
     gripper that is closed for at least half of the step.
     """
-    n_agree = n_told = 0
+    n_agree = n_steps = 0
     for step in steps:
         relation = relation_of(step)
         frames = signal.within(step)
         if relation not in ("grasps", "releases", *HELD) or not len(frames):
             continue
-        n_told += 1
+        n_steps += 1
         if relation == "grasps":
             n_agree += bool(frames.any())
         elif relation == "releases":
             n_agree += not frames.all()
         else:
             n_agree += bool(frames.mean() >= 0.5)
-    return n_agree, n_told
+    return n_agree, n_steps

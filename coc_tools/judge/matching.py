@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from coc_tools.judge.words import relation_of, same_thing, things
-from coc_tools.schema import Step
+from coc_tools.schema import Steps
 
 Pairs = list[tuple[int, int]]
 """(index in the label's steps, index in the reference's steps), by the former."""
@@ -17,7 +15,7 @@ _TIE = 1e-3
 """Weight of what only decides between otherwise equal assignments."""
 
 
-def temporal_iou(label: Sequence[Step], reference: Sequence[Step]) -> np.ndarray:
+def temporal_iou(label: Steps, reference: Steps) -> np.ndarray:
     """(n label, n reference) intersection over union of the steps' spans, 0 to 1."""
     a = np.array([(s.start_s, s.end_s) for s in label], dtype=float).reshape(-1, 1, 2)
     b = np.array([(s.start_s, s.end_s) for s in reference], dtype=float).reshape(1, -1, 2)
@@ -26,14 +24,14 @@ def temporal_iou(label: Sequence[Step], reference: Sequence[Step]) -> np.ndarray
     return overlap / union
 
 
-def object_overlap(label: Sequence[Step], reference: Sequence[Step]) -> np.ndarray:
+def object_overlap(label: Steps, reference: Steps) -> np.ndarray:
     """(n label, n reference) Jaccard overlap of the things that the steps name, the robot apart; 1 if neither does."""
     named, referred = [things(s) for s in label], [things(s) for s in reference]
     overlap = np.array([[_jaccard(a, b) for b in referred] for a in named])
     return overlap.reshape(len(label), len(reference))
 
 
-def match_by_time(label: Sequence[Step], reference: Sequence[Step], min_iou: float) -> Pairs:
+def match_by_time(label: Steps, reference: Steps, min_iou: float) -> Pairs:
     """One-to-one pairs of steps with the largest total of temporal IoU; the same things decide between equals.
 
     Args:
@@ -45,20 +43,20 @@ def match_by_time(label: Sequence[Step], reference: Sequence[Step], min_iou: flo
     return _assign(np.where(iou >= min_iou, iou + _TIE * object_overlap(label, reference), 0.0))
 
 
-def match_by_content(label: Sequence[Step], reference: Sequence[Step]) -> Pairs:
+def match_by_content(label: Steps, reference: Steps) -> Pairs:
     """One-to-one pairs of steps that tell the same: the same relation, and a thing in common.
 
     Time only decides between repeated events, so that the order of the pairs is the label's own. Steps whose relation
     is not known take no part.
     """
     overlap = object_overlap(label, reference)
-    told, true = [relation_of(s) for s in label], [relation_of(s) for s in reference]
-    same = np.array([[a is not None and a == b for b in true] for a in told], dtype=bool).reshape(overlap.shape)
+    found, true = [relation_of(s) for s in label], [relation_of(s) for s in reference]
+    same = np.array([[a is not None and a == b for b in true] for a in found], dtype=bool).reshape(overlap.shape)
     near = temporal_iou(label, reference)
     return _assign(np.where(same & (overlap > 0), overlap + _TIE * near, 0.0))
 
 
-def concordance(label: Sequence[Step], reference: Sequence[Step], pairs: Pairs) -> tuple[int, int]:
+def concordance(label: Steps, reference: Steps, pairs: Pairs) -> tuple[int, int]:
     """How many pairs of matched steps come in the same order in both, and how many there are (Kendall's pairs)."""
     times = [(label[i].start_s, reference[j].start_s) for i, j in pairs]
     n_same = n_all = 0

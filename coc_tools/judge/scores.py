@@ -1,15 +1,15 @@
-"""The metrics: what each counts in an episode, and which corruptions it must tell from the original."""
+"""The metrics: what each counts in an episode, and which corruptions it must detect."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from coc_tools.judge.gripper import GripperSignal, gripper_agreement
 from coc_tools.judge.matching import Pairs, concordance, match_by_content, match_by_time, object_overlap
 from coc_tools.judge.words import relation_of, things
-from coc_tools.schema import Step
+from coc_tools.schema import Steps
 
 Counts = tuple[float, float]
 """(numerator, denominator): a score over episodes is the quotient of the sums."""
@@ -26,8 +26,8 @@ class Case:
         min_iou: of steps that are matched by time.
     """
 
-    label: Sequence[Step]
-    reference: Sequence[Step]
+    label: Steps
+    reference: Steps
     gripper: GripperSignal | None
     min_iou: float
 
@@ -44,13 +44,13 @@ class Metric:
     Attributes:
         name: as in tables and JSON.
         count: what it counts in an episode.
-        tells: corruptions that must lower it.
+        must_detect: corruptions that must lower it.
         needs_gripper: whether it looks at the gripper's signal.
     """
 
     name: str
     count: Callable[[Case], Counts]
-    tells: tuple[str, ...]
+    must_detect: tuple[str, ...]
     needs_gripper: bool = False
 
 
@@ -71,8 +71,8 @@ def _object_accuracy(case: Case) -> Counts:
 
 def _relation_accuracy(case: Case) -> Counts:
     """Over the steps matched by time whose relation is known on both sides."""
-    told = [(relation_of(case.label[i]), relation_of(case.reference[j])) for i, j in case.pairs]
-    known = [(a, b) for a, b in told if a is not None and b is not None]
+    pairs = [(relation_of(case.label[i]), relation_of(case.reference[j])) for i, j in case.pairs]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
     return sum(a == b for a, b in known), len(known)
 
 

@@ -1,15 +1,15 @@
-"""Reading free text: which thing a name means, and which relation a sentence tells where that is beyond doubt."""
+"""Reading free text: which thing a name means, and which relation a sentence states where that is beyond doubt."""
 
 from __future__ import annotations
 
 import re
 
-from coc_tools.schema import RelationName, Step
+from coc_tools.schema import LabelStep, RelationName
 from coc_tools.validate import ROBOT_NAMES
 
 # "The gripper closes on the puck", not "the gripper closes the window".
 ALONE = r"(?= *(?:$|[.,;]|on\b|around\b|over\b|and\b|to\b|at\b|near\b))"
-# Verbs -> relation, as in docs/coc_judging.md. A sentence that fits several relations tells none.
+# Verbs -> relation, as in docs/coc_judging.md. A sentence that fits several relations states none.
 VERBS: dict[RelationName, str] = {
     "approaches": r"approach\w*|(?:moves?|moving|goes|reach(?:es)?|heads?|travels?|descends?) (?:down )?"
     r"(?:to|towards?|above|over|for)|reaches",
@@ -54,18 +54,18 @@ def same_thing(one: str, other: str) -> bool:
     return n > 0 and one[-n:] == other[-n:]
 
 
-def things(step: Step) -> list[str]:
+def things(step: LabelStep) -> list[str]:
     """What a step names, each once, without the robot and its parts."""
     return list(dict.fromkeys(name for name in map(normal, step.objects) if name and name not in _ROBOT))
 
 
-def relation_of(step: Step) -> RelationName | None:
-    """The one relation of a step: its own, or the one that `what` tells; None if there is none or several."""
-    names = {relation.relation for relation in step.relations} or _told(step.what)
+def relation_of(step: LabelStep) -> RelationName | None:
+    """The one relation of a step: its own, or the one that `what` states; None if there is none or several."""
+    names = {relation.relation for relation in step.relations} or _stated(step.what)
     return names.pop() if len(names) == 1 else None
 
 
-def _told(what: str) -> set[RelationName]:
+def _stated(what: str) -> set[RelationName]:
     found: set[RelationName] = set()
     for name in (*_FINGERS, *(name for name in VERBS if name not in _FINGERS)):
         if _VERBS[name].search(what):

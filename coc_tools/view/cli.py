@@ -5,18 +5,13 @@ coc-view --dataset.root=data/metaworld --labels=outputs/coc/vlm.jsonl --against=
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import draccus
-from draccus.utils import ParsingError
-
-from coc_tools.config import DatasetConfig
-from coc_tools.episodes import EpisodeError, EpisodeReader
-from coc_tools.judge.gripper import GripperConfig, gripper_range
-from coc_tools.store import read_labels
-from coc_tools.view.page import make_card, render
-from world_modality_core.io.commands import command_errors
+from coc_tools.config import DatasetConfig, GripperConfig, check_at_least
+from world_modality_core.io.commands import run_command
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import writing
 
 
@@ -45,26 +40,30 @@ class ViewConfig:
     gripper: GripperConfig = field(default_factory=GripperConfig)
 
     def validate(self) -> None:
-        """Raises ValueError naming the option."""
+        """Raises ConfigError naming the option."""
         for name in ("labels", "against"):
             value = getattr(self, name)
             if (name == "labels" or value) and not Path(value or "-").is_file():
-                raise ValueError(f"{name}={value!r}: no such file; name a label file (.jsonl)")
-        for name in ("max_episodes", "n_frames", "frame_width_px"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+                raise ConfigError(f"{name}={value!r}: no such file; name a label file (.jsonl)")
+        check_at_least("", self, max_episodes=1, n_frames=1, frame_width_px=1)
 
 
 def view(cfg: ViewConfig) -> Path:
     """Write the page.
 
     Returns:
-        Its path.
+        Where it is.
 
     Raises:
-        ValueError: an option or a file cannot be used.
+        UserError: an option or a file cannot be used.
     """
     cfg.validate()
+    # LeRobot and torch: not before the options are read.
+    from coc_tools.episodes import EpisodeReader
+    from coc_tools.judge.gripper import gripper_range
+    from coc_tools.store import read_labels
+    from coc_tools.view.label_page import make_card, render
+
     reader = EpisodeReader(cfg.dataset.repo_id, cfg.dataset.root, cfg.dataset.revision)
     paths = [Path(path) for path in (cfg.labels, cfg.against) if path]
     names = [path.stem for path in paths]
@@ -73,29 +72,30 @@ def view(cfg: ViewConfig) -> Path:
     label_sets = {name: read_labels(path) for name, path in zip(names, paths, strict=True)}
     labelled = sorted(set().union(*label_sets.values()))
     if cfg.episodes and (unlabelled := sorted(set(cfg.episodes) - set(labelled))):
-        raise ValueError(f"episodes: {unlabelled} have no label in {' or '.join(map(str, paths))}")
+        raise ConfigError(f"episodes: {unlabelled} have no label in {' or '.join(map(str, paths))}")
     shown = sorted(cfg.episodes or labelled)[: cfg.max_episodes]
     if not shown:
-        raise ValueError(f"labels={cfg.labels!r} holds no labels")
+        raise ConfigError(f"labels={cfg.labels!r} holds no labels")
     if shown[-1] >= len(reader):
-        raise ValueError(f"episode {shown[-1]} is labelled, but {reader.root} has {len(reader)} episodes")
+        raise ConfigError(f"episode {shown[-1]} is labelled, but {reader.root} has {len(reader)} episodes")
     for name, labels in label_sets.items():
         for index in shown:
             if index in labels and labels[index].task != reader[index].task:
-                raise ValueError(
+                raise ConfigError(
                     f"episode {index} is {labels[index].task!r} in {name} and {reader[index].task!r} in the dataset: "
                     "these labels are of another dataset"
                 )
     camera = cfg.camera or (reader.cameras[0] if reader.cameras else None)
-    has_gripper = cfg.gripper.key in reader.meta.features
-    span = gripper_range(reader, cfg.gripper) if has_gripper else (0.0, 1.0)
+    gripper = reader.dimension(cfg.gripper.key, cfg.gripper.dim, "gripper.")
+    span = gripper_range(reader, gripper) if gripper else (0.0, 1.0)
 
     def card(index: int):
         episode = reader[index]
-        signal = episode.gripper(cfg.gripper.key, cfg.gripper.dim) if has_gripper else None
+        signal = episode.signal(gripper) if gripper else None
         return make_card(episode, label_sets, camera, cfg.n_frames, cfg.frame_width_px, signal, span)
 
-    note = f"{reader.meta.repo_id}: {len(shown)} of {len(labelled)} labelled episodes"
+    note = f"{reader.meta.repo_id}: {len(shown)} of {len(labelled)} labelled episodes; "
+    note += f"curve: {gripper}" if gripper else "no actions, so no curve of the gripper"
     output = Path(cfg.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output) as aside, aside.open("w", encoding="utf-8") as file:
@@ -104,11 +104,10 @@ def view(cfg: ViewConfig) -> Path:
     return output
 
 
-def main() -> None:
+def main() -> int:
     """Console script `coc-view`."""
-    with command_errors("coc-view", ValueError, EpisodeError, ParsingError, remedy="begins anew"):
-        view(draccus.parse(ViewConfig))
+    return run_command("coc-view", ViewConfig, view, remedy="begins anew")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,17 +12,17 @@ from coc_tools.config import KeyframesConfig
 from coc_tools.episodes import EpisodeReader
 from coc_tools.pipeline import Summary, label_episodes
 from coc_tools.prompts import load_prompt
-from coc_tools.request import RequestBuilder
-from coc_tools.schema import EpisodeLabel, Provenance, Step
+from coc_tools.request import RequestBuilder, choose_gripper
+from coc_tools.schema import EpisodeLabel, LabelStep, Provenance
 from coc_tools.store import LabelFile
 
 PROVENANCE = Provenance(backend="test", model="m", date="2026-01-01T00:00:00+00:00", tool_version="1")
 
 
-def step(start_s: float, end_s: float, what: str = "The gripper pushes the puck", **kwargs) -> Step:
+def step(start_s: float, end_s: float, what: str = "The gripper pushes the puck", **kwargs) -> LabelStep:
     """A step; "why" names the step."""
     values = {"why": f"the goal of {start_s} is near", "objects": ["puck"], "outcome": "success"}
-    return Step(start_s=start_s, end_s=end_s, what=what, **(values | kwargs))
+    return LabelStep(start_s=start_s, end_s=end_s, what=what, **(values | kwargs))
 
 
 def label_of(reader: EpisodeReader, episode: int, starts: Sequence[float] = (0.0, 0.5), mark: str = "") -> EpisodeLabel:
@@ -69,7 +69,8 @@ class ScriptedLabeller:
 
 def builder_of(reader: EpisodeReader, **kwargs) -> RequestBuilder:
     """A request builder with the package's prompt."""
-    return RequestBuilder(load_prompt("coc_v1"), KeyframesConfig(**kwargs), reader.cameras)
+    config = KeyframesConfig(**kwargs)
+    return RequestBuilder(load_prompt("coc_v1"), config, reader.cameras, choose_gripper(config, reader))
 
 
 def run_pipeline(reader: EpisodeReader, labeller, path: Path, episodes=None, **kwargs) -> Summary:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -32,6 +33,7 @@ class Answer:
     wait_s: float = 0.0
     is_truncated: bool = False  # say a length, send half
     finish_reason: str = "stop"
+    drips: str = ""  # "headers" or "body": a byte of it every 10 ms, without end
 
 
 @dataclass
@@ -71,6 +73,7 @@ class MockEndpoint:
     """
 
     def __init__(self, script: Callable[[Asked], Answer] = always_good, models: tuple[str, ...] = (MODEL,)) -> None:
+        self.models_drip = ""  # as `Answer.drips`, for the list of models
         self.requests: list[Asked] = []
         self._script, self._models = script, models
         self._lock, self._attempts = threading.Lock(), Counter()
@@ -115,12 +118,18 @@ def _handler(endpoint: MockEndpoint) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            self._send(200, json.dumps(endpoint.models()).encode(), {})
+            if endpoint.models_drip:
+                self._drip(endpoint.models_drip)
+            else:
+                self._send(200, json.dumps(endpoint.models()).encode(), {})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             answer = endpoint.answer(body, dict(self.headers))
             time.sleep(answer.wait_s)
+            if answer.drips:
+                self._drip(answer.drips)
+                return
             raw = answer.raw
             if raw is None:
                 choice = {
@@ -144,6 +153,16 @@ def _handler(endpoint: MockEndpoint) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(raw[: len(raw) // 2] if is_truncated else raw)
             if is_truncated:
                 self.close_connection = True
+
+        def _drip(self, what: str) -> None:
+            start = b"X-Slow: " if what == "headers" else b"Transfer-Encoding: chunked\r\n\r\n"
+            piece = b"x" if what == "headers" else b"1\r\n \r\n"
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n" + start)
+            self.close_connection = True
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client went
+                while True:
+                    self.wfile.write(piece)
+                    time.sleep(0.01)
 
         def log_message(self, *_) -> None:
             pass

@@ -9,6 +9,7 @@ import pytest
 from coc_tools.config import KeyframesConfig, PricesConfig
 from coc_tools.cost import estimate, image_sizes
 from tests.coc.helpers import builder_of
+from world_modality_core.io.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -47,5 +48,5 @@ def test_without_images_or_prices(reader):
     assert (free.n_images, free.n_input_tokens, free.money) == (0, 0, 0.0)
     unknown = estimate(reader, [0], reader.cameras, KeyframesConfig(), "x", PricesConfig())
     assert unknown.money is None and "unknown" in str(unknown)
-    with pytest.raises(ValueError, match="give both or neither"):
+    with pytest.raises(ConfigError, match="give both or neither"):
         PricesConfig(input_per_million=1.0)

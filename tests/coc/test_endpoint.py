@@ -18,6 +18,7 @@ from coc_tools.schema import reply_schema
 from coc_tools.store import read_failures, read_labels
 from tests.coc.helpers import builder_of, run_pipeline
 from tests.coc.mock_endpoint import MODEL, Answer, MockEndpoint, good_steps
+from world_modality_core.io.errors import ConfigError
 
 KEY = "sk-very-secret-0123"
 
@@ -80,10 +81,26 @@ def test_what_is_sent(many):
         Answer(raw=b"<html>Bad gateway</html>"),
         Answer(raw=b"[]"),
         Answer("late", wait_s=1.0),
+        Answer(drips="headers"),
+        Answer(drips="body"),
+        Answer("x" * 20_000),
     ],
-    ids=["500", "503", "429", "429 with a date", "truncated", "not JSON", "a list", "slow"],
+    ids=[
+        "500",
+        "503",
+        "429",
+        "429 with a date",
+        "truncated",
+        "not JSON",
+        "a list",
+        "slow",
+        "dripping headers",
+        "dripping body",
+        "too long",
+    ],
 )
-def test_faults_that_pass(many, fault):
+def test_faults_that_pass(many, fault, monkeypatch):
+    monkeypatch.setattr("coc_tools.backends.openai_endpoint._MAX_ANSWER_BYTES", 10_000)
     with MockEndpoint(first(fault, fault)) as server:
         labeller = labeller_at(server, timeout_s=0.4)
         reply = labeller.label_many([builder_of(many).build(many[0])])[0]
@@ -94,18 +111,22 @@ def test_faults_that_pass(many, fault):
     ("fault", "error", "message"),
     [
         (Answer(status=500, raw=b"boom"), BackendError, r"HTTP 500: 'boom' \(3 times\)"),
+        (Answer(drips="body"), BackendError, r"no whole answer within 0.4 s \(endpoint.timeout_s\) \(3 times\)"),
+        (Answer("x" * (17 << 20)), BackendError, r"longer than 16 MiB \(3 times\)"),
         (Answer(status=400, raw=b"too many images"), BackendError, "HTTP 400: 'too many images'"),
         (Answer(raw=b'{"choices": []}'), BackendError, "not a chat completion"),
         (Answer(status=401, raw=f"bad key {KEY}".encode()), BackendUnusable, r"\$COC_TEST_KEY.*bad key \*"),
         (Answer(status=404, raw=b"no model"), BackendUnusable, "no such API or model"),
         (Answer(status=429, headers={"Retry-After": "9999"}, raw=b"quota"), BackendUnusable, "Go on later"),
     ],
-    ids=["500", "400", "no choice", "401", "404", "429 for hours"],
+    ids=["500", "drips", "too long", "400", "no choice", "401", "404", "429 for hours"],
 )  # fmt: skip
 def test_faults_that_stay(many, fault, error, message):
     with MockEndpoint(lambda asked: fault) as server:
         with pytest.raises(error, match=message) as caught:
-            labeller_at(server, max_retries=2).label_many([builder_of(many).build(many[0])])
+            labeller_at(server, max_retries=2, timeout_s=0.4 if fault.drips else 5.0).label_many(
+                [builder_of(many).build(many[0])]
+            )
     assert KEY not in str(caught.value)
 
 
@@ -114,6 +135,10 @@ def test_a_server_that_is_not_there_or_has_no_such_model():
         gone = server.api_base
         with pytest.raises(BackendUnusable, match=f"endpoint.model='other': .* has {MODEL}"):
             labeller_at(server, model="other")
+    with MockEndpoint() as server:
+        server.models_drip = "headers"
+        with pytest.raises(BackendUnusable, match="no answer .*no whole answer within 0.3 s"):
+            labeller_at(server, timeout_s=0.3)
     with pytest.raises(BackendUnusable, match="no answer .* Start the server"):
         EndpointLabeller(EndpointConfig(api_base=gone, model=MODEL), SamplingConfig(), threading.Event())
 
@@ -122,7 +147,7 @@ def test_a_server_that_is_not_there_or_has_no_such_model():
     "change", [{"api_base": "ftp://x/v1"}, {"api_base": "http://me:pw@x/v1"}, {"concurrency": 0}, {"timeout_s": 0}]
 )
 def test_options_that_are_refused(change):
-    with pytest.raises(ValueError, match=f"endpoint.{next(iter(change))}") as caught:
+    with pytest.raises(ConfigError, match=f"endpoint.{next(iter(change))}") as caught:
         EndpointConfig(**change)
     assert "pw" not in str(caught.value)
 

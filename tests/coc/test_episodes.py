@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets import LeRobotDataset
 
 from coc_tools.dataset_writer import write_in_place
-from coc_tools.episodes import EpisodeError, EpisodeReader
+from coc_tools.episodes import EpisodeError, EpisodeReader, SignalDimension
 from tests.coc.helpers import label_of
 from tests.fixtures_datasets import CAMERAS, TASKS, make_dataset, solid_frame
+from world_modality_core.io.errors import ConfigError
 
 LENGTHS = (12, 17, 14, 20)
+# Two episodes of a Unitree G1 (MIT), which lie beside the checkout where there are any.
+G1 = Path(__file__).parents[3] / "shared/data/g1_tiny_v30"
 
 
 def test_episodes_are_lerobots(reader, coc_source):
@@ -26,10 +31,10 @@ def test_episodes_are_lerobots(reader, coc_source):
         assert episode.length_s == LENGTHS[index] / 10
         for key, mine in (("action", episode.action), ("observation.state", episode.state)):
             np.testing.assert_array_equal(mine, np.stack([plain[i][key].numpy() for i in rows]))
-        np.testing.assert_array_equal(episode.gripper(), episode.action[:, 3])
-        np.testing.assert_array_equal(episode.gripper("observation.state", 1), episode.state[:, 1])
+        for key, dim, expected in (("action", -1, episode.action[:, 3]), ("observation.state", 1, episode.state[:, 1])):
+            np.testing.assert_array_equal(episode.signal(reader.dimension(key, dim, "gripper.")), expected)
         np.testing.assert_allclose(episode.timestamps, np.arange(LENGTHS[index]) / 10, atol=1e-6)
-        assert episode.gripper("no.such.feature") is None and episode.language_rows == []
+        assert episode.language_rows == []
 
 
 @pytest.mark.parametrize("use_videos", [True, False])
@@ -74,3 +79,50 @@ def test_coc_rows_are_no_context_but_other_rows_are(coc_source, tmp_path):
 def test_what_cannot_be_opened(kwargs, message):
     with pytest.raises(EpisodeError, match=message):
         EpisodeReader(**kwargs)
+
+
+NAMES = [["shoulder", "elbow", "thumb", "thumb"]]
+
+
+@pytest.mark.parametrize(
+    "names", [NAMES, NAMES[0], {"motors": NAMES[0]}, {"arm": NAMES[0][:2], "hand": NAMES[0][2:]}, None, ["x", "y"]]
+)
+def test_dimensions_are_found_by_number_and_by_name(reader, names):
+    reader.meta.features["action"]["names"] = names
+    has_names = names not in (None, ["x", "y"])
+    assert str(reader.dimension("action", -1, "gripper.")) == ("action[3] thumb" if has_names else "action[3]")
+    if has_names:
+        assert reader.dimension("action", "elbow", "gripper.") == SignalDimension("action", 1, "elbow")
+    for key, dim, message in (
+        ("action", 4, "gripper.dim=4: action has 4 dimensions"),
+        ("action", "thumb", "gripper.dim='thumb': expected a number or a name that action has once"),
+        ("grip", 0, "gripper.key='grip': no numeric feature"),
+        (CAMERAS[0], 0, "no numeric feature"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            reader.dimension(key, dim, "gripper.")
+
+
+@pytest.mark.skipif(not G1.is_dir(), reason="no recording of a real robot on this machine")
+def test_the_fingers_of_a_real_robot_have_names():
+    reader = EpisodeReader(root=str(G1))
+    assert str(reader.dimension("action", -1, "gripper.")) == "action[25] kRightHandThumbRotation"
+    index = reader.dimension("action", "kRightHandIndex", "gripper.")
+    np.testing.assert_array_equal(reader[0].signal(index), reader[0].action[:, 23])
+
+
+def test_a_dataset_without_actions_has_no_gripper_of_its_own(reader):
+    del reader.meta.features["action"]
+    assert reader.dimension("action", -1, "gripper.") is None
+
+
+def test_an_episode_without_frames_is_named(coc_source, tmp_path):
+    """As recorders leave it behind (lerobot issue 4143)."""
+    root = shutil.copytree(coc_source, tmp_path / "empty")
+    path = next((root / "meta/episodes").rglob("*.parquet"))
+    table = pq.read_table(path)
+    for name, values in {"dataset_from_index": [0, 12, 12, 43], "dataset_to_index": [12, 12, 43, 63]}.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    pq.write_table(table, path)
+    with pytest.raises(EpisodeError, match="1 of 4 episodes have no frames, .* episode 1 .*=12, .*=12.* remove"):
+        EpisodeReader(root=str(root))

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from coc_tools.cli import label
 from coc_tools.config import DatasetConfig, LabelConfig
 from coc_tools.import_export import export_labels, import_labels
+from coc_tools.labelling import label
 from coc_tools.store import LabelFile, StoreError, read_labels
 from tests.coc.helpers import label_of
 
@@ -68,8 +68,8 @@ GOOD = {"episode_index": 0, "coc_text": "It opens."}
         ({"episode_id": "three", "coc_text": "x"}, "is 'three'"),
         ({"episode_index": 1}, "line 2: coc_text is None"),
         ({"episode_index": 1, "coc_text": "  "}, "coc_text is '  '"),
-        ({"episode_index": 4, "coc_text": "x"}, "line 2: episode 4; the dataset has 4 episodes"),
-        ({"episode_id": 0, "coc_text": "x"}, "lines 1 and 2: both are of episode 0"),
+        ({"episode_index": 4, "coc_text": "x"}, "line 2: labels episode 4, and the dataset has 4 episodes"),
+        ({"episode_id": 0, "coc_text": "x"}, "lines 1 and 2 are both of episode 0"),
         ({"episode_index": 1, "steps": []}, "line 2: not a label"),
     ],
 )

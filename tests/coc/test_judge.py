@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coc_tools.judge import report as report_module
+from coc_tools.config import GripperConfig
+from coc_tools.judge import score_report as report_module
 from coc_tools.judge.cli import EvalConfig, evaluate, main
 from coc_tools.judge.corruptions import CORRUPTIONS, shifted_times, shuffled_steps, swapped_objects
-from coc_tools.judge.gripper import GripperConfig, GripperSignal, gripper_agreement, read_grippers
+from coc_tools.judge.gripper import GripperSignal, gripper_agreement, read_grippers
 from coc_tools.judge.matching import concordance, match_by_content, match_by_time, temporal_iou
-from coc_tools.judge.report import ALL, format_report
-from coc_tools.judge.report import judge as full_judge
+from coc_tools.judge.score_report import ALL, format_report
+from coc_tools.judge.score_report import judge as full_judge
 from coc_tools.judge.scores import METRICS, Metric
 from coc_tools.judge.words import VERBS, relation_of, same_thing, things
-from coc_tools.schema import EpisodeLabel, Relation, Step
+from coc_tools.schema import EpisodeLabel, LabelStep, Relation
 from coc_tools.store import LabelFile
 from tests.coc.helpers import PROVENANCE
+from world_modality_core.io.errors import ConfigError
 
 FPS = 10
 
@@ -32,15 +34,15 @@ def judge(labels, reference, grippers=None, seed=0):
 
 def step(
     start_s: float, end_s: float, relation: str | None = None, thing: str = "puck", what: str = "It moves"
-) -> Step:
+) -> LabelStep:
     """A step of one relation between the gripper and a thing."""
     relations = [Relation(subject="gripper", relation=relation, object=thing)] if relation else []
-    return Step(
+    return LabelStep(
         start_s=start_s, end_s=end_s, what=what, why="so", objects=[thing], relations=relations, outcome="success"
     )
 
 
-def true_steps(thing: str = "puck", offset: float = 0.0) -> list[Step]:
+def true_steps(thing: str = "puck", offset: float = 0.0) -> list[LabelStep]:
     return [
         step(0, 1 + offset, "approaches", thing),
         step(1 + offset, 2, "grasps", thing),
@@ -49,7 +51,9 @@ def true_steps(thing: str = "puck", offset: float = 0.0) -> list[Step]:
     ]
 
 
-def make_label(episode: int, steps: list[Step], task: str = "pick the puck", length_s: float = 4.0) -> EpisodeLabel:
+def make_label(
+    episode: int, steps: list[LabelStep], task: str = "pick the puck", length_s: float = 4.0
+) -> EpisodeLabel:
     return EpisodeLabel(
         episode_index=episode, task=task, length_s=length_s, steps=steps, text="" if steps else "t",
         provenance=PROVENANCE,
@@ -195,18 +199,19 @@ def test_steps_are_held_against_the_gripper(grippers):
 
 
 def test_the_gripper_signal_is_read_from_the_dataset(reader):
-    high = read_grippers(reader, [1], GripperConfig())[1]
-    low = read_grippers(reader, [1], GripperConfig(closed_is="low"))[1]
+    dimension, signals = read_grippers(reader, [1], GripperConfig())
+    high, low = signals[1], read_grippers(reader, [1], GripperConfig(closed_is="low"))[1][1]
+    assert str(dimension).startswith("action[3]")
     assert high.fps == 10 and len(high.is_closed) == 17
     assert (high.is_closed != low.is_closed).all() and 0 < high.is_closed.sum() < 17
     stats = reader.meta.stats["action"]
     middle = (stats["min"][3] + stats["max"][3]) / 2
     np.testing.assert_array_equal(high.is_closed, reader[1].action[:, 3] > middle)
-    with pytest.raises(ValueError, match="gripper.key='grip'"):
+    with pytest.raises(ConfigError, match="gripper.key='grip'"):
         read_grippers(reader, [0], GripperConfig(key="grip"))
-    with pytest.raises(ValueError, match="gripper.dim=4: action has 4 dimensions"):
+    with pytest.raises(ConfigError, match="gripper.dim=4: action has 4 dimensions"):
         read_grippers(reader, [0], GripperConfig(dim=4))
-    with pytest.raises(ValueError, match="episode 4 is labelled, but .* has 4 episodes"):
+    with pytest.raises(ConfigError, match="episode 4 is labelled, but .* has 4 episodes"):
         read_grippers(reader, [4], GripperConfig())
 
 
@@ -255,7 +260,7 @@ def test_corrupted_labels_score_lower_on_what_must_tell_them(reference, grippers
     scores = judge(wrong, reference, grippers).scores[ALL]
     for metric in METRICS:
         value = scores[metric.name].value
-        if corruption in metric.tells:
+        if corruption in metric.must_detect:
             assert value is None or value < 0.8, metric.name
 
 
@@ -307,8 +312,8 @@ def test_a_metric_that_cannot_tell_a_corruption_is_rejected(reference, grippers,
     monkeypatch.setattr(report_module, "METRICS", (recall, blind, half))
     report = judge(reference, reference, grippers)
     assert set(report.scores[ALL]) == {"step_recall"}  # the control is kept
-    assert report.rejected["n_steps_right"] == "on the reference itself it can't tell shuffled steps"
-    assert report.rejected["half_blind"] == "on the reference itself it can't tell swapped objects"
+    assert report.rejected["n_steps_right"] == "on the reference itself it can't detect shuffled steps"
+    assert report.rejected["half_blind"] == "on the reference itself it can't detect swapped objects"
     text = format_report(report)
     assert "n_steps_right" not in text.splitlines()[0] and "REJECTED: n_steps_right" in text
 
@@ -328,9 +333,9 @@ def test_labels_that_say_nothing_are_told_as_such(reference):
         steps = shuffled_steps(label.steps, 4.0, [], rng)
         noise[e] = make_label(e, swapped_objects(steps, 4.0, ["puck", "mug", "cup"], rng), label.task)
     report = judge(noise, reference)
-    assert report.not_told["object_accuracy"] == ["swapped objects"]
-    assert report.not_told["order_agreement"] == ["shuffled steps"]
-    assert "step_recall" not in report.not_told  # its times are right
+    assert report.no_better_than["object_accuracy"] == ["swapped objects"]
+    assert report.no_better_than["order_agreement"] == ["shuffled steps"]
+    assert "step_recall" not in report.no_better_than  # its times are right
     assert "NO BETTER THAN CHANCE: object_accuracy" in format_report(report)
 
 
@@ -347,9 +352,9 @@ def test_without_a_dataset_the_gripper_metric_says_what_it_needs(reference):
 
 def test_labels_of_another_dataset_are_refused(reference):
     other = {e: make_label(e, true_steps(), "open the drawer") for e in range(20)}
-    with pytest.raises(ValueError, match="episode 0 is 'open the drawer' in the labels and 'pick the puck'"):
+    with pytest.raises(ConfigError, match="episode 0 is 'open the drawer' in the labels and 'pick the puck'"):
         judge(other, reference)
-    with pytest.raises(ValueError, match="no episode in common"):
+    with pytest.raises(ConfigError, match="no episode in common"):
         judge({99: make_label(99, true_steps())}, reference)
 
 
@@ -395,7 +400,7 @@ def test_the_command_prints_a_table_and_writes_json(files, tmp_path, capsys):
 )
 def test_wrong_options_are_named(files, options, message):
     labels, reference = files
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         evaluate(EvalConfig(**{"labels": labels, "reference": reference, **options}))
 
 
@@ -408,6 +413,6 @@ def test_the_console_script_ends_with_one_line(files, monkeypatch):
 def test_the_documentation_names_every_metric_relation_and_corruption():
     text = (Path(__file__).parents[2] / "docs" / "coc_judging.md").read_text()
     for metric in METRICS:
-        assert re.search(rf"^\| `{metric.name}` \|.*\| {', '.join(metric.tells)} \|$", text, flags=re.MULTILINE)
+        assert re.search(rf"^\| `{metric.name}` \|.*\| {', '.join(metric.must_detect)} \|$", text, flags=re.MULTILINE)
     assert all(f"`{relation}`" in text for relation in VERBS)
     assert all(f"*{corruption}*" in text for corruption in CORRUPTIONS)

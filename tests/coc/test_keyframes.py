@@ -10,16 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coc_tools.config import KeyframesConfig
+from coc_tools.episodes import SignalDimension
 from coc_tools.keyframes import change_points, gripper_changes, keyframes, n_keyframes, stops
 from coc_tools.request import data_block, shown_images
 from tests.coc.helpers import builder_of
 from tests.fixtures_datasets import CAMERAS
+from world_modality_core.io.errors import ConfigError
+
+GRIPPER = SignalDimension("action", 3)
 
 
 def episode(t: int, gripper=None, motion=None):
     gripper = np.zeros(t) if gripper is None else np.asarray(gripper, dtype=float)
     motion = np.arange(t, dtype=float)[:, None] if motion is None else motion
-    return SimpleNamespace(n_frames=t, gripper=lambda key, dim: gripper, state=motion, action=None)
+    return SimpleNamespace(n_frames=t, signal=lambda dimension: gripper, state=motion, action=None)
 
 
 @settings(max_examples=100, deadline=None)
@@ -29,7 +33,9 @@ def episode(t: int, gripper=None, motion=None):
 )  # fmt: skip
 def test_any_choice_is_in_order_and_of_the_number_that_was_planned(t, n, kind, seed):
     rng, config = np.random.default_rng(seed), KeyframesConfig(kind=kind, n_frames=n)
-    chosen = keyframes(episode(t, rng.normal(size=t), rng.normal(size=(t, 3))), config, rng.normal(size=(t, 4)))
+    chosen = keyframes(
+        episode(t, rng.normal(size=t), rng.normal(size=(t, 3))), config, GRIPPER, rng.normal(size=(t, 4))
+    )
     assert len(chosen) == n_keyframes(t, config)
     assert chosen == sorted(set(chosen)) and 0 <= chosen[0] and chosen[-1] < t
     if len(chosen) > 1:
@@ -46,9 +52,10 @@ def test_events_are_among_the_frames():
     gripper = np.where((np.arange(t) >= 17) & (np.arange(t) < 41), 1.0, -1.0)
     uniform = keyframes(episode(t), KeyframesConfig(kind="uniform", n_frames=6))
     assert not {17, 41} & set(uniform)
-    assert {17, 41} <= set(keyframes(episode(t, gripper), KeyframesConfig(n_frames=6)))
+    assert {17, 41} <= set(keyframes(episode(t, gripper), KeyframesConfig(n_frames=6), GRIPPER))
+    assert not {17, 41} <= set(keyframes(episode(t, gripper), KeyframesConfig(n_frames=6)))
     latents = np.where(np.arange(t)[:, None] < 23, 0.0, 1.0) * np.ones((1, 8))
-    assert 23 in keyframes(episode(t), KeyframesConfig(n_frames=4), latents)
+    assert 23 in keyframes(episode(t), KeyframesConfig(n_frames=4), latents=latents)
     assert 23 not in keyframes(episode(t), KeyframesConfig(n_frames=4))
     speed = np.where(np.abs(np.arange(t) - 23) < 3, 0.01, 1.0)
     assert any(
@@ -58,7 +65,7 @@ def test_events_are_among_the_frames():
 
 def test_what_is_no_event():
     rng = np.random.default_rng(0)
-    assert gripper_changes(None) == [] and gripper_changes(np.ones(9)) == []
+    assert gripper_changes(np.ones(9)) == []
     clean = np.repeat([0.0, 1.0, 0.0], 20)
     assert gripper_changes(clean) == [20, 40]
     assert gripper_changes(clean + 0.03 * rng.normal(size=60)) == [20, 40]
@@ -97,5 +104,5 @@ def test_text_of_the_dataset_stays_inside_its_strings(reader):
 
 @pytest.mark.parametrize("change", [{"n_frames": 0}, {"n_columns": 0}])
 def test_options_that_are_refused(change):
-    with pytest.raises(ValueError, match=f"keyframes.{next(iter(change))}=0"):
+    with pytest.raises(ConfigError, match=f"keyframes.{next(iter(change))}=0"):
         KeyframesConfig(**change)

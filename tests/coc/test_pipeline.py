@@ -15,9 +15,9 @@ import pytest
 
 from coc_tools import pipeline
 from coc_tools.backends import BackendUnusable
-from coc_tools.cli import label
 from coc_tools.config import ConfigError, DatasetConfig, EndpointConfig, LabelConfig, PricesConfig
 from coc_tools.episodes import EpisodeReader
+from coc_tools.labelling import label
 from coc_tools.store import StoreError, failed_path, read_failures, read_labels
 from tests.coc.helpers import ScriptedLabeller, run_pipeline, steps_json
 from tests.coc.many_episodes import make_many
@@ -31,7 +31,7 @@ def config(root, tmp_path, server=None, **kwargs) -> LabelConfig:
 
 
 def good(request) -> str:
-    return steps_json(request.length_s)
+    return steps_json(request.episode.length_s)
 
 
 @pytest.mark.parametrize(("n_workers", "batch_size"), [(1, 1), (5, 1), (1, 7)])
@@ -40,18 +40,22 @@ def test_every_episode_is_labelled_once(many, tmp_path, n_workers, batch_size):
     summary = run_pipeline(many, labeller, tmp_path / "l.jsonl")
     labels = read_labels(tmp_path / "l.jsonl")
     assert list(labels) == list(range(40)) and summary.n_labelled == 40 and not summary.stopped
-    assert Counter(r.episode_index for r in labeller.asked) == Counter(range(40))
+    assert Counter(r.episode.index for r in labeller.asked) == Counter(range(40))
     assert (summary.n_input_tokens, summary.n_output_tokens) == (400, 200)
     for episode, found in labels.items():
         assert found.task == f"push the puck to place {episode}" and found.length_s == 0.4
-        assert list(found.provenance.frames_shown) == many.cameras and found.provenance.backend == "scripted"
+        assert (
+            found.provenance.gripper == "action[3] grip"
+            and list(found.provenance.frames_shown) == many.cameras
+            and found.provenance.backend == "scripted"
+        )
     if batch_size > 1:
         assert max(labeller.batches) == 7 and sum(labeller.batches) == 40
 
 
 def test_a_batch_retries_only_what_was_bad(many, tmp_path):
     def script(request):
-        return good(request) if request.rejected or request.episode_index % 3 else "bad"
+        return good(request) if request.rejected or request.episode.index % 3 else "bad"
 
     labeller = ScriptedLabeller(script, 1, 9)
     assert run_pipeline(many, labeller, tmp_path / "l.jsonl", range(9)).n_retries == 3
@@ -85,11 +89,11 @@ def test_a_thousand_episodes_with_five_percent_faults(one_episode, tmp_path):
         assert path.read_bytes() == before
 
 
-def coc_label(cfg: LabelConfig, **kwargs) -> subprocess.Popen:
+def coc_label(cfg: LabelConfig, *more: str, **kwargs) -> subprocess.Popen:
     """A real `coc-label` process."""
     command = [
         sys.executable, "-m", "coc_tools.cli", f"--dataset.root={cfg.dataset.root}", f"--labels={cfg.labels}",
-        f"--endpoint.api_base={cfg.endpoint.api_base}", f"--endpoint.model={MODEL}", "--endpoint.concurrency=4",
+        f"--endpoint.api_base={cfg.endpoint.api_base}", f"--endpoint.model={MODEL}", "--endpoint.concurrency=4", *more,
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
@@ -137,6 +141,21 @@ def test_sigkill_then_ctrl_c_then_the_rest(one_episode, tmp_path):
         assert set(asked.values()) <= {1, 2} and sum(asked.values()) <= 60 + 4 + 2 * 4 + 1
 
 
+@pytest.mark.slow
+def test_sigterm_ends_a_run_whose_server_drips(forty, tmp_path):
+    with MockEndpoint(lambda asked: Answer(drips="headers")) as server:
+        process = coc_label(config(forty, tmp_path, server), "--endpoint.timeout_s=4")
+        deadline = time.monotonic() + 120
+        while len(server.requests) < 4:  # one per connection
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and "Traceback" not in said and "at most endpoint.timeout_s=4 s" in said
+    assert len(server.requests) == 4  # none again
+    assert not (tmp_path / "labels.jsonl").exists()
+
+
 def test_a_run_without_any_reply_gives_up(many, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "GIVE_UP_AFTER", 5)
 
@@ -147,13 +166,13 @@ def test_a_run_without_any_reply_gives_up(many, tmp_path, monkeypatch):
     assert "5 episodes in a row got no reply" in summary.stopped and "no connection" in summary.stopped
     assert 5 <= len(summary.failures) < 40
     # A reply in between, even a bad one, means that the server is there.
-    now_and_then = ScriptedLabeller(lambda r: "bad" if r.episode_index % 3 else script(r), 1)
+    now_and_then = ScriptedLabeller(lambda r: "bad" if r.episode.index % 3 else script(r), 1)
     assert not run_pipeline(many, now_and_then, tmp_path / "m.jsonl").stopped
 
 
 def test_an_unusable_backend_stops_the_run_and_keeps_what_is_done(many, tmp_path):
     def script(request):
-        if request.episode_index == 9:
+        if request.episode.index == 9:
             raise BackendUnusable("the key has expired")
         return good(request)
 

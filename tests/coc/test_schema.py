@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from coc_tools.schema import EpisodeLabel, Relation, Step, render_text, reply_schema, step_text
+from coc_tools.schema import EpisodeLabel, LabelStep, Relation, render_text, reply_schema, step_text
 from tests.coc.helpers import PROVENANCE, step, steps_json
 
 REPO = Path(__file__).parents[2]
@@ -72,9 +72,9 @@ def test_labels_that_are_refused(change, message):
 )  # fmt: skip
 def test_steps_that_are_refused(change):
     good = step(0, 1).model_dump()
-    Step(**good)
+    LabelStep(**good)
     with pytest.raises(ValidationError):
-        Step(**(good | change))
+        LabelStep(**(good | change))
 
 
 def test_free_text_label_keeps_its_text():

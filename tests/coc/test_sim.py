@@ -19,7 +19,7 @@ from lerobot.envs.metaworld import TASK_DESCRIPTIONS, TASK_POLICY_MAPPING  # noq
 from coc_tools.backends import BackendError, BackendUnusable, LabelRequest  # noqa: E402
 from coc_tools.backends.sim import RECORD_FILE, SimLabeller  # noqa: E402
 from coc_tools.episodes import EpisodeReader  # noqa: E402
-from coc_tools.schema import Step, StepList  # noqa: E402
+from coc_tools.schema import LabelStep, StepList  # noqa: E402
 from coc_tools.sim_scene import HAND, LEFT, RIGHT, Scene, SceneTrace  # noqa: E402
 from coc_tools.sim_trace import trace_steps  # noqa: E402
 from coc_tools.sim_words import words_of  # noqa: E402
@@ -30,11 +30,11 @@ from tests.coc.helpers import run_pipeline  # noqa: E402
 FPS = 80
 
 
-def relations(steps: list[Step]) -> list[tuple[str, str, str]]:
+def relations(steps: list[LabelStep]) -> list[tuple[str, str, str]]:
     return [(r.subject, r.relation, r.object) for step in steps for r in step.relations]
 
 
-def assert_covers(steps: list[Step], length_s: float) -> None:
+def assert_covers(steps: list[LabelStep], length_s: float) -> None:
     """One after the other, from the start to the end."""
     assert steps[0].start_s == 0 and steps[-1].end_s == pytest.approx(length_s, abs=1e-6)
     for before, after in zip(steps[:-1], steps[1:], strict=True):
@@ -94,7 +94,7 @@ def picked_and_placed() -> SceneTrace:
     return trace
 
 
-def steps_of(trace: SceneTrace, task: str = "pick-place-v3") -> list[Step]:
+def steps_of(trace: SceneTrace, task: str = "pick-place-v3") -> list[LabelStep]:
     steps = trace_steps(trace, words_of(task), FPS)
     length_s = (len(trace.opening) - 1) / FPS
     assert_covers(steps, length_s)
@@ -270,7 +270,7 @@ def recorded(recording) -> EpisodeReader:
     return EpisodeReader("tests/recorded", str(recording))
 
 
-def label(labeller: SimLabeller, episode) -> list[Step]:
+def label(labeller: SimLabeller, episode) -> list[LabelStep]:
     (reply,) = labeller.label_many([LabelRequest(episode)])
     return StepList.model_validate_json(reply.text).steps
 

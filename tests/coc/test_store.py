@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from coc_tools.process_shards import ProcessShards
 from coc_tools.schema import EpisodeLabel
-from coc_tools.shares import Shares
 from coc_tools.store import Failure, LabelFile, StoreError, failed_path, read_failures, read_labels, utc_now
 from tests.coc.helpers import PROVENANCE, step
 
@@ -116,5 +116,5 @@ def test_only_parts_that_other_processes_wrote_are_taken_over(tmp_path):
         with LabelFile(file) as labels:
             labels.append(label(episode))
     with LabelFile(path) as labels:
-        Shares(is_needed=False).collect(labels)
+        ProcessShards(is_needed=False).collect_parts(labels)
     assert list(read_labels(path)) == [1] and mine.exists() and not (tmp_path / "labels.part1.jsonl").exists()

@@ -16,7 +16,7 @@ TASK = "Push the puck to the goal"
 
 
 def check(text: str, length_s: float = 4.0, objects=None, task: str = TASK, is_cut_off: bool = False):
-    request = SimpleNamespace(task=task, length_s=length_s, fps=10, objects=objects)
+    request = SimpleNamespace(episode=SimpleNamespace(task=task, length_s=length_s, fps=10), objects=objects)
     return check_reply(Reply(text, is_cut_off=is_cut_off), request)
 
 
@@ -110,7 +110,7 @@ def test_language(task, text, is_problem):
     assert bool(language_problem(task, text)) == is_problem
 
 
-def test_language_is_told_or_not_told():
+def test_a_language_is_recognised_or_left_open():
     assert script("12 + 3") is None and script("Push 红") == "LATIN"
     assert latin_language("The gripper is on the puck") == "English"
     assert latin_language("gripper puck goal") is None

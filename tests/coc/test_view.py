@@ -16,9 +16,10 @@ from PIL import Image
 from coc_tools.schema import EpisodeLabel
 from coc_tools.store import LabelFile
 from coc_tools.view.cli import ViewConfig, main, view
-from coc_tools.view.page import curve_points, make_lane, time_ticks
+from coc_tools.view.label_page import curve_points, make_lane, time_ticks
 from tests.browser import CHROMIUM, Browser
 from tests.coc.helpers import PROVENANCE, label_of, step
+from world_modality_core.io.errors import ConfigError, UserError
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&<b>"
 
@@ -136,7 +137,7 @@ def test_ticks_are_round_and_few(length_s):
 def test_wrong_options_are_named_and_leave_no_page(config, options, message):
     for name, value in options.items():
         setattr(config, name, value)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         view(config)
     assert not list(Path(config.output).parent.glob("*")) or not Path(config.output).parent.exists()
 
@@ -144,7 +145,7 @@ def test_wrong_options_are_named_and_leave_no_page(config, options, message):
 def test_labels_of_another_dataset_are_refused(config, reader, tmp_path):
     other = label_of(reader, 0).model_copy(update={"task": "fold the towel"})
     config.labels = write(tmp_path / "other.jsonl", [other])
-    with pytest.raises(ValueError, match="episode 0 is 'fold the towel' in other and 'push the puck' in the dataset"):
+    with pytest.raises(ConfigError, match="episode 0 is 'fold the towel' in other and 'push the puck' in the dataset"):
         view(config)
 
 

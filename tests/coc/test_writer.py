@@ -21,12 +21,12 @@ from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.datasets.language import LANGUAGE_EVENTS, LANGUAGE_PERSISTENT
 from lerobot.datasets.language_render import active_at
 
-from coc_tools.cli import label
 from coc_tools.config import DatasetConfig, LabelConfig, WriteConfig
 from coc_tools.dataset_writer import WriteError, recover, write_copy, write_in_place
 from coc_tools.episodes import EpisodeReader
+from coc_tools.labelling import label
 from coc_tools.language_rows import COC_STYLE, labels_by_index, labels_from_jsonl
-from coc_tools.store import LabelFile
+from coc_tools.store import LabelFile, StoreError
 from tests.coc.helpers import label_of
 from world_modality_core.io.errors import ConfigError
 
@@ -321,7 +321,7 @@ def test_lookup_from_jsonl_is_that_of_the_rows(root, tmp_path):
         "It opens.", "It opens.", None, None, "It pushes.", "It pushes.", None,
     ]  # fmt: skip
     plain.write_text('{"episode_index": 4, "coc_text": "x"}\n')
-    with pytest.raises(ValueError, match="file of another dataset"):
+    with pytest.raises(StoreError, match="file of another dataset"):
         labels_from_jsonl(plain, meta)
 
 

@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coc_tools.config import ConfigError as LabelConfigError
 from coc_tools.validate import ReplyError
 from world_modality_core.io.errors import UserError
 
-TOLD = (UserError, LabelConfigError, ReplyError)
+TOLD = (UserError, ReplyError)
 """What the console scripts print as one line."""
 
 
@@ -398,19 +397,19 @@ def _labels(base: Path, source: Path) -> list[Target]:
     from coc_tools.backends import Reply
     from coc_tools.dataset_writer import INFO, recover
     from coc_tools.episodes import EpisodeReader
-    from coc_tools.import_export import iter_lines
+    from coc_tools.label_lines import iter_lines
     from coc_tools.request import load_objects
-    from coc_tools.schema import EpisodeLabel, Provenance, Step
+    from coc_tools.schema import EpisodeLabel, LabelStep, Provenance
     from coc_tools.store import LabelFile, read_failures, read_labels
     from coc_tools.validate import parse_steps
-    from coc_tools.view.page import make_lane, render
+    from coc_tools.view.label_page import make_lane, render
 
     reader = EpisodeReader("tests/source", str(source))
     folder = base / "labels"
     folder.mkdir()
     steps = [
-        Step(start_s=0.0, end_s=0.4, what="It moves", why="it must", objects=["puck"], outcome="success"),
-        Step(start_s=0.4, end_s=1.0, what="It pushes", why="the goal is there", objects=[], outcome="partial"),
+        LabelStep(start_s=0.0, end_s=0.4, what="It moves", why="it must", objects=["puck"], outcome="success"),
+        LabelStep(start_s=0.4, end_s=1.0, what="It pushes", why="the goal is there", objects=[], outcome="partial"),
     ]
     origin = Provenance(backend="b", model="m", date="2026-01-01T00:00:00+00:00", tool_version="1")
     labels = [

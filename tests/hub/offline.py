@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coc_tools.import_export import iter_lines
+from coc_tools.label_lines import iter_lines
 from tests.conftest import TinyCompanion
 from tests.hub.machine import command, refusal
 from tests.hub.reader import LABELS, companion, policies

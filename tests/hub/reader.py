@@ -139,6 +139,6 @@ def refused() -> dict:
 
 
 def labels_file(name: str):
-    from coc_tools.import_export import iter_lines
+    from coc_tools.label_lines import iter_lines
 
     return iter_lines(name)

@@ -219,7 +219,7 @@ def test_it_learns_to_say_why(tiny_companion, vlm, tmp_path):
 @pytest.mark.parametrize(
     ("texts", "text", "error", "message"),
     [
-        ({9: "It opens."}, {}, ValueError, "labels episode 9, and 'tests/source' has 4 episodes"),
+        ({9: "It opens."}, {}, StoreError, "labels episode 9, and 'tests/source' has 4 episodes"),
         ({0: ""}, {}, StoreError, "line 1: coc_text is ''"),
         ({}, {}, ValueError, "labels no frame"),
         (

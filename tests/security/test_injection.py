@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from coc_tools.cli import label
 from coc_tools.config import DatasetConfig, EndpointConfig, LabelConfig
 from coc_tools.import_export import export_labels
+from coc_tools.labelling import label
 from coc_tools.store import LabelFile, read_failures, read_labels
 from coc_tools.view.cli import ViewConfig, view
 from tests.coc.mock_endpoint import MODEL, Answer, MockEndpoint, good_steps

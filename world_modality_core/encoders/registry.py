@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 
@@ -12,6 +13,8 @@ from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.pca import LatentPCA
 
 _FAMILIES: dict[str, type[WorldEncoder]] = {}
+# Modules of this package that register themselves, imported when they are asked for.
+_BUILT_IN = {name: f"{__package__}.{name}" for name in ("dinov2", "efficientnet_lite0", "vjepa2")}
 
 
 def register_encoder(family: str) -> Callable[[type[WorldEncoder]], type[WorldEncoder]]:
@@ -22,26 +25,19 @@ def register_encoder(family: str) -> Callable[[type[WorldEncoder]], type[WorldEn
     """
 
     def enter(cls: type[WorldEncoder]) -> type[WorldEncoder]:
-        if not cls.__module__.startswith(__package__):
-            _load_families()  # their names are taken
         known = _FAMILIES.get(family)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"encoder family {family!r} is already {known.__module__}.{known.__qualname__}")
+        taken = _BUILT_IN.get(family) or (known and f"{known.__module__}.{known.__qualname__}")
+        if taken and cls.__module__ != taken and f"{cls.__module__}.{cls.__qualname__}" != taken:
+            raise ValueError(f"encoder family {family!r} is already {taken}")
         _FAMILIES[family] = cls
         return cls
 
     return enter
 
 
-def _load_families() -> None:
-    """Import the families of this package, which register themselves."""
-    from world_modality_core.encoders import dinov2, efficientnet_lite0, vjepa2  # noqa: F401
-
-
 def encoder_families() -> list[str]:
-    """The names of all registered families."""
-    _load_families()
-    return sorted(_FAMILIES)
+    """The names of all families: this package's, and those that were registered."""
+    return sorted({*_BUILT_IN, *_FAMILIES})
 
 
 def make_world_encoder(
@@ -66,4 +62,6 @@ def make_world_encoder(
             f"encoder.family={spec.family!r}: expected one of {encoder_families()}; a family of your own is registered "
             "by importing its module first, e.g. with --encoder.discover_packages_path=<package> (docs/encoders.md)"
         )
+    if spec.family not in _FAMILIES:
+        import_module(_BUILT_IN[spec.family])
     return _FAMILIES[spec.family](spec, pca=pca, device=device)

@@ -16,8 +16,8 @@ from accelerate import PartialState
 from coc_tools.store import LabelFile, failed_path, read_failures
 
 
-class Shares:
-    """This process's share of the work; all of it when there is only one process.
+class ProcessShards:
+    """This process's shard of the work; all of it when there is only one process.
 
     Attributes:
         is_first: Whether this process plans, prints and writes.
@@ -34,17 +34,17 @@ class Shares:
         self._state = PartialState(cpu=is_cpu, timeout=timedelta(days=7)) if is_needed else None
         self.is_first = self._state is None or self._state.is_main_process
 
-    def part(self, labels: Path) -> Path:
+    def part_path(self, labels: Path) -> Path:
         """Where this process writes its labels if it is not the first one."""
         return labels.with_name(f"{labels.stem}.part{self._state.process_index}.jsonl")
 
-    def mine(self, episodes: Sequence[int]) -> list[int]:
-        """Every n-th episode."""
+    def shard(self, episodes: Sequence[int]) -> list[int]:
+        """Every n-th episode, for n processes."""
         if self._state is None:
             return list(episodes)
         return list(episodes)[self._state.process_index :: self._state.num_processes]
 
-    def collect(self, labels: LabelFile) -> None:
+    def collect_parts(self, labels: LabelFile) -> None:
         """Move the parts of other processes into the label file; none of them may be at work."""
         is_part = re.compile(rf"({re.escape(labels.path.stem)}\.part\d+)(\.failed)?\.jsonl").fullmatch
         stems = {match[1] for path in labels.path.parent.iterdir() if (match := is_part(path.name))}
@@ -59,6 +59,6 @@ class Shares:
             failed_path(part).unlink(missing_ok=True)
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have come to this place."""
         if self._state is not None:
             self._state.wait_for_everyone()

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from coc_tools.episodes import Episode
-from coc_tools.schema import EpisodeLabel, Step
+from coc_tools.schema import EpisodeLabel, LabelStep
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Block:
     left: float
     width: float
     row: int
-    step: Step
+    step: LabelStep
 
 
 @dataclass(frozen=True)

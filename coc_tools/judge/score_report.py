@@ -12,6 +12,7 @@ from coc_tools.judge.gripper import GripperSignal
 from coc_tools.judge.scores import METRICS, Case
 from coc_tools.judge.words import things
 from coc_tools.schema import EpisodeLabel
+from world_modality_core.io.errors import ConfigError
 
 N_DRAWS = 4
 """Corrupted versions of each episode, added up."""
@@ -37,7 +38,7 @@ class Score:
 
 
 @dataclass
-class Report:
+class ScoreReport:
     """What `coc-eval` found.
 
     Attributes:
@@ -46,7 +47,7 @@ class Report:
         n_episodes: task -> episodes that were scored.
         scores: task -> metric -> score, for the metrics that can be trusted; the last task is `ALL`.
         rejected: metric -> why it is left out.
-        not_told: metric -> corruptions of these labels that score no worse than the labels.
+        no_better_than: metric -> corruptions of these labels that score no worse than the labels.
     """
 
     n_reference: int
@@ -55,7 +56,7 @@ class Report:
     n_episodes: dict[str, int]
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
-    not_told: dict[str, list[str]] = field(default_factory=dict)
+    no_better_than: dict[str, list[str]] = field(default_factory=dict)
 
 
 def judge(
@@ -65,7 +66,7 @@ def judge(
     min_iou: float = 0.5,
     n_bootstrap: int = 2000,
     seed: int = 0,
-) -> Report:
+) -> ScoreReport:
     """Score labels against a reference.
 
     Args:
@@ -77,19 +78,19 @@ def judge(
         seed: of the resamples and of the corruptions.
 
     Raises:
-        ValueError: the two have no episode in common, or an episode has another task in one than in the other.
+        ConfigError: the two have no episode in common, or an episode has another task in one than in the other.
     """
     episodes = sorted(set(labels) & set(reference))
     if not episodes:
-        raise ValueError("the labels and the reference have no episode in common")
+        raise ConfigError("the labels and the reference have no episode in common")
     for episode in episodes:
         if labels[episode].task != reference[episode].task:
-            raise ValueError(
+            raise ConfigError(
                 f"episode {episode} is {labels[episode].task!r} in the labels and {reference[episode].task!r} in the "
                 "reference: they are of different datasets"
             )
     tasks = [reference[episode].task for episode in episodes]
-    report = Report(
+    report = ScoreReport(
         n_reference=len(reference),
         n_labelled=len(episodes),
         n_unknown=len(labels) - len(episodes),
@@ -100,18 +101,18 @@ def judge(
     own = {episode: labels[episode] for episode in episodes}
     true = {episode: reference[episode] for episode in episodes}
     counts = _counts(own, true, grippers, min_iou)
-    unable_on_own = _not_told(own, true, grippers, min_iou, resamples[ALL], seed)
-    unable_on_true = _not_told(true, true, grippers, min_iou, resamples[ALL], seed)
+    unable_on_own = _undetected(own, true, grippers, min_iou, resamples[ALL], seed)
+    unable_on_true = _undetected(true, true, grippers, min_iou, resamples[ALL], seed)
     for metric in METRICS:
         if metric.name not in counts:
             report.rejected[metric.name] = "needs the gripper's signal: give --dataset.repo_id or --dataset.root"
         elif len(episodes) < MIN_EPISODES:
             report.rejected[metric.name] = f"{len(episodes)} episodes are too few, expected at least {MIN_EPISODES}"
         elif unable := unable_on_true[metric.name]:
-            report.rejected[metric.name] = f"on the reference itself it can't tell {' or '.join(unable)}"
+            report.rejected[metric.name] = f"on the reference itself it can't detect {' or '.join(unable)}"
         else:
             if unable := unable_on_own[metric.name]:
-                report.not_told[metric.name] = unable
+                report.no_better_than[metric.name] = unable
             for task, rows in resamples.items():
                 mine = np.array([task in (ALL, t) for t in tasks])
                 report.scores[task][metric.name] = _score(counts[metric.name][mine], rows)
@@ -132,7 +133,7 @@ def _counts(labels: Labels, reference: Labels, grippers: Grippers | None, min_io
     return {metric.name: np.array([metric.count(case) for case in cases], dtype=float) for metric in metrics}
 
 
-def _not_told(
+def _undetected(
     labels: Labels, reference: Labels, grippers: Grippers | None, min_iou: float, rows: np.ndarray, seed: int
 ) -> dict[str, list[str]]:
     """Metric -> the corruptions that do not lower it for certain: the interval of the paired loss reaches 0."""
@@ -146,7 +147,7 @@ def _not_told(
             for name, counts in _counts(wrong, reference, grippers, min_iou).items():
                 corrupted[name] += counts
         for metric in METRICS:
-            if metric.name in original and corruption in metric.tells:
+            if metric.name in original and corruption in metric.must_detect:
                 # A corruption may leave nothing to count at all; that is not a good score.
                 wrong_score = np.nan_to_num(_ratio(corrupted[metric.name][rows].sum(axis=1)))
                 loss = _ratio(original[metric.name][rows].sum(axis=1)) - wrong_score
@@ -182,7 +183,7 @@ def _score(counts: np.ndarray, rows: np.ndarray) -> Score:
     return Score(value, float(low), float(high), float(total[1]))
 
 
-def format_report(report: Report) -> str:
+def format_report(report: ScoreReport) -> str:
     """The report as text."""
     metrics = list(report.scores[ALL])
     header = ["task", "episodes", *metrics]
@@ -201,7 +202,7 @@ def format_report(report: Report) -> str:
         text[-1] += "; the others are left out"
     if report.n_unknown:
         text.append(f"{report.n_unknown} labelled episodes are not in the reference; they are left out")
-    for metric, corruptions in report.not_told.items():
+    for metric, corruptions in report.no_better_than.items():
         text.append(
             f"NO BETTER THAN CHANCE: {metric} of these labels is no higher than with {' or '.join(corruptions)}"
         )
