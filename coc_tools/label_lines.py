@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from coc_tools.schema import EpisodeLabel
 from coc_tools.store import StoreError, problem_of, refuse_second
 from world_modality_core.io.files import parse_json
-from world_modality_core.io.hub import local_file
+from world_modality_core.io.hub_transfer import local_file
 
 
 def iter_lines(path: str | Path) -> Iterator[tuple[int, int, EpisodeLabel | str]]:

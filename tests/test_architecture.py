@@ -22,7 +22,7 @@ STUDIES = f"{CORE}.studies"
 CIRCLES = [
     {f"{PLUGIN}.doctor.cli", f"{PLUGIN}.doctor.libero_checks"},
 ]
-MODULE_NAMES = {"hub"}
+MODULE_NAMES: set[str] = set()
 CLASS_NAMES: set[str] = set()
 
 

@@ -14,7 +14,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.configs.train import TrainPipelineConfig
 
 from lerobot_policy_world_modality.hub.model_card import CardFacts, companion_at_hand, gate_values, policy_card
-from world_modality_core.io.hub import HUB_PREFIX, hub_errors
+from world_modality_core.io.hub_transfer import HUB_PREFIX, hub_errors
 from world_modality_core.studies.evidence.checkpoint import label_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from lerobot.configs import PreTrainedConfig, parser
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.hub import hub_errors
+from world_modality_core.io.hub_transfer import hub_errors
 
 
 def read_policy_option() -> PreTrainedConfig | None:

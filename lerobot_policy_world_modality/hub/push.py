@@ -20,7 +20,7 @@ from lerobot_policy_world_modality.hub.model_card import CardFacts, companion_at
 from lerobot_policy_world_modality.hub.on_hub import forget_disk, needed_weights
 from lerobot_policy_world_modality.hub.trusted_files import checkpoint_files, open_checkpoint
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.hub import CARD_FILE, dataset_files, own_files, push_dataset, push_folder
+from world_modality_core.io.hub_transfer import CARD_FILE, dataset_files, own_files, push_dataset, push_folder
 from world_modality_core.latents.companion import INFO_FILE, open_companion
 from world_modality_core.latents.fingerprint import SOURCE_FILE
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license

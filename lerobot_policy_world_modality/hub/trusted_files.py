@@ -19,7 +19,7 @@ from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PR
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import check_own, inside, read_json
-from world_modality_core.io.hub import own_files
+from world_modality_core.io.hub_transfer import own_files
 from world_modality_core.studies.evidence.checkpoint import checkpoint_folder
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -18,7 +18,7 @@ from tests.intervention.helpers import make_checkpoint
 from tests.security.test_checkpoints import edit
 from wm_tools.push.cli import make_parser
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.hub import dataset_files
+from world_modality_core.io.hub_transfer import dataset_files
 
 # Of each artefact, files that may be links in a hostile or careless copy.
 LINKED = [

@@ -37,7 +37,7 @@ from world_modality_core.io.files import (
     reading,
     write_text,
 )
-from world_modality_core.io.hub import downloaded_dataset, hub_errors
+from world_modality_core.io.hub_transfer import downloaded_dataset, hub_errors
 from world_modality_core.latents.codebook import Codebook
 from world_modality_core.latents.fingerprint import SourceFingerprint
 from world_modality_core.latents.latent_table import LATENTS, TOKENS, LatentTable, build_table

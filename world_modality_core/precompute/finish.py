@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from world_modality_core.encoders import WorldEncoder
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.hub import HubError, push_dataset
+from world_modality_core.io.hub_transfer import HubError, push_dataset
 from world_modality_core.io.work_folder import write_folder
 from world_modality_core.latents.codebook import Codebook
 from world_modality_core.latents.companion import (

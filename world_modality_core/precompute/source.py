@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from world_modality_core.io.dataset_files import data_files, named_files
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import open_parquet, read_parquet, reading
-from world_modality_core.io.hub import hub_errors
+from world_modality_core.io.hub_transfer import hub_errors
 
 # LeRobot's own default (`LeRobotDataset.tolerance_s`).
 TOLERANCE_S = 1e-4

@@ -14,7 +14,7 @@ from world_modality_core.encoders import WorldEncoder, make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.errors import ConfigError, UserError
-from world_modality_core.io.hub import HubError, check_upload
+from world_modality_core.io.hub_transfer import HubError, check_upload
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.latents.companion import (
     INFO_FILE,

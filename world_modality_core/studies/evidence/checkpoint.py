@@ -33,7 +33,7 @@ def checkpoint_folder(name: str | Path, revision: str | None = None) -> Path:
         # Only here, since they take a second to import.
         from huggingface_hub import snapshot_download
 
-        from world_modality_core.io.hub import hub_errors
+        from world_modality_core.io.hub_transfer import hub_errors
 
         with hub_errors(str(name), revision):
             # What a policy is made of: nothing else that a repository may hold is fetched.
