@@ -40,7 +40,7 @@ CONFIGS = {
     "coc-view": ViewConfig,
 }
 PARSERS = {"wm-matrix": matrix_parser(), "wm-report": report_parser(), "wm-push": push_parser()}
-CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "examples", "benchmarks"]
+CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "wm_tools", "examples", "benchmarks"]
 VARIABLES = {"USER": "me", "type": "F", "source": "zero", "arm": "E2", "suite": "libero_goal", "tier": "easy"}
 
 

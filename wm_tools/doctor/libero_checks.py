@@ -8,8 +8,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from lerobot_policy_world_modality.doctor.cli import Row, extra
 from lerobot_policy_world_modality.envs.libero_setup import REMEDY, needs, set_up
+from wm_tools.doctor.rows import Row, extra
 from world_modality_core.io.errors import ConfigError
 
 # As lerobot-eval does it, up to the first action; prints the contrast of the frame and the seconds since the start.
