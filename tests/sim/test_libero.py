@@ -24,8 +24,8 @@ from lerobot_policy_world_modality.envs.libero_setup import (
     set_up,
 )
 from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
-from tests.fixtures_smolvlm import TINY_SMOLVLA, make_smolvlm
 from tests.plugin.helpers import SMALL, open_gates
+from wm_tools.doctor.smolvlm_backbone import TINY_SMOLVLA, make_smolvlm
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 

@@ -1,11 +1,13 @@
 """`wm-doctor` says ok where all is well, and FAIL with a remedy where it is not."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+from lerobot.configs import PreTrainedConfig
 
 from wm_tools.doctor import checks, cli
 from wm_tools.doctor.rows import Row
@@ -52,7 +54,25 @@ def test_a_policy_that_fails_is_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr("wm_tools.doctor.policy_round.make_tiny_data", lambda folder, device: None)
     monkeypatch.setattr("wm_tools.doctor.policy_round.policy_round", fail)
-    assert [row.status for row in checks.check_policies("cpu")] == ["ok", "ok", "ok", "FAIL", "ok"]
+    assert [row.status for row in checks.check_policies("cpu")] == ["ok", "ok", "ok", "FAIL", *["ok"] * 3]
+
+
+def test_a_type_whose_extra_is_missing_names_the_extra(monkeypatch):
+    monkeypatch.setattr("wm_tools.doctor.policy_round.make_tiny_data", lambda folder, device: None)
+    monkeypatch.setattr("wm_tools.doctor.policy_round.policy_round", lambda policy_type, data, device: "fine")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "num2words" else find_spec(name))
+    rows = {row.check: row for row in checks.check_policies("cpu")}
+    assert {name for name, row in rows.items() if row.status != "ok"} == {"policy smolvla_world"}
+    row = rows["policy smolvla_world"]
+    assert (row.status, row.found) == ("warn", "num2words not installed") and "[smolvla]" in row.remedy
+
+
+def test_every_registered_type_makes_a_round():
+    import lerobot_policy_world_modality  # noqa: F401  registers the types
+
+    ours = {t for t, c in PreTrainedConfig.get_known_choices().items() if c.__module__.startswith(checks.DISTRIBUTION)}
+    assert set(checks.POLICY_TYPES) == ours
 
 
 def test_a_broken_renderer_fails_with_the_packages_to_install(monkeypatch):

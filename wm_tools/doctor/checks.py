@@ -13,7 +13,16 @@ from pathlib import Path
 from wm_tools.doctor.rows import DISTRIBUTION, Row, extra, guarded
 
 REPORTED_PACKAGES = ["lerobot", "torch", "transformers", "accelerate", "faiss-cpu", "metaworld", "mujoco"]
-POLICY_TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F"]
+# Each type with the extra that it needs, and the packages by which that is known.
+POLICY_TYPES = {
+    "world_A": None,
+    "world_B": None,
+    "world_B_cont": None,
+    "world_C": None,
+    "world_F": None,
+    "smolvla_world": ("smolvla", ["num2words", "peft"]),
+    "qwen_world_fplus": ("qwen", ["peft"]),
+}
 ENVIRONMENT_TYPE = "metaworld_light"
 
 # Renders a lit box and prints the milliseconds of the second frame; the first one compiles shaders.
@@ -181,8 +190,11 @@ def check_policies(device: str) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory(prefix="wm-doctor-") as folder:
         data = make_tiny_data(Path(folder), device)
-        for policy_type in POLICY_TYPES:
+        for policy_type, needed in POLICY_TYPES.items():
             name = f"policy {policy_type}"
+            if needed and (missing := [package for package in needed[1] if importlib.util.find_spec(package) is None]):
+                rows.append(Row(name, "warn", f"{', '.join(missing)} not installed", extra(needed[0])))
+                continue
             rows += guarded(name, lambda n=name, t=policy_type: [Row(n, "ok", policy_round(t, data, device))])
     return rows
 
