@@ -16,6 +16,8 @@ import os
 
 import numpy as np
 
+from world_modality_core.io.errors import UserError
+
 MIN_CONTRAST = 8
 """Levels of 255. A constant image has 0; the flattest frame of all 50 tasks, at 32 px, has 175."""
 
@@ -29,11 +31,11 @@ REMEDY = (
 )
 
 
-class BlankFrameError(RuntimeError):
+class BlankFrameError(UserError, RuntimeError):
     """A frame without contrast came out of a renderer."""
 
 
-class FrozenFrameError(RuntimeError):
+class FrozenFrameError(UserError, RuntimeError):
     """A renderer repeated a frame, bit for bit, while the robot moved."""
 
 

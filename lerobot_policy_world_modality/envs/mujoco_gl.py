@@ -12,13 +12,15 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+from world_modality_core.io.errors import UserError
+
 HOW_TO_GET_A_RENDERER = (
     "install one with `apt-get install -y libegl1 libgl1-mesa-dri libopengl0` (then MUJOCO_GL=egl) "
     "or `apt-get install -y libosmesa6` (then MUJOCO_GL=osmesa)"
 )
 
 
-class RendererError(RuntimeError):
+class RendererError(UserError, RuntimeError):
     """Nothing can be rendered on this machine as it is set up; the message says what to install or set."""
 
 
