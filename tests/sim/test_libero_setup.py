@@ -131,6 +131,7 @@ def test_wm_eval_refuses_before_libero_can_ask(home, tmp_path):
 def test_the_doctor_names_what_is_missing_and_mends_it(home, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checks, "check_renderers", lambda: [])
     monkeypatch.setattr(libero_checks, "_reset", lambda: Row("reset", "ok", ""))
+    monkeypatch.setattr(libero_checks, "_settle", lambda suite: Row(suite, "ok", ""))
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["wm-doctor", *arguments])
