@@ -17,7 +17,7 @@ from coc_tools.view.cli import ViewConfig
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.hub.push import make_parser as push_parser
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
-from lerobot_policy_world_modality.record.options import RecordConfig
+from lerobot_policy_world_modality.record.record_options import RecordConfig
 from world_modality_core.precompute.cli import PrecomputeConfig
 from world_modality_core.prophet.options import ProphetTrainingConfig
 from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option

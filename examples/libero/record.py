@@ -34,7 +34,7 @@ from lerobot_policy_world_modality.envs.libero_setup import check_libero_is_set_
 from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl
 from lerobot_policy_world_modality.record.attempts import Attempts
 from lerobot_policy_world_modality.record.merging import merge_episodes
-from lerobot_policy_world_modality.record.options import RecordConfig
+from lerobot_policy_world_modality.record.record_options import RecordConfig
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import read_json, write_text
 

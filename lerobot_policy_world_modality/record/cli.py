@@ -20,7 +20,7 @@ from lerobot.configs import parser
 
 from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl
 from lerobot_policy_world_modality.record.merging import RECORD_FILE, merge_recording
-from lerobot_policy_world_modality.record.options import RecordConfig, RecordEnv
+from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv
 from world_modality_core.io.commands import command_errors
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import naming_full_disk, read_json, write_text

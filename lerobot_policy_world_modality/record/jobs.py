@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lerobot_policy_world_modality.record import expert_episode
 from lerobot_policy_world_modality.record.attempts import Attempts
 from lerobot_policy_world_modality.record.expert_episode import EpisodeJob, Outcome
-from lerobot_policy_world_modality.record.options import RecordConfig
+from lerobot_policy_world_modality.record.record_options import RecordConfig
 from world_modality_core.io.files import checked, read_json
 
 

@@ -251,7 +251,7 @@ TASKS = {
 def recording(tmp_path_factory) -> Path:
     """One noisy episode of each task, by the real recorder."""
     from lerobot_policy_world_modality.record.cli import record
-    from lerobot_policy_world_modality.record.options import RecordConfig, RecordEnv, RecordOutput
+    from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv, RecordOutput
 
     return record(
         RecordConfig(

@@ -128,7 +128,7 @@ def test_wm_eval_refuses_before_libero_can_ask(home, tmp_path):
     assert not (tmp_path / "eval").exists()
 
 
-def test_the_doctor_names_what_is_missing_and_mends_it(home, tmp_path, monkeypatch, capsys):
+def test_the_doctor_names_what_is_missing_and_puts_it_there(home, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checks, "check_renderers", lambda: [])
     monkeypatch.setattr(libero_checks, "_reset", lambda: Row("reset", "ok", ""))
     monkeypatch.setattr(libero_checks, "_settle", lambda suite: Row(suite, "ok", ""))

@@ -22,7 +22,7 @@ from lerobot_policy_world_modality.record import expert_episode  # noqa: E402
 from lerobot_policy_world_modality.record.attempts import Attempts  # noqa: E402
 from lerobot_policy_world_modality.record.cli import main, record  # noqa: E402
 from lerobot_policy_world_modality.record.merging import RECORD_FILE  # noqa: E402
-from lerobot_policy_world_modality.record.options import RecordConfig, RecordEnv, RecordOutput  # noqa: E402
+from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv, RecordOutput  # noqa: E402
 from world_modality_core.io.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.sim
