@@ -22,12 +22,13 @@ ENV PIP_EXTRA_INDEX_URL=${TORCH_INDEX}
 
 # hadolint ignore=DL3006
 FROM install-${DEVICE} AS install
-# libero's dependencies are compiled.
+# libero's dependencies are compiled. It needs an older MuJoCo than Meta-World's records are of, and so an image of its own:
+# --build-arg EXTRAS=libero,embedded,smolvla,qwen
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential git libegl1-mesa-dev libgl1-mesa-dev make \
     && rm -rf /var/lib/apt/lists/*
-ARG EXTRAS=metaworld,libero,embedded,report,smolvla,qwen,coc
+ARG EXTRAS=metaworld,embedded,report,smolvla,qwen,coc
 WORKDIR /opt/world-modality
 COPY . .
 # What CI runs, with the tested versions.

@@ -5,6 +5,9 @@ STAMP := $(VENV)/.installed
 EXTRAS := metaworld,embedded,report,smolvla,qwen,coc,docs,dev
 # Versions to install: those that CI tested. Empty: the newest that pyproject.toml allows.
 CONSTRAINTS := constraints.txt
+ifneq (,$(findstring libero,$(EXTRAS)))
+CONSTRAINTS := build/constraints-libero.txt
+endif
 JOBS ?= 2
 BLIND ?=
 # First interpreter of at least 3.12 that can make a virtual environment; choose another with `make PYTHON=...`.
@@ -19,7 +22,12 @@ help:  ## this list
 
 env: $(STAMP)  ## make .venv and install everything that the demo and the tests need
 
-$(STAMP): pyproject.toml constraints.txt
+# LIBERO needs an older MuJoCo than the one that Meta-World's records are of (docs/libero.md).
+build/constraints-libero.txt: constraints.txt
+	@mkdir -p build
+	@sed 's/^mujoco==.*/mujoco==3.3.7/' $< >$@
+
+$(STAMP): pyproject.toml constraints.txt $(CONSTRAINTS)
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || { \
 		echo "No Python >= 3.12 with venv found. Install one (Debian 13: apt-get install python3-venv; or pyenv install 3.12)" \
 			"or name it: make PYTHON=/path/to/python3.12"; exit 1; }

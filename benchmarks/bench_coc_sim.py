@@ -24,7 +24,8 @@ from coc_tools.pipeline import label_episodes
 from coc_tools.prompts import load_prompt
 from coc_tools.request import RequestBuilder
 from coc_tools.store import LabelFile
-from lerobot_policy_world_modality.record.cli import RecordConfig, RecordEnv, RecordOutput, record
+from lerobot_policy_world_modality.record.cli import record
+from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv, RecordOutput
 
 TASKS = "push-v3,reach-v3,pick-place-v3,drawer-open-v3,window-open-v3,button-press-topdown-v3,door-open-v3"
 TARGET = 200

@@ -39,12 +39,11 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import light_ring
-from fixtures_smolvlm import TINY_SMOLVLA, make_smolvlm
 from provenance import provenance
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
+from wm_tools.doctor.smolvlm_backbone import TINY_SMOLVLA, make_smolvlm
 from world_modality_core.configs import MemorySource
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.companion import open_companion

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,11 +25,9 @@ import lerobot_policy_world_modality  # noqa: F401  registers the type
 from lerobot_policy_world_modality.policies.qwen_world_fplus.world_parts import QwenWorld
 from lerobot_policy_world_modality.policies.shared.memory_filling import predict_futures
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
+from wm_tools.doctor.qwen_backbone import make_qwen
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.latent_table import LatentTable
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from fixtures_qwen import make_qwen  # noqa: E402
 
 # Qwen3-VL-2B-Instruct's config.json.
 TEXT_2B = {

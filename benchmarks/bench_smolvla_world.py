@@ -5,7 +5,7 @@ speed drifts slows both; ratios are taken pairwise. smolvla_world reads a table 
 companion's. The shapes:
 
     450m   SmolVLM2-500M with 16 of its layers and its expert: SmolVLA as published, 512 px images, chunks of 50
-    tiny   the tests' backbone, 32 px images, chunks of 50
+    tiny   wm-doctor's backbone, 32 px images, chunks of 50
 
     training    forward, backward, clipping, AdamW, `update`, and reading what was logged
     sampling    noise to actions, the memory filled beforehand; and "whole": the gather, the Prophet and filling, too
@@ -37,13 +37,12 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import host_syncs
-from fixtures_smolvlm import TINY_SMOLVLA, make_smolvlm
 from provenance import provenance
 from report import report
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
+from wm_tools.doctor.smolvlm_backbone import TINY_SMOLVLA, make_smolvlm
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.latent_table import LatentTable

@@ -1,4 +1,4 @@
-"""Arrows between modules point one way, and no two modules or classes of the three packages share a name.
+"""Arrows between modules point one way, and no two modules or classes of the packages share a name.
 
 Read from the source: imports inside functions and under TYPE_CHECKING count as those at the top do.
 """
@@ -14,14 +14,12 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[1]
-PLUGIN, CORE, COC = PACKAGES = ("lerobot_policy_world_modality", "world_modality_core", "coc_tools")
-ALLOWED = {PLUGIN: {PLUGIN, CORE, COC}, CORE: {CORE}, COC: {COC, CORE}}
+PLUGIN, CORE, COC, TOOLS = PACKAGES = ("lerobot_policy_world_modality", "world_modality_core", "coc_tools", "wm_tools")
+ALLOWED = {PLUGIN: {PLUGIN, CORE, COC}, CORE: {CORE}, COC: {COC, CORE}, TOOLS: {TOOLS, PLUGIN, CORE, COC}}
 STUDIES = f"{CORE}.studies"
 
 # What is not so yet. An entry that is mended must go: these lists only get shorter.
-CIRCLES = [
-    {f"{PLUGIN}.doctor.cli", f"{PLUGIN}.doctor.libero_checks"},
-]
+CIRCLES = []
 MODULE_NAMES: set[str] = set()
 CLASS_NAMES: set[str] = set()
 

@@ -16,7 +16,7 @@ from coc_tools.judge.cli import EvalConfig
 from coc_tools.view.cli import ViewConfig
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
-from lerobot_policy_world_modality.record.cli import RecordConfig
+from lerobot_policy_world_modality.record.record_options import RecordConfig
 from wm_tools.push.cli import make_parser as push_parser
 from world_modality_core.precompute.precompute_options import PrecomputeConfig
 from world_modality_core.prophet.training_options import ProphetTrainingConfig

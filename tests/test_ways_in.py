@@ -1,6 +1,7 @@
 """The ways in that nobody here can walk: what they name is there, and they agree with each other."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,11 +15,12 @@ from lerobot_policy_world_modality.envs.mujoco_gl import HOW_TO_GET_A_RENDERER
 
 REPO = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-USER_EXTRAS = set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
+# LIBERO has an environment of its own, for want of a MuJoCo that suits Meta-World's records too.
+USER_EXTRAS = set(PROJECT["optional-dependencies"]) - {"dev", "docs", "libero"}
 
 
-def pinned() -> dict[str, str]:
-    lines = (REPO / "constraints.txt").read_text().splitlines()[1:]
+def pinned(constraints: Path = REPO / "constraints.txt") -> dict[str, str]:
+    lines = constraints.read_text().splitlines()[1:]
     return dict(line.split("==") for line in lines)
 
 
@@ -57,9 +59,25 @@ def test_a_bare_machine_gets_what_readme_names_and_errors_ask_for():
 def test_pins_satisfy_what_the_project_asks_for():
     pins = pinned()
     assert list(pins) == sorted(pins)
-    asked = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+    extras = PROJECT["optional-dependencies"]
+    asked = [*PROJECT["dependencies"], *sum((extras[name] for name in extras if name != "libero"), [])]
     for required in map(Requirement, asked):
         assert required.specifier.contains(pins[required.name.lower()]), required
+
+
+def test_an_environment_with_libero_has_the_tested_versions_but_for_mujoco(tmp_path):
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(REPO / name, tmp_path)
+    made = "build/constraints-libero.txt"
+    subprocess.run(["make", "-s", made], cwd=tmp_path, check=True)
+    pins, tested = pinned(tmp_path / made), pinned()
+    assert {name for name in pins if pins[name] != tested[name]} == {"mujoco"} and list(pins) == list(tested)
+    for required in map(Requirement, PROJECT["optional-dependencies"]["libero"]):
+        assert required.specifier.contains(pins[required.name.lower()]), required
+    for extras, constraints in (("libero,embedded", made), ("metaworld,embedded", "constraints.txt")):
+        command = ["make", "-n", "env", f"EXTRAS={extras}", f"PYTHON={sys.executable}"]
+        planned = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert f"--constraint {constraints} " in planned.stdout
 
 
 @pytest.fixture

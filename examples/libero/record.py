@@ -29,11 +29,13 @@ from lerobot.envs.utils import preprocess_observation
 from lerobot.utils.constants import ACTION, OBS_STATE
 from tqdm import tqdm
 
-from lerobot_policy_world_modality.envs.frame_guard import BlankFrameError, FrameGuard, FrozenFrameError
+from lerobot_policy_world_modality.envs.frame_guard import FrameGuard
 from lerobot_policy_world_modality.envs.libero_setup import check_libero_is_set_up
-from lerobot_policy_world_modality.envs.mujoco_gl import RendererError, choose_mujoco_gl
-from lerobot_policy_world_modality.record.cli import Attempts, RecordConfig, RecordError, merge_episodes
-from world_modality_core.io.errors import ConfigError
+from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl
+from lerobot_policy_world_modality.record.attempts import Attempts
+from lerobot_policy_world_modality.record.merging import merge_episodes
+from lerobot_policy_world_modality.record.record_options import RecordConfig
+from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import read_json, write_text
 
 CAMERAS = ("observation.images.image", "observation.images.image2")
@@ -168,7 +170,7 @@ def record_task(task: str, folder: Path, options: argparse.Namespace) -> Attempt
     with tqdm(total=options.n_episodes, initial=len(attempts.kept()), unit="episode", desc=task) as bar:
         while missing := attempts.missing():
             if missing[0] >= N_INIT_STATES:
-                raise RecordError(
+                raise ConfigError(
                     f"task {task}: the initial states up to {N_INIT_STATES - 1} gave {len(attempts.kept())} successes; "
                     "lower --n_episodes, --first_init_state or --action_noise"
                 )
@@ -186,19 +188,19 @@ def record(options: argparse.Namespace) -> None:
     """Record the dataset, or the rest of it.
 
     Raises:
-        RecordError: something else is there, or the expert fails too often.
-        ConfigError: LIBERO is not set up.
+        ConfigError: something else is there, the expert fails too often, or LIBERO is not set up.
     """
     check_libero_is_set_up()
     choose_mujoco_gl()
-    root, staging = options.root, options.root.with_name(options.root.name + ".recording")
+    root = options.root.resolve()  # a folder can't take the place of a link
+    staging = root.with_name(root.name + ".recording")
     request = {name: value for name, value in vars(options).items() if name != "root"}
     record_file = Path("meta") / "libero_record.json"
     lasting = {name: value for name, value in request.items() if name != "n_episodes"}  # more may be asked for later
     for folder, path, wanted in ((root, root / record_file, request), (staging, staging / "request.json", lasting)):
         known = {name: read_json(path, dict).get(name) for name in wanted} if path.exists() else None
         if folder.exists() and any(folder.iterdir()) and known != wanted:
-            raise RecordError(f"{folder} was recorded with other options ({known}): choose another --root or delete it")
+            raise ConfigError(f"{folder} was recorded with other options ({known}): choose another --root or delete it")
     if root.exists():
         print(f"{root} holds this recording already.")
         return
@@ -230,7 +232,7 @@ def main() -> None:
         record(parse_arguments())
     except Timeout:
         sys.exit("record.py: another one is writing there: wait, or choose another --root")
-    except (RecordError, ConfigError, RendererError, BlankFrameError, FrozenFrameError) as error:
+    except UserError as error:
         sys.exit(f"record.py: {error}")
     except KeyboardInterrupt:
         sys.exit("record.py: stopped; the same command goes on from here")

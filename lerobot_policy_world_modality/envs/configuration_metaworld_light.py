@@ -3,7 +3,8 @@ models: this module is loaded whenever LeRobot discovers its plugins."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
 
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
@@ -15,23 +16,53 @@ ACTION_DIM = 4
 STATE_DIM = 4
 
 
+# The cameras of Meta-World's models.
+Camera = Literal["corner", "corner2", "corner3", "topview", "behindGripper", "gripperPOV"]
+Observations = Literal["pixels_agent_pos", "pixels"]
+
+
+@dataclass
+class EpisodeOptions:
+    """What an episode shows and how long it is, in recordings and in rollouts."""
+
+    # Steps of 1/80 s after which an episode ends (stock: always 500).
+    episode_length: int = 500
+    # Of the image, in pixels.
+    observation_height: int = 128
+    observation_width: int = 128
+    # `corner2` is placed and turned as stock LeRobot does.
+    camera_name: Camera = "corner2"
+    # Steps after which the goal marker is invisible, so that the goal has to be remembered; 0: never.
+    hide_goal_after: int = 0
+    # Steps at the start in which the robot stays where it is, whatever the action: with a goal that is hidden
+    # meanwhile, no movement tells where it was.
+    hold_still_for: int = 0
+
+    def __post_init__(self) -> None:
+        leasts = {"episode_length": 1, "observation_height": 16, "observation_width": 16}
+        for name, least in (leasts | {"hide_goal_after": 0, "hold_still_for": 0}).items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"env.{name}={getattr(self, name)}: expected at least {least}")
+        if self.camera_name not in get_args(Camera):
+            raise ConfigError(f"env.camera_name={self.camera_name!r}: expected one of {', '.join(get_args(Camera))}")
+
+    @property
+    def gym_kwargs(self) -> dict:
+        """Arguments of `MetaworldLightEnv`."""
+        return {each.name: getattr(self, each.name) for each in fields(EpisodeOptions)}
+
+
 @EnvConfig.register_subclass("metaworld_light")
 @dataclass
-class MetaworldLightEnvConfig(EnvConfig):
+class MetaworldLightEnvConfig(EpisodeOptions, EnvConfig):
     """Meta-World for CPU work: the tasks, physics, seeds and camera of `--env.type=metaworld`, small cheap images.
 
     Attributes:
         task: a task (`push-v3`), a comma list of tasks, or a difficulty tier (`easy`, `medium`, `hard`, `very_hard`).
         fps: Meta-World's control rate; not a choice.
-        episode_length: steps after which an episode is truncated (stock: always 500).
         obs_type: `pixels_agent_pos` (image and state) or `pixels`.
-        observation_height, observation_width: of the image, in pixels.
-        camera_name: a camera of the Meta-World models; `corner2` is placed and turned as stock LeRobot does.
         camera_period: steps between two pictures; in between the last one is repeated, as by a camera slower than the
             control. A policy that looks at multiples of it only acts as with 1, at a fraction of the cost.
-        hide_goal_after: steps after which the goal marker is invisible, so that it has to be remembered; 0: never.
-        hold_still_for: steps at the start in which the robot stays where it is, whatever the action: with a goal that
-            is hidden meanwhile, no movement tells where it was.
     """
 
     # Not a field. Options that earlier records lack: there they had their default, and so they are left out of a record
@@ -40,14 +71,8 @@ class MetaworldLightEnvConfig(EnvConfig):
 
     task: str = "push-v3"
     fps: int = 80
-    episode_length: int = 500
-    obs_type: str = "pixels_agent_pos"
-    observation_height: int = 128
-    observation_width: int = 128
-    camera_name: str = "corner2"
+    obs_type: Observations = "pixels_agent_pos"
     camera_period: int = 1
-    hide_goal_after: int = 0
-    hold_still_for: int = 0
     features: dict[str, PolicyFeature] = field(
         default_factory=lambda: {ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(ACTION_DIM,))}
     )
@@ -56,15 +81,13 @@ class MetaworldLightEnvConfig(EnvConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.obs_type not in ("pixels", "pixels_agent_pos"):
-            raise ConfigError(f"env.obs_type={self.obs_type!r}: expected 'pixels_agent_pos' or 'pixels'")
+        super().__post_init__()
+        if self.obs_type not in get_args(Observations):
+            raise ConfigError(f"env.obs_type={self.obs_type!r}: expected one of {', '.join(get_args(Observations))}")
         if self.fps != 80:
             raise ConfigError(f"env.fps={self.fps}: Meta-World is simulated at 80 steps a second; leave it at 80")
-        leasts = {"episode_length": 1, "camera_period": 1, "hide_goal_after": 0, "hold_still_for": 0}
-        for name in (*leasts, "observation_height", "observation_width"):
-            least = leasts.get(name, 16)
-            if getattr(self, name) < least:
-                raise ConfigError(f"env.{name}={getattr(self, name)}: expected at least {least}")
+        if self.camera_period < 1:
+            raise ConfigError(f"env.camera_period={self.camera_period}: expected at least 1")
         image_shape = (self.observation_height, self.observation_width, 3)
         self.features["pixels"] = PolicyFeature(type=FeatureType.VISUAL, shape=image_shape)
         if self.obs_type == "pixels_agent_pos":
@@ -72,16 +95,7 @@ class MetaworldLightEnvConfig(EnvConfig):
 
     @property
     def gym_kwargs(self) -> dict:
-        return {
-            "obs_type": self.obs_type,
-            "camera_name": self.camera_name,
-            "observation_height": self.observation_height,
-            "observation_width": self.observation_width,
-            "episode_length": self.episode_length,
-            "camera_period": self.camera_period,
-            "hide_goal_after": self.hide_goal_after,
-            "hold_still_for": self.hold_still_for,
-        }
+        return {**super().gym_kwargs, "obs_type": self.obs_type, "camera_period": self.camera_period}
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict:
         """Build {group: {task_id: vector env}}, as `lerobot.envs.make_env` expects it."""

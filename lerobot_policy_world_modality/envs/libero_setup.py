@@ -71,7 +71,7 @@ def package_folder() -> Path | None:
 
 
 def needs() -> list[Need]:
-    """What LIBERO needs, in the order in which it is mended."""
+    """What LIBERO needs, in the order in which `set_up` sees to it."""
     package = package_folder()
     if package is None:
         return [Need("package", "LIBERO is not installed", False)]

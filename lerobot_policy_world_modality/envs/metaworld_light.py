@@ -14,12 +14,18 @@ from typing import Any
 import gymnasium as gym
 import mujoco
 import numpy as np
-from lerobot.envs.metaworld import DIFFICULTY_TO_TASKS, TASK_DESCRIPTIONS, MetaworldEnv
+from lerobot.envs import metaworld as stock
+from lerobot.envs.metaworld import DIFFICULTY_TO_TASKS, MetaworldEnv
 from lerobot.envs.utils import _LazyAsyncVectorEnv, freeze_after_episode_end
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 
+from world_modality_core.io.errors import ConfigError
+
 from .frame_guard import FrameGuard
 from .light_renderer import LightRenderer
+
+# Stock gives push-v3 and push-back-v3 one instruction, so that a policy which is told both can't know which is meant.
+INSTRUCTIONS = stock.TASK_DESCRIPTIONS | {"push-back-v3": "Pull the puck back to a goal"}
 
 
 class MetaworldLightEnv(MetaworldEnv):
@@ -32,7 +38,7 @@ class MetaworldLightEnv(MetaworldEnv):
             hold_still_for: as in `MetaworldLightEnvConfig`.
 
     Raises:
-        ValueError: the goal is to be hidden, and the task's model has no goal marker.
+        ConfigError: when it is built, if the goal is to be hidden and the task's model has no goal marker.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class MetaworldLightEnv(MetaworldEnv):
             observation_height=observation_height,
             observation_width=observation_width,
         )
+        self.task_description = INSTRUCTIONS[self.task]
         self._max_episode_steps = episode_length
         self._guard = FrameGuard(self.task)
         self._raw_obs: np.ndarray | None = None
@@ -61,6 +68,10 @@ class MetaworldLightEnv(MetaworldEnv):
         self._camera_period, self._hide_goal_after = camera_period, hide_goal_after
         self._hold_still_for = hold_still_for
         self._goal_markers: list[int] = []
+
+    def build(self) -> None:
+        """Build the simulation now, and not at the first reset: what can't be built is known then."""
+        self._ensure_env()
 
     def _ensure_env(self) -> None:
         """Build the simulation on first use, in the process that will run it (as stock does, without its benchmark).
@@ -83,7 +94,9 @@ class MetaworldLightEnv(MetaworldEnv):
         )
         markers = [i for i in range(env.model.nsite) if "goal" in env.model.site(i).name]
         if self._hide_goal_after and not markers:
-            raise ValueError(f"hide_goal_after={self._hide_goal_after}: the model of {self.task} has no goal marker")
+            raise ConfigError(
+                f"env.hide_goal_after={self._hide_goal_after}: {self.task} has no goal marker; use 0, or another task"
+            )
         self._goal_markers = markers
         self._goal_opacity = env.model.site_rgba[markers, 3].copy()
         self._env = env
@@ -158,20 +171,20 @@ def resolve_tasks(task: str) -> dict[str, list[str]]:
         {group: [task, ...]}, a group being a tier or a single task, in the order given (LeRobot's grouping).
 
     Raises:
-        ValueError: nothing was named, something twice, or something that does not exist (close matches are named).
+        ConfigError: nothing was named, something twice, or something that does not exist (close matches are named).
     """
     names = [name.strip().removeprefix("metaworld-") for name in task.split(",") if name.strip()]
     if not names:
-        raise ValueError(f"task={task!r}: name at least one Meta-World task or difficulty tier")
+        raise ConfigError(f"task={task!r}: name at least one Meta-World task or difficulty tier")
     groups = {}
     for name in names:
-        if name not in DIFFICULTY_TO_TASKS and name not in TASK_DESCRIPTIONS:
-            known = [*TASK_DESCRIPTIONS, *DIFFICULTY_TO_TASKS]
+        if name not in DIFFICULTY_TO_TASKS and name not in INSTRUCTIONS:
+            known = [*INSTRUCTIONS, *DIFFICULTY_TO_TASKS]
             close = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
             hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
-            raise ValueError(f"{name!r} is not a Meta-World task or difficulty tier; {hint}")
+            raise ConfigError(f"{name!r} is not a Meta-World task or difficulty tier; {hint}")
         if name in groups:
-            raise ValueError(f"task={task!r} names {name} twice")
+            raise ConfigError(f"task={task!r} names {name} twice")
         groups[name] = list(DIFFICULTY_TO_TASKS.get(name, [name]))
     return groups
 

@@ -1,6 +1,6 @@
 """One expert episode: act, and write it as a LeRobotDataset of its own, all or nothing.
 
-Runs in the recorder's worker processes; `record.py` decides which episodes there are and merges them.
+Runs in the recorder's worker processes; `jobs.py` decides which episodes there are, `merging.py` merges them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import connection, parent_process
 from pathlib import Path
+from typing import TypedDict
 
 import av
 import numpy as np
@@ -60,13 +61,19 @@ class EpisodeJob:
         return self.folder / self.task / f"{self.seed:06d}.json"
 
 
-def record_episode(job: EpisodeJob) -> dict:
+class Outcome(TypedDict):
+    """What became of an attempt. `n_frames` is also that of a failed episode, which is not kept."""
+
+    task: str
+    seed: int
+    success: bool
+    n_frames: int
+
+
+def record_episode(job: EpisodeJob) -> Outcome:
     """Let the scripted expert act in one scene; keep the episode if it succeeds.
 
     The outcome's JSON appears last, so that an episode without one was interrupted and is recorded again.
-
-    Returns:
-        {"task", "seed", "success", "n_frames"}; n_frames also of a failed episode, which is not kept.
     """
     av.logging.set_libav_level(av.logging.ERROR)  # x264 reports on every file
     partial = job.dataset_root.with_suffix(".partial")
@@ -94,8 +101,9 @@ def record_episode(job: EpisodeJob) -> dict:
         os.replace(partial, job.dataset_root)
     else:
         shutil.rmtree(partial)
-    outcome = {"task": job.task, "seed": job.seed, "success": succeeded, "n_frames": n_frames}
-    write_json(job.outcome_path, outcome)
+    outcome = Outcome(task=job.task, seed=job.seed, success=succeeded, n_frames=n_frames)
+    job.outcome_path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(job.outcome_path, json.dumps(outcome, indent=1))
     return outcome
 
 
@@ -152,14 +160,8 @@ def _environment(task: str, gym_kwargs: tuple) -> MetaworldLightEnv:
     return MetaworldLightEnv(task=task, **dict(gym_kwargs))
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write aside, then replace: the file is either the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=1))
-
-
 def follow_parent() -> None:
-    """In a worker process: end when the recorder does, even if it was killed and could not say goodbye.
+    """In a worker process: end when the recorder does, even if it was killed.
 
     A terminal's Ctrl-C reaches the workers too; it is the recorder's to answer.
     """

@@ -17,7 +17,7 @@ from coc_tools.prompts import PromptFile
 from coc_tools.request import RequestBuilder, data_block
 from coc_tools.store import LabelFile, read_failures, read_labels
 from tests.coc.helpers import label_of, run_pipeline, steps_json
-from tests.fixtures_qwen import FAMILIES, make_qwen
+from wm_tools.doctor.qwen_backbone import FAMILIES, make_qwen
 from world_modality_core.io.errors import ConfigError
 
 N_NEW = 12

@@ -250,7 +250,8 @@ TASKS = {
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory) -> Path:
     """One noisy episode of each task, by the real recorder."""
-    from lerobot_policy_world_modality.record.cli import RecordConfig, RecordEnv, RecordOutput, record
+    from lerobot_policy_world_modality.record.cli import record
+    from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv, RecordOutput
 
     return record(
         RecordConfig(

@@ -49,8 +49,8 @@ from torch.utils.data import default_collate
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
 from tests.fixtures_datasets import make_dataset
-from tests.fixtures_qwen import make_qwen
-from tests.fixtures_smolvlm import TINY_SMOLVLA, make_smolvlm
+from wm_tools.doctor.qwen_backbone import make_qwen
+from wm_tools.doctor.smolvlm_backbone import TINY_SMOLVLA, make_smolvlm
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -10,10 +10,10 @@ from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank
 from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
 from lerobot_policy_world_modality.policies.shared.host import host_of
 from tests.evaluation.helpers import CAMERA, SIZE, make_policy_of
-from tests.fixtures_qwen import make_qwen
-from tests.fixtures_smolvlm import make_smolvlm
 from tests.plugin import qwen_helpers, smolvla_helpers
 from tests.plugin.helpers import live_batch, open_gates
+from wm_tools.doctor.qwen_backbone import make_qwen
+from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.configs import MemoryConfig, ProphetConfig
 from world_modality_core.memory.gated_attention import GatedCrossAttention
 

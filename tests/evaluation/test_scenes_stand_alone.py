@@ -15,10 +15,10 @@ from lerobot_policy_world_modality.policies.shared.host import host_of
 from tests.evaluation import helpers
 from tests.evaluation.dots import SIZE
 from tests.evaluation.test_what_arms_read import Witness, options, sorted_results
-from tests.fixtures_qwen import make_qwen
-from tests.fixtures_smolvlm import TINY_SMOLVLA, make_smolvlm
 from tests.plugin import qwen_helpers
 from tests.plugin.helpers import open_gates
+from wm_tools.doctor.qwen_backbone import make_qwen
+from wm_tools.doctor.smolvlm_backbone import TINY_SMOLVLA, make_smolvlm
 from world_modality_core.configs import MemoryConfig
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec

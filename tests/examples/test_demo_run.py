@@ -13,7 +13,7 @@ from lerobot.configs.train import TrainPipelineConfig
 
 import lerobot_policy_world_modality  # noqa: F401 - registers types
 import run
-from lerobot_policy_world_modality.record.cli import RecordConfig
+from lerobot_policy_world_modality.record.record_options import RecordConfig
 from world_modality_core.precompute.precompute_options import PrecomputeConfig
 
 CONFIGS = {

@@ -17,9 +17,9 @@ from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
 from lerobot.transport import services_pb2, services_pb2_grpc  # noqa: E402
 from lerobot.transport.utils import send_bytes_in_chunks  # noqa: E402
 
-from tests.fixtures_smolvlm import make_smolvlm  # noqa: E402
 from tests.plugin.helpers import open_gates  # noqa: E402
 from tests.plugin.smolvla_helpers import build  # noqa: E402
+from wm_tools.doctor.smolvlm_backbone import make_smolvlm  # noqa: E402
 
 SERVER = Path(__file__).parents[2] / "examples" / "policy_server.py"
 

@@ -18,11 +18,11 @@ from coc_tools.store import LabelFile
 from tests.coc.helpers import label_of
 from tests.conftest import TinyCompanion
 from tests.evaluation.helpers import make_checkpoint
-from tests.fixtures_qwen import make_qwen
-from tests.fixtures_smolvlm import make_smolvlm
 from tests.hub.machine import OTHER_TOKEN, command, control
 from tests.plugin import helpers, qwen_helpers, smolvla_helpers
 from tests.studies.report.synthetic import VERSIONS, episode
+from wm_tools.doctor.qwen_backbone import make_qwen
+from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from wm_tools.push import cli as wm_push
 from world_modality_core.precompute import cli as precompute
 from world_modality_core.studies.evidence.checkpoint import checkpoint_hash

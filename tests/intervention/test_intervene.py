@@ -12,10 +12,10 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot_policy_world_modality.intervention import cli
 from lerobot_policy_world_modality.intervention.memories import Source
 from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint, choose_episodes
-from tests.fixtures_qwen import make_qwen
-from tests.fixtures_smolvlm import make_smolvlm
 from tests.intervention.helpers import HELD_OUT, make_checkpoint, options_for, run, save_checkpoint, stir
 from tests.plugin import qwen_helpers, smolvla_helpers
+from wm_tools.doctor.qwen_backbone import make_qwen
+from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.configs import MemoryConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.fingerprint import SourceFingerprint

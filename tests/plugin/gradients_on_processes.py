@@ -19,9 +19,9 @@ import torch.distributed as dist  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from tests.conftest import TinyCompanion  # noqa: E402
-from tests.fixtures_qwen import make_qwen  # noqa: E402
-from tests.fixtures_smolvlm import make_smolvlm  # noqa: E402
 from tests.plugin import helpers, qwen_helpers, smolvla_helpers  # noqa: E402
+from wm_tools.doctor.qwen_backbone import make_qwen  # noqa: E402
+from wm_tools.doctor.smolvlm_backbone import make_smolvlm  # noqa: E402
 
 # Middles and ends of episodes of 12, 17, 14 and 20 frames, so that the halves have different numbers of padded steps.
 FRAMES = [3, 8, 20, 35, 11, 28, 42, 62]

@@ -18,7 +18,7 @@ NAME = "lerobot_policy_world_modality"
 PACKAGES = [NAME, "world_modality_core", "coc_tools", "wm_tools"]
 TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F", "smolvla_world", "qwen_world_fplus"]
 SCRIPTS = sorted(tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"])
-SHOWN = ["wm-precompute", "wm-record", "wm-doctor"]  # --help: each of them imports LeRobot
+SHOWN = ["wm-precompute", "wm-record", "wm-doctor"]  # --help: one of each package
 
 # Runs inside the fresh environment and prints one JSON object.
 PROBE = f"""

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import lerobot_policy_world_modality  # noqa: F401 - registers the types
 from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts
-from tests.fixtures_qwen import make_qwen
-from tests.fixtures_smolvlm import make_smolvlm
 from tests.plugin import qwen_helpers, smolvla_helpers
 from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config, open_dataset, open_gates
+from wm_tools.doctor.qwen_backbone import make_qwen
+from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import open_companion

@@ -15,10 +15,10 @@ from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_
     LoraOptions,
     TextConfig,
 )
-from tests.fixtures_qwen import make_qwen
-from tests.fixtures_smolvlm import make_smolvlm
 from tests.plugin.helpers import batch_of, live_batch, open_gates, run_training
 from tests.plugin.qwen_helpers import E0, TINY, build, make_config
+from wm_tools.doctor.qwen_backbone import make_qwen
+from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.io.errors import ConfigError
 
 

@@ -8,9 +8,9 @@ from transformers import AutoModelForImageTextToText
 
 from lerobot_policy_world_modality.policies.qwen_world_fplus.optimiser import parameter_groups
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
-from tests.fixtures_qwen import FAMILIES, make_qwen
 from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.qwen_helpers import E0, build, step
+from wm_tools.doctor.qwen_backbone import FAMILIES, make_qwen
 from world_modality_core.configs import MemoryConfig, MemorySource
 from world_modality_core.memory.gated_attention import Gate
 

@@ -14,10 +14,10 @@ from coc_tools.store import StoreError
 from lerobot_policy_world_modality.policies.qwen_world_fplus.coc_text import text_loss
 from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import TextConfig
 from tests.coc.helpers import label_of
-from tests.fixtures_qwen import FAMILIES, make_qwen
 from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.qwen_helpers import build, step
 from tests.plugin.test_qwen_policy import count_calls
+from wm_tools.doctor.qwen_backbone import FAMILIES, make_qwen
 
 TEXTS = {0: "The gripper moves down because the puck is below it.", 1: "Then it pushes the puck.", 2: "It opens."}
 

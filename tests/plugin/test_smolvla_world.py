@@ -10,9 +10,9 @@ import torch
 from lerobot.policies import get_policy_class
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
-from tests.fixtures_smolvlm import make_smolvlm
 from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.smolvla_helpers import FUSIONS, build, fusion
+from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention

@@ -16,9 +16,9 @@ from lerobot.scripts.lerobot_train import train
 from safetensors.torch import load_file, save_file
 
 from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import SmolVLAWorldConfig
-from tests.fixtures_smolvlm import make_smolvla_checkpoint, make_smolvlm
 from tests.plugin.helpers import live_batch, run_training
-from tests.plugin.smolvla_helpers import build, fusion
+from tests.plugin.smolvla_helpers import build, fusion, make_smolvla_checkpoint
+from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.configs import CompanionConfig
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-PACKAGES = ("world_modality_core", "coc_tools", "lerobot_policy_world_modality", "examples", "benchmarks")
+PACKAGES = ("world_modality_core", "coc_tools", "wm_tools", "lerobot_policy_world_modality", "examples", "benchmarks")
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "_pickle"}
 NAMES = {"eval", "exec", "compile", "__import__"}
 CALLS = {

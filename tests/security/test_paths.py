@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from coc_tools.dataset_writer import INFO, WriteError, recover
-from lerobot_policy_world_modality.record.cli import RecordConfig, RecordEnv, RecordOutput, record
+from lerobot_policy_world_modality.record.cli import record
+from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv, RecordOutput
 from tests.studies.report.synthetic import episode, make_imagined, write_eval
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import write_text

@@ -12,10 +12,10 @@ from lerobot_policy_world_modality.intervention import cli as wm_intervene
 from tests.evaluation.helpers import make_checkpoint as make_acting
 from tests.evaluation.helpers import options as eval_options
 from tests.faults.commands import run
-from tests.fixtures_qwen import make_qwen
 from tests.intervention.helpers import save_checkpoint
 from tests.plugin import qwen_helpers
 from tests.security.test_checkpoints import code_that_marks, edit
+from wm_tools.doctor.qwen_backbone import make_qwen
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.matrix.expand import expand
 from world_modality_core.studies.matrix.study import load_study

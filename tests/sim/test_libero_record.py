@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lerobot.datasets import LeRobotDataset
 
-from lerobot_policy_world_modality.record.cli import RecordError
+from world_modality_core.io.errors import ConfigError
 
 SIZE, N_STEPS, HARD = 32, 6, 11  # in initial state 11 the expert never succeeds
 LABEL = np.array([0.5, 0, 0, 0, 0, 0, -1], dtype=np.float32)
@@ -84,7 +84,7 @@ def test_it_goes_on_after_a_kill_and_refuses_other_options(recorder, monkeypatch
         recorder.module.record(recorder.options)
     assert not recorder.options.root.exists()
     other = argparse.Namespace(**vars(recorder.options) | {"action_noise": 0.0})
-    with pytest.raises(RecordError, match="other options"):
+    with pytest.raises(ConfigError, match="other options"):
         recorder.module.record(other)
     states = []
     monkeypatch.setattr(recorder.module, "record_episode", lambda *a: (states.append(a[1]), record_episode(*a))[1])
@@ -92,5 +92,5 @@ def test_it_goes_on_after_a_kill_and_refuses_other_options(recorder, monkeypatch
     recorder.module.record(recorder.options)
     assert states == [12, 13]
     assert LeRobotDataset("tests/libero", root=recorder.options.root).num_episodes == 3
-    with pytest.raises(RecordError, match="other options"):
+    with pytest.raises(ConfigError, match="other options"):
         recorder.module.record(other)

@@ -7,9 +7,10 @@ import sys
 import pytest
 import yaml
 
-from lerobot_policy_world_modality.doctor import cli as doctor
 from lerobot_policy_world_modality.envs import libero_setup
 from lerobot_policy_world_modality.envs.libero_setup import ASSET_FOLDERS, assets_folder, config_file, needs, set_up
+from wm_tools.doctor import checks, cli, libero_checks
+from wm_tools.doctor.rows import Row
 from world_modality_core.io.errors import ConfigError
 
 pytest.importorskip("libero", reason="LIBERO is not installed: pip install 'lerobot_policy_world_modality[libero]'")
@@ -127,15 +128,14 @@ def test_wm_eval_refuses_before_libero_can_ask(home, tmp_path):
     assert not (tmp_path / "eval").exists()
 
 
-def test_the_doctor_names_what_is_missing_and_mends_it(home, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "check_renderers", lambda: [])
-    monkeypatch.setattr(
-        "lerobot_policy_world_modality.doctor.libero_checks._reset", lambda: doctor.Row("reset", "ok", "")
-    )
+def test_the_doctor_names_what_is_missing_and_puts_it_there(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checks, "check_renderers", lambda: [])
+    monkeypatch.setattr(libero_checks, "_reset", lambda: Row("reset", "ok", ""))
+    monkeypatch.setattr(libero_checks, "_settle", lambda suite: Row(suite, "ok", ""))
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["wm-doctor", *arguments])
-        return doctor.main(), capsys.readouterr().out
+        return cli.main(), capsys.readouterr().out
 
     status, text = run("--env=libero")
     assert status == 1 and text.count("-> wm-doctor --env=libero --fix") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,13 +13,17 @@ pytest.importorskip("metaworld")
 
 import torch  # noqa: E402
 from lerobot.configs import FeatureType, PolicyFeature  # noqa: E402
+from lerobot.envs import metaworld as stock  # noqa: E402
 from lerobot.envs.factory import make_env, make_env_config, make_env_pre_post_processors  # noqa: E402
 from lerobot.envs.metaworld import MetaworldEnv  # noqa: E402
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION, close_envs, env_to_policy_features  # noqa: E402
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE  # noqa: E402
 
-from lerobot_policy_world_modality.envs.configuration_metaworld_light import MetaworldLightEnvConfig  # noqa: E402
-from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv, resolve_tasks  # noqa: E402
+from lerobot_policy_world_modality.envs.configuration_metaworld_light import (  # noqa: E402
+    Camera,
+    MetaworldLightEnvConfig,
+)
+from lerobot_policy_world_modality.envs.metaworld_light import INSTRUCTIONS, MetaworldLightEnv, resolve_tasks  # noqa: E402
 from world_modality_core.io.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.sim
@@ -129,8 +134,10 @@ def test_a_robot_that_is_held_still_stays_and_then_moves():
 
 
 def test_a_bad_camera_period_and_a_goal_that_cannot_be_hidden_are_refused():
-    with pytest.raises(ValueError, match="hide_goal_after=3: the model of button-press-v3 has no goal marker"):
-        light("button-press-v3", hide_goal_after=3).reset(seed=0)
+    with pytest.raises(ConfigError, match="hide_goal_after=3: button-press-v3 has no goal marker"):
+        light("button-press-v3", hide_goal_after=3).build()
+    with pytest.raises(ConfigError, match="camera_name='corner9'.*corner2"):
+        MetaworldLightEnvConfig(camera_name="corner9")
     with pytest.raises(ConfigError, match="camera_period=0"):
         MetaworldLightEnvConfig(camera_period=0)
     with pytest.raises(ConfigError, match="hold_still_for=-1"):
@@ -264,14 +271,28 @@ def test_an_unknown_camera_is_refused_with_those_that_exist():
         light(camera_name="corner9").reset(seed=0)
 
 
+def test_no_two_tasks_have_one_instruction_and_the_others_are_stock_s():
+    assert len(set(INSTRUCTIONS.values())) == len(INSTRUCTIONS) == 50
+    assert {task for task in INSTRUCTIONS if INSTRUCTIONS[task] != stock.TASK_DESCRIPTIONS[task]} == {"push-back-v3"}
+    assert light("push-back-v3").task_description == INSTRUCTIONS["push-back-v3"]
+
+
+def test_every_model_has_the_cameras_that_may_be_chosen():
+    for task in ("push-v3", "door-open-v3", "coffee-pull-v3"):
+        env = light(task)
+        env.build()
+        model = env._env.model
+        assert {model.camera(i).name for i in range(model.ncam)} == set(get_args(Camera))
+
+
 def test_task_lists_and_tiers():
     assert resolve_tasks("push-v3, metaworld-reach-v3") == {"push-v3": ["push-v3"], "reach-v3": ["reach-v3"]}
     assert len(resolve_tasks("very_hard")["very_hard"]) == 5
-    with pytest.raises(ValueError, match="push-v4.*did you mean.*push-v3"):
+    with pytest.raises(ConfigError, match="push-v4.*did you mean.*push-v3"):
         resolve_tasks("push-v4")
-    with pytest.raises(ValueError, match="names push-v3 twice"):
+    with pytest.raises(ConfigError, match="names push-v3 twice"):
         resolve_tasks("push-v3,push-v3")
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ConfigError, match="at least one"):
         resolve_tasks(" ,")
 
 

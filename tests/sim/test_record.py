@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +18,11 @@ pytest.importorskip("metaworld")
 from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
 
 from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv  # noqa: E402
-from lerobot_policy_world_modality.record import expert_episode as record_episode  # noqa: E402
-from lerobot_policy_world_modality.record.cli import (  # noqa: E402
-    RECORD_FILE,
-    Attempts,
-    RecordConfig,
-    RecordEnv,
-    RecordError,
-    RecordOutput,
-    record,
-)
+from lerobot_policy_world_modality.record import expert_episode  # noqa: E402
+from lerobot_policy_world_modality.record.attempts import Attempts  # noqa: E402
+from lerobot_policy_world_modality.record.cli import main, record  # noqa: E402
+from lerobot_policy_world_modality.record.merging import RECORD_FILE  # noqa: E402
+from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv, RecordOutput  # noqa: E402
 from world_modality_core.io.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.sim
@@ -38,7 +33,8 @@ TASKS = ["reach-v3", "push-v3"]
 
 def config(root: Path, **options) -> RecordConfig:
     options = {"tasks": ",".join(TASKS), "n_episodes": 2, "n_workers": 1, **options}
-    env = RecordEnv(observation_height=SIZE, observation_width=SIZE, episode_length=options.pop("episode_length", 500))
+    chosen = {name: options.pop(name) for name in ("episode_length", "hide_goal_after") if name in options}
+    env = RecordEnv(observation_height=SIZE, observation_width=SIZE, **chosen)
     return RecordConfig(output=RecordOutput("tests/recorded", str(root)), env=env, **options)
 
 
@@ -141,16 +137,16 @@ def test_a_second_run_changes_nothing_and_other_options_are_refused(clean, capsy
     before = {path: path.stat().st_mtime_ns for path in clean.rglob("*")}
     record(config(clean))
     assert "already" in capsys.readouterr().out
-    with pytest.raises(RecordError, match="other options.*action_noise: saved 0.0, asked for 0.3.*--output.root"):
+    with pytest.raises(ConfigError, match="other options.*action_noise: saved 0.0, asked for 0.3.*--output.root"):
         record(config(clean, action_noise=0.3))
-    with pytest.raises(RecordError, match="n_episodes: saved 2, asked for 3"):
+    with pytest.raises(ConfigError, match="n_episodes: saved 2, asked for 3"):
         record(config(clean, n_episodes=3))
     assert {path: path.stat().st_mtime_ns for path in clean.rglob("*")} == before
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RecordError, match="was not made by wm-record"):
+    with pytest.raises(ConfigError, match="was not made by wm-record"):
         record(config(tmp_path))
 
 
@@ -179,8 +175,8 @@ def test_killed_and_started_again_it_ends_with_the_same_dataset(clean, tmp_path,
         record(config(root, action_noise=0.1))
 
     recorded = []
-    real = record_episode.record_episode
-    monkeypatch.setattr(record_episode, "record_episode", lambda job: recorded.append(job) or real(job))
+    real = expert_episode.record_episode
+    monkeypatch.setattr(expert_episode, "record_episode", lambda job: recorded.append(job) or real(job))
     record(config(root))
     assert len(recorded) == 4 - n_done  # what was done is not done again
     assert_same_recording(root, clean)
@@ -216,17 +212,70 @@ def test_the_kept_seeds_do_not_depend_on_the_order_of_the_attempts(order):
 
 def test_an_expert_that_always_fails_stops_the_recording():
     attempts = Attempts("push-v3", start_seed=100, n_episodes=3)
-    with pytest.raises(RecordError, match="push-v3: the expert succeeded in 0 of 20.*--action_noise"):
+    with pytest.raises(ConfigError, match="push-v3: the expert succeeded in 0 of 20.*--action_noise"):
         for seed in range(100, 140):
             attempts.add(outcome(seed, success=False))
     assert len(attempts.outcomes) == 20
 
 
-def test_two_tasks_with_one_instruction_are_announced(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING), pytest.raises(RecordError):  # the folder is taken: nothing is recorded
-        (tmp_path / "other").touch()
-        record(config(tmp_path, tasks="push-v3,push-back-v3"))
-    assert "push-v3, push-back-v3 have the same instruction" in caplog.text
+def test_a_root_that_is_a_link_is_followed(tmp_path, clean):
+    """`outputs -> /scratch`: the folder itself, one above it, and one that is not there yet."""
+    for name, target in (("itself", "a"), ("above/data", "b"), ("itself2", "c/new")):
+        (tmp_path / target).parent.mkdir(exist_ok=True)
+        if "new" not in target:
+            (tmp_path / target).mkdir()
+        (tmp_path / name.split("/")[0]).symlink_to(tmp_path / target)
+        root = record(config(tmp_path / name, tasks="reach-v3", n_episodes=1))
+        assert (tmp_path / name.split("/")[0]).is_symlink()
+        assert root == (tmp_path / name).resolve() and root.is_relative_to(tmp_path / target)
+        assert load(tmp_path / name).num_episodes == 1
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a", "above", "b", "c", "itself", "itself2"}  # no staging
+
+
+def test_push_back_has_an_instruction_of_its_own(tmp_path):
+    root = record(config(tmp_path / "data", tasks="push-back-v3", n_episodes=1))
+    path = root / RECORD_FILE
+    assert load(root)[0]["task"] == "Pull the puck back to a goal"
+    path.write_text(path.read_text().replace("Pull the puck back to a goal", "Push the puck to a goal"))  # by 0.1.0
+    with pytest.raises(ConfigError, match="instructions.push-back-v3: Push the puck to a goal there, Pull the puck"):
+        record(config(root, tasks="push-back-v3", n_episodes=1))
+
+
+def test_a_recording_goes_on_in_the_simulator_that_it_began_with(tmp_path, clean):
+    versions = json.loads((clean / RECORD_FILE).read_text())["versions"]
+    assert versions["mujoco"] == metadata.version("mujoco")
+    staging = tmp_path / "data.recording"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expert_episode, "record_episode", lambda job: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            record(config(tmp_path / "data"))
+    assert not staging.exists()  # nothing was recorded
+    staging.mkdir()
+    begun = json.loads((clean / RECORD_FILE).read_text()) | {"tasks": TASKS, "instructions": {}}
+    (staging / "request.json").write_text(json.dumps(begun | {"versions": versions | {"mujoco": "3.3.2"}}))
+    with pytest.raises(ConfigError, match=f"versions.mujoco: saved 3.3.2, asked for {versions['mujoco']}"):
+        record(config(tmp_path / "data"))
+
+
+def test_help_imports_no_simulator():
+    program = "import sys; from lerobot_policy_world_modality.record import cli; sys.argv = ['wm-record', '--help']\n"
+    program += "try: cli.main()\nexcept SystemExit: print('LOADED', *sys.modules)"
+    text = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    shown, _, loaded = text.partition("LOADED")
+    assert "--env.hold_still_for" in shown and "lerobot.configs.video" in loaded.split()
+    assert not {"mujoco", "metaworld", "faiss", "statsmodels"} & set(loaded.split())
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_a_wrong_option_is_one_line(tmp_path, monkeypatch):
+    arguments = ["wm-record", "--tasks=reach-v3", "--output.repo_id=tests/recorded", f"--output.root={tmp_path / 'd'}"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--action_noise=2"])
+    with pytest.raises(SystemExit, match="^wm-record: action_noise=2.0: expected 0 to 1"):
+        main()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--n_workers=1"])
+    monkeypatch.setattr(expert_episode, "record_episode", lambda job: [].index(job))
+    with pytest.raises(ValueError):
+        main()
 
 
 @pytest.mark.parametrize(
@@ -235,9 +284,10 @@ def test_two_tasks_with_one_instruction_are_announced(tmp_path, caplog):
         ({"tasks": "pusch-v3"}, "pusch-v3.*did you mean.*push-v3"),
         ({"n_episodes": 0}, "n_episodes=0"),
         ({"action_noise": -1.0}, "action_noise=-1.0"),
+        ({"tasks": "reach-v3,button-press-v3", "hide_goal_after": 3}, "button-press-v3 has no goal marker"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         record(config(tmp_path / "data", **options))
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,8 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import get_policy_class, make_policy_config, make_pre_post_processors
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
-from tests.fixtures_smolvlm import TINY_SMOLVLA, make_smolvlm
 from tests.plugin.helpers import open_gates
+from wm_tools.doctor.smolvlm_backbone import TINY_SMOLVLA, make_smolvlm
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 

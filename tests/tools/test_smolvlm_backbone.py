@@ -10,7 +10,8 @@ from lerobot.policies import get_policy_class, make_policy, make_policy_config, 
 from torch.utils.data import default_collate
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from tests.fixtures_smolvlm import NAMED_TOKENS, SHAPES, TINY_SMOLVLA, make_smolvla_checkpoint, make_smolvlm
+from tests.plugin.smolvla_helpers import make_smolvla_checkpoint
+from wm_tools.doctor.smolvlm_backbone import NAMED_TOKENS, SHAPES, TINY_SMOLVLA, make_smolvlm
 
 PROMPTS = ["push the puck", "pick up the red block and place it on the blue plate"]
 

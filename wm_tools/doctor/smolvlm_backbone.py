@@ -1,4 +1,4 @@
-"""SmolVLM backbones and SmolVLA checkpoints of the real classes, built on the spot and offline.
+"""SmolVLM backbones of the real classes with random weights, built on the spot and offline.
 
 A folder of `make_smolvlm` stands where a user writes `HuggingFaceTB/SmolVLM2-500M-Video-Instruct`: as
 `--policy.vlm_model_name`, for LeRobot's SmolVLA and for this plugin's types alike.
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lerobot.datasets import LeRobotDatasetMetadata
-from lerobot.policies import make_policy, make_policy_config, make_pre_post_processors
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -48,9 +46,9 @@ NAMED_TOKENS = {
     "end_of_utterance_token": "<end_of_utterance>",
 }
 ORDINARY_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2, as in SmolVLM2
-# Not 0, which tests use: a model built at seed 0 would pass for one that has loaded these weights.
+# Not 0, which others use: a model built at seed 0 would pass for one that has loaded these weights.
 WEIGHTS_SEED = 500
-# What the tokenizer learns its merges from: the words of the tests' instructions.
+# What the tokenizer learns its merges from: words of instructions.
 CORPUS = [
     "push the puck", "open the drawer", "close the drawer", "pick up the red block and place it on the blue plate",
     "reach the goal", "press the button", "follow the light", "Assistant: User: describe the image",
@@ -160,28 +158,3 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|im_end|>",
         extra_special_tokens=NAMED_TOKENS,
     )
-
-
-def make_smolvla_checkpoint(
-    folder: Path, vlm_folder: Path, dataset_meta: LeRobotDatasetMetadata, seed: int = 0, **options
-) -> Path:
-    """Write a checkpoint of LeRobot's own SmolVLA as `lerobot-train` does: config, weights and both processors.
-
-    Args:
-        folder: Where to write: what a user gives as `--policy.path` of SmolVLA, or as our `--policy.init_from`.
-        vlm_folder: The backbone, of `make_smolvlm`.
-        dataset_meta: Dataset whose features and statistics the checkpoint is made for.
-        seed: Seed of the weights.
-        options: Fields of `SmolVLAConfig`, over `TINY_SMOLVLA`.
-
-    Returns:
-        The folder.
-    """
-    config = make_policy_config("smolvla", vlm_model_name=str(vlm_folder), **TINY_SMOLVLA | options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        policy = make_policy(config, ds_meta=dataset_meta)
-    policy.save_pretrained(folder)
-    for processor in make_pre_post_processors(config, dataset_stats=dataset_meta.stats):
-        processor.save_pretrained(folder)
-    return Path(folder)

@@ -1,7 +1,7 @@
 """Qwen3-VL and Qwen2.5-VL backbones of the real classes with random weights, built on the spot and offline.
 
 A folder of `make_qwen` stands where a user writes `Qwen/Qwen3-VL-2B-Instruct`: as `--policy.vlm_backbone`. From the
-command line: `python tests/fixtures_qwen.py FOLDER --d 128`.
+command line: `python -m wm_tools.doctor.qwen_backbone FOLDER --d=128`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPECIAL_TOKENS = [
     "<|endoftext|>", "<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
 ]  # fmt: skip
-# What the tokenizer learns its merges from: the words of the tests' instructions and labels.
+# What the tokenizer learns its merges from: words of instructions and labels.
 CORPUS = [
     "push the puck", "Push the puck to a goal", "open the drawer", "pick up the red block and place it on the plate",
     "system user assistant You are a helpful assistant.", "The gripper moves down because the puck is below it.",
@@ -47,7 +47,7 @@ CHAT_TEMPLATE = (
     "{{- '<|im_end|>\n' -}}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
-# Not 0, which tests use: a model built at seed 0 would pass for one that has loaded these weights.
+# Not 0, which others use: a model built at seed 0 would pass for one that has loaded these weights.
 WEIGHTS_SEED = 500
 
 

@@ -1,25 +1,28 @@
-"""`wm-doctor`: does this installation work? Versions, discovery, rendering, encoders, a round of every policy type."""
+"""What wm-doctor looks at: versions, discovery, rendering, encoders, a round of every policy type."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import importlib.util
-import io
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-DISTRIBUTION = "lerobot_policy_world_modality"
+from wm_tools.doctor.rows import DISTRIBUTION, Row, extra, guarded
+
 REPORTED_PACKAGES = ["lerobot", "torch", "transformers", "accelerate", "faiss-cpu", "metaworld", "mujoco"]
-POLICY_TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F"]
+# Each type with the extra that it needs, and the packages by which that is known.
+POLICY_TYPES = {
+    "world_A": None,
+    "world_B": None,
+    "world_B_cont": None,
+    "world_C": None,
+    "world_F": None,
+    "smolvla_world": ("smolvla", ["num2words", "peft"]),
+    "qwen_world_fplus": ("qwen", ["peft"]),
+}
 ENVIRONMENT_TYPE = "metaworld_light"
 
 # Renders a lit box and prints the milliseconds of the second frame; the first one compiles shaders.
@@ -50,28 +53,6 @@ observation = env.step(np.zeros((1, 4), dtype=np.float32))[0]
 print("RESULT", int(np.ptp(observation["pixels"])))
 """
 _MIN_CONTRAST = 8
-
-
-@dataclass
-class Row:
-    """One line of the table.
-
-    Attributes:
-        check: What was looked at.
-        status: "ok", "warn" (something optional is missing) or "FAIL".
-        found: What was found.
-        remedy: What to do about it; empty if nothing is to be done.
-    """
-
-    check: str
-    status: str
-    found: str
-    remedy: str = ""
-
-
-def extra(name: str) -> str:
-    """How to install one of the distribution's extras."""
-    return f"pip install '{DISTRIBUTION}[{name}]'"
 
 
 def check_versions() -> list[Row]:
@@ -151,6 +132,7 @@ def check_metaworld() -> list[Row]:
         return [Row("meta-world", "FAIL", "the frame after a reset is blank", HOW_TO_GET_A_RENDERER)]
     # A newer MuJoCo than Meta-World knows can be installed by hand, and breaks it.
     wanted = [r for r in map(Requirement, metadata.requires(DISTRIBUTION) or []) if r.name == "mujoco"]
+    wanted = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": "metaworld"})]
     named = f"pip install '{wanted[0].name}{wanted[0].specifier}'" if wanted else extra("metaworld")
     said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     return [Row("meta-world", "FAIL", said[:200], f"{named}; and see the row `renderer`")]
@@ -204,27 +186,18 @@ def check_encoders(device: str) -> list[Row]:
 
 def check_policies(device: str) -> list[Row]:
     """Train, save, load and act once with every policy type, tiny, on data made up on the spot."""
-    from lerobot_policy_world_modality.doctor.policy_round import make_tiny_data, policy_round
+    from wm_tools.doctor.policy_round import make_tiny_data, policy_round
 
     rows = []
     with tempfile.TemporaryDirectory(prefix="wm-doctor-") as folder:
         data = make_tiny_data(Path(folder), device)
-        for policy_type in POLICY_TYPES:
+        for policy_type, needed in POLICY_TYPES.items():
             name = f"policy {policy_type}"
-            rows += _guarded(name, lambda n=name, t=policy_type: [Row(n, "ok", policy_round(t, data, device))])
+            if needed and (missing := [package for package in needed[1] if importlib.util.find_spec(package) is None]):
+                rows.append(Row(name, "warn", f"{', '.join(missing)} not installed", extra(needed[0])))
+                continue
+            rows += guarded(name, lambda n=name, t=policy_type: [Row(n, "ok", policy_round(t, data, device))])
     return rows
-
-
-def _guarded(check: str, run: Callable[[], list[Row]]) -> list[Row]:
-    """Turn an exception into a row, so that the other checks still run, and keep what libraries print to ourselves."""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return run()
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = (str(error).strip().splitlines() or [""])[0]
-        found = f"{type(error).__name__}: {reason} ({Path(where.filename).name}:{where.lineno})"
-        return [Row(check, "FAIL", found, "see the error; `pip check` finds packages that don't fit together")]
 
 
 def diagnose(device: str) -> list[Row]:
@@ -248,48 +221,7 @@ def diagnose(device: str) -> list[Row]:
     }
     rows = []
     for name, check in checks.items():
-        rows += _guarded(name, check)
+        rows += guarded(name, check)
         if name == "device" and rows[-1].status == "FAIL":
             break  # nothing below can run there
     return rows
-
-
-def format_table(rows: list[Row]) -> str:
-    """The rows as text, remedies below the rows that have one."""
-    width = max(len(row.check) for row in rows)
-    lines = []
-    for row in rows:
-        lines.append(f"{row.status:<5} {row.check:<{width}}  {row.found}")
-        if row.remedy:
-            lines.append(f"{'':<5} {'':<{width}}  -> {row.remedy}")
-    n_failed, n_warned = (sum(row.status == status for row in rows) for status in ("FAIL", "warn"))
-    verdict = f"{n_failed} of {len(rows)} checks failed" if n_failed else f"all {len(rows)} checks passed"
-    return "\n".join([*lines, "", verdict + (f", {n_warned} with a warning" if n_warned else "")])
-
-
-def main() -> int:
-    """Print the table; exit code 1 if a row is FAIL."""
-    parser = argparse.ArgumentParser(prog="wm-doctor", description=__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run encoders and policies")
-    parser.add_argument("--env", choices=["libero"], help="look at this simulator only, and reset it once")
-    parser.add_argument("--fix", action="store_true", help="with --env: put first what it needs where it looks for it")
-    parser.add_argument("--assets", type=Path, help="with --fix: LIBERO's folder `assets`, if it is here already")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    arguments = parser.parse_args()
-    if (arguments.fix and not arguments.env) or (arguments.assets and not arguments.fix):
-        parser.error("--assets needs --fix, and --fix needs --env=libero: nothing else is mended from here")
-    if not arguments.fix:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # looks at what is here; downloads nothing
-    if arguments.env:
-        from lerobot_policy_world_modality.doctor.libero_checks import check_libero, fix_libero
-
-        mended = _guarded("fix", lambda: fix_libero(arguments.assets)) if arguments.fix else []
-        rows = [*mended, *_guarded("renderer", check_renderers), *_guarded("libero", check_libero)]
-    else:
-        rows = diagnose(arguments.device)
-    print(json.dumps([asdict(row) for row in rows], indent=2) if arguments.json else format_table(rows))
-    return int(any(row.status == "FAIL" for row in rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
