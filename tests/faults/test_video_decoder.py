@@ -42,7 +42,9 @@ def opens(tmp_path) -> subprocess.CompletedProcess:
 def assert_said_once(err: str) -> None:
     lines = [line for line in err.splitlines() if "torchcodec" in line]
     assert len(lines) == 1 and lines[0].endswith(NOTICE), err[-3000:]
-    assert "Traceback" not in err and "libavutil" not in err
+    # Each of torchcodec's own lines names it, or the library that it lacks. No word of tracebacks in general: torch's
+    # DataLoader prints one now and then, when the interpreter ends before its workers.
+    assert "libavutil" not in err
 
 
 def test_the_real_torchcodec_fails_at_length(no_ffmpeg):
