@@ -238,7 +238,8 @@ def test_push_back_has_an_instruction_of_its_own(tmp_path):
     path = root / RECORD_FILE
     assert load(root)[0]["task"] == "Pull the puck back to a goal"
     path.write_text(path.read_text().replace("Pull the puck back to a goal", "Push the puck to a goal"))  # by 0.1.0
-    with pytest.raises(ConfigError, match="instructions.push-back-v3: saved Push the puck to a goal, asked for Pull the puck"):
+    said = "instructions.push-back-v3: saved Push the puck to a goal, asked for Pull the puck"
+    with pytest.raises(ConfigError, match=said):
         record(config(root, tasks="push-back-v3", n_episodes=1))
 
 
