@@ -6,11 +6,12 @@
 Parts, in this order, each in a process of its own so that one that fails or runs out of memory costs only itself:
 
     equality          closed gates change nothing, cached = live latents, causality, micro-batches; TF32 and bf16
-    smolvla_world     at 450M, bf16: training step, chunk latency, memory, waits, torch.compile, F1 to F3b
+    training          world_F's step over world_A's, and steps a second
+    smolvla_world     at 450M, bf16: training step, chunk latency, memory, waits for the device, F1 to F3b
     qwen_world_fplus  at 2B, bf16: training step, latency, memory
     precompute        DINOv2-B/L and V-JEPA 2 L at real shapes: rate over the bare encoder's, how busy the GPU is
     commands          the real commands: two processes on one GPU, resume, sharded training and its checkpoint
-    training          world_F's step over world_A's, and its steps/s side by side
+    compilation       torch.compile: graphs made anew, and smolvla_world's step over smolvla's, both compiled
 
 Weights are random and data is made here, so that nothing need be fetched. The figures go to --output, one JSON line
 each; a run that finds lines of the same commit there goes on after them. gpu_wheels.py carries what a machine without
@@ -30,8 +31,8 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-PARTS = ("equality", "smolvla_world", "qwen_world_fplus", "precompute", "commands", "training")
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests")]
+PARTS = ("equality", "training", "smolvla_world", "qwen_world_fplus", "precompute", "commands", "compilation")
 
 
 def run_part(args: argparse.Namespace) -> None:
@@ -43,7 +44,7 @@ def run_part(args: argparse.Namespace) -> None:
         importlib.import_module(f"gpu_parts.{args.part}").measure(run)
 
 
-def machine(device: str) -> dict:
+def machine(device: str, commit: str) -> dict:
     """Card, commit and versions."""
     import torch
     from provenance import provenance
@@ -56,6 +57,8 @@ def machine(device: str) -> dict:
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
         }
+    if commit:
+        found["commit"] = commit
     return found | {"cores": len(os.sched_getaffinity(0))}
 
 
@@ -72,6 +75,7 @@ def main() -> None:
     cli.add_argument(
         "--output", type=Path, default=Path("build/gpu.jsonl"), help="the record (default: build/gpu.jsonl)"
     )
+    cli.add_argument("--commit", default="", help="of this code, where it was carried without its .git")
     cli.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = cli.parse_args()
     if args.part:
@@ -86,7 +90,7 @@ def main() -> None:
             )
     end = time.monotonic() + 60 * args.minutes
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    here = machine(args.device)
+    here = machine(args.device, args.commit)
     earlier = lines_of(args.output)
     if any("machine" in line and line["commit"] != here["commit"] for line in earlier):
         sys.exit(f"--output={args.output} holds figures of another commit: move it away, or name another file")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fixtures_datasets import make_dataset
 from safetensors.torch import load_file
 
 from gpu_parts.figures import Run
-from tests.fixtures_datasets import make_dataset
 from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.latents.companion import open_companion
 

@@ -7,9 +7,9 @@ import time
 from contextlib import contextmanager
 
 import torch
+from fixtures_datasets import make_dataset
 
 from gpu_parts.figures import Run
-from tests.fixtures_datasets import make_dataset
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.precompute.encode import encode_episodes, stage_latents
@@ -77,7 +77,7 @@ def measure(run: Run) -> None:
         families = [("dinov2", "tiny", 28, 1), ("vjepa2", "tiny", 32, 2)]
     for family, size, height, window in families:
         spec = EncoderSpec(family, make_weights(run, family, size), cameras=["observation.image"], height_px=height,
-                           width_px=height, window=window, dtype="bfloat16" if run.is_real else "float32")  # fmt: skip
+                           width_px=height, n_frames=window, dtype="bfloat16" if run.is_real else "float32")  # fmt: skip
         one_family(run, f"{family}-{size}", spec, source, n_episodes if window == 1 else max(2, n_episodes // 4))
 
 

@@ -1,4 +1,4 @@
-"""smolvla_world over smolvla at 450M: training step, chunk latency, memory, waits, compilation, fusions."""
+"""smolvla_world over smolvla at 450M: training step, chunk latency, memory, waits, fusions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def measure(run: Run) -> None:
     pair = Pair(size, run.folder, args)
     batch, draws = pair.batch(), pair.draws()
     trained = {name: Trained(pair, policy, batch, draws, run.device) for name, policy in pair.policies.items()}
-    say = {"part": PART, "batch_size": args.batch_size, "latent_tokens": tokens}
+    say = {"part": PART, "batch_size": pair.args.batch_size, "latent_tokens": pair.args.tokens}
 
     taken = in_turn({name: each.step for name, each in trained.items()}, run.device, repeats)
     for name, values in taken.items():
@@ -59,10 +59,6 @@ def measure(run: Run) -> None:
     if run.device.startswith("cuda"):
         on_cuda(run, trained, size, say)
     fusions(run, pair, trained["smolvla"], repeats, say)
-    del trained
-    gc.collect()
-    if run.is_real:  # a compiler takes minutes on a CPU
-        compilation(run, pair, batch, draws, say)
 
 
 def latency(run: Run, pair: Pair, repeats: int, say: dict) -> None:
@@ -121,25 +117,3 @@ def fusions(run: Run, pair: Pair, plain: Trained, repeats: int, say: dict) -> No
         run.figure(f"smolvla_world over smolvla: training step, {'+'.join(names).upper()}", ratio, **say)
         del other, policy
         gc.collect()
-
-
-def compilation(run: Run, pair: Pair, batch: dict, draws: dict, say: dict) -> None:
-    """torch.compile: graphs made anew after the first step, for new frames and memories; and what a step then takes."""
-    options = {"compile_model": True, "compile_mode": "default"}
-    policies = {name: pair.build(name, **options) for name in ("smolvla", "smolvla_world")}
-    policies["smolvla_world"].latent_reader.companion = pair.policies["smolvla_world"].latent_reader.companion
-    trained = {name: Trained(pair, policy, batch, draws, run.device) for name, policy in policies.items()}
-    for name, each in trained.items():
-        torch._dynamo.utils.counters.clear()
-        each.step()
-        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        for _ in range(3):
-            each.batch = pair.batch()
-            each.step()
-        added = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
-        run.figure(
-            f"{name}, compiled: graphs compiled anew after the first step", added, equals=0, graphs=before, **say
-        )
-    taken = in_turn({name: each.step for name, each in trained.items()}, run.device, 10)
-    ratio = [w / p for p, w in zip(taken["smolvla"], taken["smolvla_world"], strict=True)]
-    run.figure("smolvla_world over smolvla, both compiled: training step", ratio, most=1.05, **say)
