@@ -76,8 +76,15 @@ def measure(run: Run) -> None:
     if not run.is_real:
         families = [("dinov2", "tiny", 28, 1), ("vjepa2", "tiny", 32, 2)]
     for family, size, height, window in families:
-        spec = EncoderSpec(family, make_weights(run, family, size), cameras=["observation.image"], height_px=height,
-                           width_px=height, n_frames=window, dtype="bfloat16" if run.is_real else "float32")  # fmt: skip
+        spec = EncoderSpec(
+            family,
+            make_weights(run, family, size),
+            cameras=["observation.image"],
+            height_px=height,
+            width_px=height,
+            n_frames=window,
+            dtype="bfloat16" if run.is_real else "float32",
+        )
         one_family(run, f"{family}-{size}", spec, source, n_episodes if window == 1 else max(2, n_episodes // 4))
 
 

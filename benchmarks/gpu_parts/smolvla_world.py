@@ -39,13 +39,15 @@ class Trained:
         return loss.item()
 
 
+def make_pair(run: Run) -> Pair:
+    """Both policies at the run's size."""
+    size, b, dim, tokens = ("450m", 64, 768, 17) if run.is_real else ("tiny", 2, 8, 2)
+    return Pair(size, run.folder, Namespace(device=run.device, batch_size=b, dim=dim, tokens=tokens))
+
+
 def measure(run: Run) -> None:
-    size, tokens = ("450m", 17) if run.is_real else ("tiny", 2)
-    args = Namespace(
-        device=run.device, batch_size=16 if run.is_real else 2, dim=768 if run.is_real else 8, tokens=tokens
-    )
-    repeats = 20 if run.is_real else 2
-    pair = Pair(size, run.folder, args)
+    pair = make_pair(run)
+    size, repeats = pair.size, (20 if run.is_real else 2)
     batch, draws = pair.batch(), pair.draws()
     trained = {name: Trained(pair, policy, batch, draws, run.device) for name, policy in pair.policies.items()}
     say = {"part": PART, "batch_size": pair.args.batch_size, "latent_tokens": pair.args.tokens}
