@@ -15,14 +15,10 @@ from fixtures_datasets import make_dataset
 from safetensors.torch import load_file
 
 from gpu_parts.figures import Run
-from wm_tools.doctor.smolvlm_backbone import make_smolvlm
+from wm_tools.doctor.qwen_backbone import make_qwen
 from world_modality_core.latents.companion import open_companion
 
 PART = "commands"
-TINY_SMOLVLA = (
-    "--policy.resize_imgs_with_padding=[32,32]", "--policy.num_vlm_layers=2", "--policy.chunk_size=4",
-    "--policy.n_action_steps=2", "--policy.num_steps=3", "--policy.load_vlm_weights=true",
-)  # fmt: skip
 
 
 class Commands:
@@ -69,13 +65,10 @@ def encode(run: Run, commands: Commands, source: Path, one: Path) -> None:
     if not run.is_real:
         return
     two = run.folder / "two"
-    # Both see the one device: --device is each process's, and two ranks of NCCL can't share a device.
-    os.environ["ACCELERATE_TORCH_DEVICE"] = run.device
     fine = commands(
         "wm-precompute, two processes on one device", module, *options, f"--output.root={two}",
         f"--device={run.device}", launcher=commands.launcher(2),
     )  # fmt: skip
-    del os.environ["ACCELERATE_TORCH_DEVICE"]
     if fine:
         tables = [open_companion("x", str(root)).table for root in (one, two)]
         index = np.arange(102)
@@ -134,15 +127,16 @@ def go_on(run: Run, commands: Commands, name: str, whole: Path, resumed: Path, l
 
 
 def sharded(run: Run, commands: Commands, source: Path, companion: Path) -> None:
-    """FSDP with one process: it starts, trains, saves a checkpoint and goes on from it."""
+    """FSDP with one process, as docs/qwen_world_fplus.md says for full fine-tuning: train, save, go on."""
     if not commands.is_cuda:
         return
-    vlm = make_smolvlm(run.folder / "smolvlm", save_weights=True)
-    fsdp = commands.launcher(
-        1, "--use_fsdp", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "--fsdp_state_dict_type=FULL_STATE_DICT"
-    )
-    options = ["--policy.type=smolvla_world", f"--policy.companion.root={companion}", f"--policy.vlm_model_name={vlm}",
-               *TINY_SMOLVLA]  # fmt: skip
+    vlm = make_qwen(run.folder / "qwen")
+    fsdp = commands.launcher(1, "--use_fsdp", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP")
+    options = [
+        "--policy.type=qwen_world_fplus", f"--policy.companion.root={companion}", f"--policy.vlm_backbone={vlm}",
+        "--policy.train_backbone=full", "--policy.chunk_size=4", "--policy.n_action_steps=2",
+        "--policy.max_pixels=1024", "--policy.prophet.d_model=32", "--policy.head.d_model=32",
+    ]  # fmt: skip
     whole, resumed = run.folder / "fsdp", run.folder / "fsdp_resumed"
-    if train(run, commands, "lerobot-train smolvla_world, FSDP", source, whole, *options, launcher=fsdp, steps=6):
-        go_on(run, commands, "lerobot-train smolvla_world, FSDP, resumed", whole, resumed, launcher=fsdp, steps=6)
+    if train(run, commands, "lerobot-train qwen_world_fplus, FSDP", source, whole, *options, launcher=fsdp, steps=6):
+        go_on(run, commands, "lerobot-train qwen_world_fplus, FSDP, resumed", whole, resumed, launcher=fsdp, steps=6)
