@@ -70,10 +70,10 @@ class CompanionConfig:
 
 
 class TracksGivenFields:
-    """A mixin for a config: tells what it was given from what has its default value.
+    """A mixin for a config: knows which fields it was given and which have their default value.
 
     Some fields are taken over from a checkpoint unless they were given. `_given` holds the names of keyword arguments.
-    Where all fields are there at once (`dataclasses.replace`, a config file that was saved), nobody typed them all:
+    Where all fields are given at once (`dataclasses.replace`, a config file that was saved), they weren't all typed:
     those that differ from their defaults count.
     """
 

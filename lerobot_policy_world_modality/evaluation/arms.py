@@ -56,14 +56,14 @@ class MemoryArm:
             seeds: (b,) seeds of their scenes.
         """
         self._task, self._seeds = task, seeds
-        # (b, m, d) fp16 of each plan: what `intact` predicted, where there is a bank to keep it; of no other arm.
+        # (b, m, d) fp16 of each plan: what `intact` predicted, if there is a bank to keep it; empty in every other arm.
         self.for_bank: list[Tensor] = []
         self._past: list[Tensor] = []  # (b, m, d) of the last plans, for `stale`
         self._n_plans = 0
-        self._lent: list[Tensor] = []  # (n_plans, m, d) for each of the b scenes
+        self._other_scenes: list[Tensor] = []  # for each of the b scenes, those of another one: (n_plans, m, d)
         if self.name in BANK_ARMS:
-            donors = [self.bank.donor(self.name, task, seed, self.draw_seed) for seed in seeds]
-            self._lent = [self.bank.load(*donor) for donor in donors]
+            scenes = [self.bank.draw_scene(self.name, task, seed, self.draw_seed) for seed in seeds]
+            self._other_scenes = [self.bank.load(*scene) for scene in scenes]
 
     @contextmanager
     def applied_to(self, policy: nn.Module) -> Iterator[None]:
@@ -110,8 +110,8 @@ class MemoryArm:
                 return Memory(self._past[0])
             case "shuffle" | "shuffle_within_task" | "wrong_task":
                 # The same plan of the other episode, or its last: what differs is the content, not the phase.
-                lent = torch.stack([episode[min(plan, len(episode) - 1)] for episode in self._lent])
-                return Memory(lent.to(tokens))
+                plans = [episode[min(plan, len(episode) - 1)] for episode in self._other_scenes]
+                return Memory(torch.stack(plans).to(tokens))
         raise AssertionError(self.name)
 
     def _noise(self, tokens: Tensor, plan: int) -> Tensor:

@@ -36,7 +36,7 @@ class MemoryBank:
             memories: (n_plans, m, d) of all its plans; stored as fp16.
 
         Raises:
-            FileExistsError: if the scene's memories are there: what other arms read never changes.
+            FileExistsError: if the scene's memories exist: what other arms read never changes.
         """
         path = self._path(task, seed)
         if path.exists():
@@ -77,12 +77,12 @@ class MemoryBank:
                 "them; give another --output_dir, with intact among the arms"
             )
 
-    def donor(self, arm: str, task: str, seed: int, draw_seed: int) -> tuple[str, int]:
-        """Draw the scene that lends its memories to another, the same each time it is asked.
+    def draw_scene(self, arm: str, task: str, seed: int, draw_seed: int) -> tuple[str, int]:
+        """Draw the scene whose memories another scene is shown; the same at each call.
 
         Args:
             arm: `shuffle`: any other scene; `shuffle_within_task`: of the same task; `wrong_task`: of another task.
-            task, seed: The scene that borrows.
+            task, seed: The scene that is shown them.
             draw_seed: Seed of the draw.
         """
         allowed = [

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lerobot_policy_world_modality.intervention.examined_policy import ExaminedPolicy
 from lerobot_policy_world_modality.intervention.frames import Frames
-from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.true_states import displacements, state_scale
 from world_modality_core.configs import MemoryConfig
 from world_modality_core.io.errors import ConfigError
@@ -19,7 +19,7 @@ from world_modality_core.memory.sources import MemorySource
 
 
 class Source(StrEnum):
-    """What fills the memory (docs/interventions.md): those of `MemorySource`, and three that are made here."""
+    """What fills the memory (docs/interventions.md): those of `MemorySource`, and three that only exist here."""
 
     pred = "pred"
     zero = "zero"
@@ -64,21 +64,21 @@ def scored_frames(frames: Frames, source: Source, stale_frames: int, future_fram
     return is_scored
 
 
-def why_not(subject: Subject, frames: Frames, source: Source, is_scored: np.ndarray) -> str | None:
+def why_not(examined: ExaminedPolicy, frames: Frames, source: Source, is_scored: np.ndarray) -> str | None:
     """Why a source says nothing here; None if it does."""
-    if subject.memory is None:
-        return f"{subject.config.type} reads no memory" if subject.prophet is None else "its action path reads none"
+    if examined.memory is None:
+        return f"{examined.config.type} reads no memory" if examined.prophet is None else "its action path reads none"
     if source is Source.gate_closed:
-        return None if subject.readers else "it reads its memory without a gate"
-    if not subject.has_latents and source not in _BLIND:
+        return None if examined.readers else "it reads its memory without a gate"
+    if not examined.has_latents and source not in _BLIND:
         return "the policy uses no latents at all"
     try:
-        subject.memory.check_content(asked_for(source, subject.memory))
+        examined.memory.check_content(asked_for(source, examined.memory))
     except ConfigError:
-        return f"the memory holds the Prophet's states (memory.content={subject.memory.content})"
-    if tells_truth(source, subject.memory) and state_scale(subject) is None:
-        start = subject.config.prophet.initialised_from
-        return f"what its Prophet measures states in can't be told: {start} is gone, or not what it started from"
+        return f"the memory holds the Prophet's states (memory.content={examined.memory.content})"
+    if tells_truth(source, examined.memory) and state_scale(examined) is None:
+        start = examined.config.prophet.initialised_from
+        return f"the unit of its Prophet's states is unknown: {start} is gone, or is not what it started from"
     if not is_scored.any():
         return {
             Source.shuffle: "all frames are of one episode",
@@ -92,12 +92,12 @@ def why_not(subject: Subject, frames: Frames, source: Source, is_scored: np.ndar
 
 @torch.no_grad()
 def plans(
-    subject: Subject, frames: Frames, source: Source | None, seed: int, stale_frames: int
+    examined: ExaminedPolicy, frames: Frames, source: Source | None, seed: int, stale_frames: int
 ) -> Iterator[tuple[np.ndarray, dict, dict, Tensor]]:
     """Plan from all frames with the memory of a source; noise and draws are the same for every source.
 
     Args:
-        subject: The policy.
+        examined: The policy.
         frames: The frames.
         source: Where its memory comes from; None for a policy without one.
         seed: Seed of noise and draws.
@@ -106,24 +106,24 @@ def plans(
     Yields:
         Places (b,) in `frames`, the batch as loaded, the preprocessed batch, and the normalised plan (b, h, a).
     """
-    others = None  # frames whose predictions are shown in place of the policy's own
+    others = None  # frames whose predictions replace those of the policy's own frames
     if source is Source.stale:
         others = frames.earlier(stale_frames)
     elif source is Source.wrong_task:
         others = frames.of_other_tasks(seed)
-    moved = displacements(subject, frames, state_scale(subject)) if tells_truth(source, subject.memory) else None
-    asked = None if subject.memory is None else asked_for(source, subject.memory)
+    moved = displacements(examined, frames, state_scale(examined)) if tells_truth(source, examined.memory) else None
+    asked = None if examined.memory is None else asked_for(source, examined.memory)
     for number, (part, loaded) in enumerate(zip(frames.parts, frames.batches(), strict=True)):
-        batch = subject.preprocess(dict(loaded))
-        noise = subject.noise(len(part), seed + number)
-        futures = None if others is None else subject.host.predict_futures(subject.preprocess(next(others)))
+        batch = examined.preprocess(dict(loaded))
+        noise = examined.noise(len(part), seed + number)
+        futures = None if others is None else examined.host.predict_futures(examined.preprocess(next(others)))
         if moved is not None:
-            futures = replace(subject.host.predict_futures(batch), displacement=next(moved))
-        subject.host.close_gates(source is Source.gate_closed)
+            futures = replace(examined.host.predict_futures(batch), displacement=next(moved))
+        examined.host.close_gates(source is Source.gate_closed)
         try:
-            plan = subject.host.plan_recorded(batch, asked, noise=noise, futures=futures, seed=seed + number)
+            plan = examined.host.plan_recorded(batch, asked, noise=noise, futures=futures, seed=seed + number)
         finally:
-            subject.host.close_gates(False)
+            examined.host.close_gates(False)
         yield part, loaded, batch, plan
 
 

@@ -68,8 +68,8 @@ def summarise_source(episodes: pd.DataFrame, interval: Bootstrap) -> dict:
     }  # fmt: skip
 
 
-def summarise_foresight(rows: pd.DataFrame, kind: str, interval: Bootstrap) -> list[dict] | None:
-    """Per future step: what is foreseen and what copying gives, with intervals; None where nothing of the kind is.
+def summarise_forecast(rows: pd.DataFrame, kind: str, interval: Bootstrap) -> list[dict] | None:
+    """Per future step: how good the forecast is and what copying gives, with intervals; None without such a forecast.
 
     For tokens `value` and `copy` are accuracies; for latents and rollouts they are mean 1 - cosine, and `skill` is
     1 - value / copy.
@@ -173,6 +173,6 @@ def table(record: dict) -> str:
             bounds = "" if low is None else f"[{low:.3f}, {high:.3f}]"
             lines.append(f"{'':<30}{row['step']:>6}{row['value']:>11.4f}{row['copy']:>8.4f}{skill:>8}  {bounds}")
     if record["attention_mass"]:
-        shares = ", ".join(f"{share:.3f}" for share in record["attention_mass"])
-        lines.append(f"\nattention per future step: {shares}")
+        masses = ", ".join(f"{mass:.3f}" for mass in record["attention_mass"])
+        lines.append(f"\nattention per future step: {masses}")
     return "\n".join(lines)

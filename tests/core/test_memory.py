@@ -66,8 +66,8 @@ def test_zero_random_and_copy_current():
 def test_shuffle_never_shows_a_memory_of_the_same_episode(seed):
     episode = torch.tensor([0, 0, 0, 1, 1, 2])
     memory = make(MemorySource.shuffle, seed=seed, episode=episode)
-    lender = (memory.tokens[:, 0, 0] // 1000).long()
-    assert (episode[lender] != episode).all()
+    partner = (memory.tokens[:, 0, 0] // 1000).long()
+    assert (episode[partner] != episode).all()
     assert not memory.is_pad.any()
 
 
@@ -75,8 +75,8 @@ def test_shuffle_never_shows_a_memory_of_the_same_episode(seed):
 def test_shuffle_within_task_stays_in_the_task_and_leaves_the_lonely_without_memory(seed):
     episode, task = torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([0, 0, 0, 1, 1, 2])
     memory = make(MemorySource.shuffle_within_task, seed=seed, episode=episode, task=task)
-    lender = (memory.tokens[:5, 0, 0] // 1000).long()
-    assert (task[lender] == task[:5]).all() and (lender != torch.arange(5)).all()
+    partner = (memory.tokens[:5, 0, 0] // 1000).long()
+    assert (task[partner] == task[:5]).all() and (partner != torch.arange(5)).all()
     assert memory.is_pad[5].all() and not memory.is_pad[:5].any()
 
 

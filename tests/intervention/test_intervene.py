@@ -80,7 +80,7 @@ def test_only_frames_that_a_source_has_a_memory_for_count(opened):
 
 
 @pytest.mark.parametrize("policy_type", ["world_A", "world_B", "world_B_cont", "world_C"])
-def test_types_without_a_memory_are_told_so(policy_type, tiny_companion, tmp_path):
+def test_types_without_a_memory_say_so(policy_type, tiny_companion, tmp_path):
     checkpoint = make_checkpoint(tmp_path / "checkpoint", tiny_companion, policy_type)
     record = run(checkpoint, tmp_path / "record")
     assert list(record["sources"]) == ["none"] and record["sources"]["none"]["error"] > 0
@@ -217,7 +217,7 @@ def test_a_dataset_of_another_name_may_be_a_copy(checkpoints, tiny_companion, tm
     with pytest.raises(ConfigError, match="dataset.repo_id='somebody/else'.*cannot be opened"):
         run(checkpoint, tmp_path / "record")
     assert choose(checkpoint, tiny_companion, [2])[0] == [2]
-    # Where the other one is here, it tells whether it is a copy.
+    # Where the other one is here, it is known whether it is a copy.
     other = tmp_path / "other"
     (other / "meta").mkdir(parents=True)
     (other / "meta/info.json").write_text("{}")
@@ -227,7 +227,7 @@ def test_a_dataset_of_another_name_may_be_a_copy(checkpoints, tiny_companion, tm
     SourceFingerprint.of(source).write(other)
     assert choose(checkpoint, tiny_companion)[0] == [1, 2, 3]
     (checkpoint / "train_config.json").unlink()
-    with pytest.raises(ConfigError, match="nobody knows which episodes"):
+    with pytest.raises(ConfigError, match="the episodes that it was trained on are unknown"):
         choose(checkpoint, tiny_companion)
 
 

@@ -76,7 +76,7 @@ def random_partners(allowed: Tensor, generator: torch.Generator) -> tuple[Tensor
     """Draw for each sample another one whose memory it is shown.
 
     Args:
-        allowed: (b, b) True where sample j may lend its memory to sample i.
+        allowed: (b, b) True where sample i may be shown the memory of sample j.
         generator: Source of randomness, on the same device.
 
     Returns:

@@ -218,7 +218,7 @@ class PolicyWithWorld(OnHub):
         return self.latent_reader.live(batch, self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 arithmetic of a rollout where `dtype` says so; in training accelerate does it, told by the same."""
+        """bf16 arithmetic of a rollout where `dtype` says so; in training accelerate does it, by the same option."""
         if self.config.dtype != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
