@@ -24,7 +24,7 @@ from lerobot_policy_world_modality.intervention.examined_policy import ExaminedP
 from lerobot_policy_world_modality.intervention.folder import Folder
 from lerobot_policy_world_modality.intervention.forecasts import ForecastScores, Readers
 from lerobot_policy_world_modality.intervention.frames import Frames, targets
-from lerobot_policy_world_modality.intervention.memories import Source, plans, scored_frames, why_not
+from lerobot_policy_world_modality.intervention.memories import plans, scored_frames, why_not
 from lerobot_policy_world_modality.intervention.pretraining import seen_beforehand
 from lerobot_policy_world_modality.intervention.results import (
     Bootstrap,
@@ -46,6 +46,7 @@ from world_modality_core.io.commands import run_command
 from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json
+from world_modality_core.memory.sources import TESTED_SOURCES, MemorySource
 from world_modality_core.precompute.precompute_options import SourceConfig
 from world_modality_core.studies.evidence.checkpoint import label_of
 
@@ -71,11 +72,11 @@ class InterveneConfig:
     episodes: list[int] | None = None
     # Also take episodes that training saw.
     allow_training_episodes: bool = False
-    # Memories to try, separated by commas (docs/interventions.md).
-    sources: str = ",".join(Source)
+    # Memories to try, separated by commas (docs/memory.md).
+    sources: str = ",".join(TESTED_SOURCES)
     # Frames drawn among the episodes'; 0 for all.
     n_frames: int = 0
-    # Frames planned from at once; `shuffle` exchanges memories among them.
+    # Frames planned from at once; sources such as `shuffle` exchange memories among them.
     batch_size: int = 64
     # For `stale`: how many plans (of n_action_steps) old the memory is.
     stale_plans: int = 4
@@ -104,9 +105,9 @@ class InterveneConfig:
         return ["policy"]
 
     @property
-    def wanted(self) -> list[Source]:
+    def wanted(self) -> list[MemorySource]:
         """The sources asked for, in order."""
-        return list(dict.fromkeys(Source(name) for name in re.findall(r"\w+", self.sources)))
+        return list(dict.fromkeys(MemorySource(name) for name in re.findall(r"\w+", self.sources)))
 
     def validate(self) -> None:
         """Raises ConfigError naming the option."""
@@ -115,9 +116,9 @@ class InterveneConfig:
         if not self.output_dir:
             raise ConfigError("output_dir is empty: name the folder of the record")
         names = re.findall(r"\w+", self.sources)
-        unknown = sorted(set(names) - set(Source))
+        unknown = sorted(set(names) - set(TESTED_SOURCES))
         if unknown or not names:
-            raise ConfigError(f"sources={self.sources!r}: unknown {unknown}; there are {', '.join(Source)}")
+            raise ConfigError(f"sources={self.sources!r}: unknown {unknown}; there are {', '.join(TESTED_SOURCES)}")
         lows = {"n_frames": 0, "batch_size": 2, "stale_plans": 1, "rollout_rounds": 1, "n_bootstrap": 100}
         for name, low in (lows | {"num_workers": 0, "seed": 0}).items():
             if getattr(self, name) < low:
@@ -161,7 +162,7 @@ def intervene(cfg: InterveneConfig) -> dict:
         raise ConfigError(str(error)) from error
     held_out += seen_beforehand(cfg.policy, examined.host.latent_reader.companion, episodes)
     frames = Frames(cfg.policy, dataset, meta, episodes, cfg.n_frames, cfg.batch_size, cfg.num_workers, cfg.seed)
-    own = None if examined.memory is None else Source(examined.memory.rollout_source.value)
+    own = None if examined.memory is None else examined.memory.rollout_source
     stale = cfg.stale_plans * cfg.policy.n_action_steps
     with folder.begin():
         skipped = _passes(folder, examined, frames, own, cfg, stale)
@@ -175,7 +176,7 @@ def intervene(cfg: InterveneConfig) -> dict:
 
 
 def _passes(
-    folder: Folder, examined: ExaminedPolicy, frames: Frames, own: Source | None, cfg: InterveneConfig, stale: int
+    folder: Folder, examined: ExaminedPolicy, frames: Frames, own: MemorySource | None, cfg: InterveneConfig, stale: int
 ) -> dict[str, str]:
     """Plan with the policy's own memory and with each source asked for; finished passes are not run again.
 
@@ -222,7 +223,7 @@ def _open_dataset(named: SourceConfig, checkpoint: Checkpoint) -> tuple[SourceCo
 
 
 def _first_pass(
-    folder: Folder, examined: ExaminedPolicy, frames: Frames, own: Source | None, cfg: InterveneConfig, stale: int
+    folder: Folder, examined: ExaminedPolicy, frames: Frames, own: MemorySource | None, cfg: InterveneConfig, stale: int
 ) -> None:
     """Plan with the policy's own memory; note the gates, the attention and the forecasts on the way."""
     if folder.has("clean"):
@@ -247,7 +248,7 @@ def _first_pass(
 
 
 def _corrupt(
-    folder: Folder, examined: ExaminedPolicy, frames: Frames, source: Source, is_scored: np.ndarray,
+    folder: Folder, examined: ExaminedPolicy, frames: Frames, source: MemorySource, is_scored: np.ndarray,
     cfg: InterveneConfig, stale: int,
 ) -> None:  # fmt: skip
     """Plan with the memory of a source, and hold it against the clean plans."""
@@ -294,7 +295,7 @@ def _request(cfg: InterveneConfig, checkpoint: Checkpoint, meta: LeRobotDatasetM
 
 
 def _record(
-    cfg: InterveneConfig, checkpoint: Checkpoint, examined: ExaminedPolicy, folder: Folder, own: Source | None,
+    cfg: InterveneConfig, checkpoint: Checkpoint, examined: ExaminedPolicy, folder: Folder, own: MemorySource | None,
     skipped: dict, dataset: SourceConfig, episodes: list[int], held_out: str, frames: Frames,
 ) -> dict:  # fmt: skip
     interval = Bootstrap(cfg.n_bootstrap, cfg.seed)

@@ -65,7 +65,7 @@ class Frames:
         rows = rows[:n_frames] if n_frames else rows
         if len(rows) < 2:
             raise ConfigError(f"{len(rows)} frame to test on: name more --episodes or a larger --n_frames")
-        self._rows, self._all_episodes, self._all_tasks = rows, columns["episode_index"], columns["task_index"]
+        self._rows = rows
         self.index, self.episode, self.task, self.step = (columns[name][rows] for name in names)
         length = dict(zip(*np.unique(columns["episode_index"], return_counts=True), strict=True))
         self.left = np.array([length[e] for e in self.episode]) - 1 - self.step
@@ -95,16 +95,6 @@ class Frames:
     def earlier(self, n: int) -> Iterator[dict]:
         """For each batch the frames n steps before (where `step` < n the episode's first)."""
         return self._load(self._rows - np.minimum(n, self.step))
-
-    def of_other_tasks(self, seed: int) -> Iterator[dict]:
-        """For each batch as many random frames, each of another task.
-
-        Raises:
-            ConfigError: if the episodes have one task only.
-        """
-        draws = np.random.default_rng(seed)
-        candidates = {task: np.flatnonzero(self._all_tasks != task) for task in np.unique(self.task)}
-        return self._load(np.array([draws.choice(candidates[task]) for task in self.task]))
 
     def moves(self, name: str, ahead: list[int]) -> Iterator[Tensor]:
         """For each batch, how far a column's values (s,) will have moved some frames later: (b, k, s).

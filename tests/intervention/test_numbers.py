@@ -10,7 +10,7 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot_policy_world_modality.intervention.examined_policy import ExaminedPolicy
 from lerobot_policy_world_modality.intervention.forecasts import ForecastScores
 from lerobot_policy_world_modality.intervention.frames import Frames, targets
-from lerobot_policy_world_modality.intervention.memories import Source, plans, scored_frames
+from lerobot_policy_world_modality.intervention.memories import plans, scored_frames
 from lerobot_policy_world_modality.intervention.results import (
     SHUT_GATE,
     Bootstrap,
@@ -25,6 +25,7 @@ from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoin
 from tests.intervention.helpers import HELD_OUT, make_checkpoint
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
+from world_modality_core.memory.sources import MemorySource
 from world_modality_core.precompute.precompute_options import SourceConfig
 from world_modality_core.prophet.network import Futures
 
@@ -72,7 +73,7 @@ def test_oracle_is_pred_when_the_prophet_is_right(foreteller, table):
         return torch.cat([plan for _, plan in found])[np.argsort(np.concatenate([part for part, _ in found]))]
 
     is_whole = torch.from_numpy(frames.left >= 3)  # beyond the episode the oracle is masked
-    before = (chunks(Source.pred) - chunks(Source.oracle)).abs()[is_whole].amax((1, 2))
+    before = (chunks(MemorySource.pred) - chunks(MemorySource.oracle)).abs()[is_whole].amax((1, 2))
     assert (before > 1e-3).all()  # the control: this Prophet doesn't
 
     def tell(module, args, out):
@@ -81,7 +82,9 @@ def test_oracle_is_pred_when_the_prophet_is_right(foreteller, table):
 
     handle = examined.prophet.register_forward_hook(tell)
     try:
-        torch.testing.assert_close(chunks(Source.pred)[is_whole], chunks(Source.oracle)[is_whole], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            chunks(MemorySource.pred)[is_whole], chunks(MemorySource.oracle)[is_whole], rtol=0, atol=1e-5
+        )
         seer = ForecastScores(examined, frames, n_rounds=2)
         for part, batch in zip(frames.parts, frames.batches(), strict=True):
             seer.look(part, examined.preprocess(dict(batch)))
@@ -151,14 +154,13 @@ def test_token_accuracy_of_heads_that_know_all_or_nothing(policy_type, tiny_comp
         assert row["copy"] == pytest.approx(np.mean(same)) and row["frames"] == len(inside)
 
 
-def test_other_frames_are_those_that_they_claim_to_be(foreteller):
+def test_earlier_frames_are_those_of_the_same_episode(foreteller):
     _, frames = foreteller
-    for part, earlier, other in zip(frames.parts, frames.earlier(5), frames.of_other_tasks(0), strict=True):
+    for part, earlier in zip(frames.parts, frames.earlier(5), strict=True):
         back = np.minimum(5, frames.step[part])
         assert earlier["index"].tolist() == (frames.index[part] - back).tolist()
         assert earlier["episode_index"].tolist() == frames.episode[part].tolist()
-        assert (other["task_index"].numpy() != frames.task[part]).all()
-    assert scored_frames(frames, Source.stale, 5, 1).tolist() == (frames.step >= 5).tolist()
+    assert scored_frames(frames, MemorySource.stale, 5, 1).tolist() == (frames.step >= 5).tolist()
 
 
 def test_another_frames_memory_is_what_the_prophet_predicts_there(foreteller):
@@ -167,9 +169,9 @@ def test_another_frames_memory_is_what_the_prophet_predicts_there(foreteller):
     hook = examined.policy.memory.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     try:
         pred = {}
-        for part, _, _, _ in plans(examined, frames, Source.pred, 0, 5):
+        for part, _, _, _ in plans(examined, frames, MemorySource.pred, 0, 5):
             pred |= dict(zip(frames.index[part].tolist(), seen.pop(), strict=True))
-        for part, _, _, _ in plans(examined, frames, Source.stale, 0, 5):
+        for part, _, _, _ in plans(examined, frames, MemorySource.stale, 0, 5):
             memory = seen.pop()
             for place, index in enumerate(frames.index[part].tolist()):
                 at = index - min(5, int(frames.step[part][place]))
@@ -182,7 +184,7 @@ def test_another_frames_memory_is_what_the_prophet_predicts_there(foreteller):
 def test_raw_errors_are_in_the_units_of_the_dataset(foreteller, tiny_companion):
     examined, frames = foreteller
     stats = LeRobotDatasetMetadata(tiny_companion.source_repo_id, root=tiny_companion.source_root).stats["action"]
-    _, loaded, batch, plan = next(plans(examined, frames, Source.pred, 0, 4))
+    _, loaded, batch, plan = next(plans(examined, frames, MemorySource.pred, 0, 4))
     actions, is_pad = targets(loaded)
     expected = plan * torch.as_tensor(stats["std"]) + torch.as_tensor(stats["mean"])
     raw = action_errors(examined.postprocess(plan), actions, is_pad)
@@ -203,19 +205,19 @@ def test_errors_and_changes_by_hand():
 
 
 def test_what_ratios_are_said_to_mean():
-    def reading(source, low, high, own=Source.pred, gate=0.2):
+    def reading(source, low, high, own=MemorySource.pred, gate=0.2):
         return read_source(source, {"ratio_low": low, "ratio_high": high}, own, gate)
 
-    assert reading(Source.shuffle, 1.1, 1.3) == "relies on its memory"
-    assert reading(Source.shuffle, 0.98, 1.3) == "not shown that it relies on its memory"
-    assert reading(Source.zero, 0.8, 0.9) == "better without its own memory"
-    assert reading(Source.copy_current, 1.1, 1.3).startswith("relies on the predicted change")
-    assert reading(Source.oracle, 0.8, 0.9) == "better predictions would improve its actions"
-    assert reading(Source.oracle, 0.8, 1.1) == "not shown that better predictions would help"
-    assert reading(Source.oracle, 1.1, 1.2) == "the true future makes its actions worse"
-    assert reading(Source.pred, 0.8, 0.9, own=Source.zero) == "the Prophet's memory would be better"
-    assert "the gate is shut" in reading(Source.shuffle, 1.1, 1.3, gate=SHUT_GATE / 2)
-    assert "at least 2 episodes" in reading(Source.shuffle, None, None)
+    assert reading(MemorySource.shuffle, 1.1, 1.3) == "relies on its memory"
+    assert reading(MemorySource.shuffle, 0.98, 1.3) == "not shown that it relies on its memory"
+    assert reading(MemorySource.zero, 0.8, 0.9) == "better without its own memory"
+    assert reading(MemorySource.copy_current, 1.1, 1.3).startswith("relies on the predicted change")
+    assert reading(MemorySource.oracle, 0.8, 0.9) == "better predictions would improve its actions"
+    assert reading(MemorySource.oracle, 0.8, 1.1) == "not shown that better predictions would help"
+    assert reading(MemorySource.oracle, 1.1, 1.2) == "the true future makes its actions worse"
+    assert reading(MemorySource.pred, 0.8, 0.9, own=MemorySource.zero) == "the Prophet's memory would be better"
+    assert "the gate is shut" in reading(MemorySource.shuffle, 1.1, 1.3, gate=SHUT_GATE / 2)
+    assert "at least 2 episodes" in reading(MemorySource.shuffle, None, None)
     assert gate_note({"a": {"gate": SHUT_GATE / 2}, "b": {"gate": 0.3}})[0] == 0.3
     assert "never opened" in gate_note({"a": {"gate": SHUT_GATE / 2}})[1] and gate_note({}) == (None, None)
 

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from lerobot_policy_world_modality.intervention.examined_policy import ExaminedPolicy
 from lerobot_policy_world_modality.intervention.frames import Frames
-from lerobot_policy_world_modality.intervention.memories import Source, plans
+from lerobot_policy_world_modality.intervention.memories import plans
 from lerobot_policy_world_modality.intervention.true_states import displacements, state_scale
 from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint
 from tests.intervention.helpers import HELD_OUT, make_checkpoint, run
 from tests.plugin.test_prophet_start import STATES, train
 from world_modality_core.configs import ProphetConfig
+from world_modality_core.memory.sources import MemorySource
 from world_modality_core.precompute.precompute_options import SourceConfig
 
 AHEAD = (2, 4)  # frames, of the two future steps
@@ -81,13 +82,13 @@ def test_oracle_is_pred_when_the_prophet_is_right(tiny_companion, checkpoint, tr
     def chunks(source):
         return torch.cat([plan for *_, plan in plans(examined, frames, source, 0, 4)])
 
-    before = (chunks(Source.pred) - chunks(Source.oracle)).abs()
+    before = (chunks(MemorySource.pred) - chunks(MemorySource.oracle)).abs()
     assert before.amax() > 1e-3  # the control: this Prophet doesn't
     said = iter([truth[frames.index[part]] for part in frames.parts])
     handle = examined.prophet.register_forward_hook(lambda module, args, out: replace(out, displacement=next(said)))
-    truthful = chunks(Source.pred)
+    truthful = chunks(MemorySource.pred)
     handle.remove()
-    torch.testing.assert_close(truthful, chunks(Source.oracle), rtol=0, atol=1e-6)
+    torch.testing.assert_close(truthful, chunks(MemorySource.oracle), rtol=0, atol=1e-6)
 
 
 def test_the_record_has_the_oracle(checkpoint, tmp_path):
