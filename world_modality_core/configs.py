@@ -207,8 +207,8 @@ class MemoryConfig:
         if self.content not in source.traits.contents:
             fitting = _names(s for s in TRAINING_SOURCES if self.content in s.traits.contents)
             raise ConfigError(
-                f"memory.content={self.content!r} takes what the Prophet computes, which source {source.value!r} does "
-                f"not have; use one of {fitting}, or --policy.memory.content=latents"
+                f"memory.content={self.content!r} takes what the Prophet computes, and source {source.value!r} has "
+                f"latents only; use one of {fitting}, or --policy.memory.content=latents"
             )
 
     @property
