@@ -24,7 +24,7 @@ from world_modality_core.io.errors import ConfigError
 from .frame_guard import FrameGuard
 from .light_renderer import LightRenderer
 
-# Stock gives push-v3 and push-back-v3 one instruction, so that a policy which is told both can't know which is meant.
+# Stock gives push-v3 and push-back-v3 one instruction, so that the text alone doesn't say which is meant.
 INSTRUCTIONS = stock.TASK_DESCRIPTIONS | {"push-back-v3": "Pull the puck back to a goal"}
 
 

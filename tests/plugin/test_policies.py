@@ -17,6 +17,7 @@ from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config
 from world_modality_core.configs import CompanionConfig, MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.memory.sources import TRAINING_SOURCES
 
 
 def episodes(dataset):
@@ -289,7 +290,18 @@ def test_detach_keeps_the_action_loss_from_the_prophet(tiny_companion):
     assert policy.memory.to_out.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("source", list(MemorySource))
+def test_readers_are_looked_for_once(tiny_companion, monkeypatch):
+    policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F")
+    batch, walks, walk = batch_of(dataset, preprocessor, range(8)), [], policy.named_modules
+    monkeypatch.setattr(policy, "named_modules", lambda *args, **kwargs: walks.append(1) or walk(*args, **kwargs))
+    for _ in range(3):  # as LeRobot's trainer
+        policy.train()
+        policy.forward(batch)
+        policy.update()
+    assert len(walks) == 1
+
+
+@pytest.mark.parametrize("source", TRAINING_SOURCES)
 def test_every_memory_source_trains_and_acts(tiny_companion, source):
     policy, dataset, (preprocessor, _) = build(
         tiny_companion, "world_F", memory=MemoryConfig(source=source, schedule_steps=2)
@@ -312,7 +324,7 @@ def test_sources_change_the_action_once_the_gate_is_open(tiny_companion):
     (first, _), (second, _) = episodes(dataset)[:2]
     policy.eval()
     out = {}
-    for source in MemorySource:
+    for source in TRAINING_SOURCES:
         world_batch = policy.recorded_batch(batch_of(dataset, preprocessor, [first + 2, second + 2]))
         out[source] = policy._act(world_batch, source)[0]
     reference = out.pop(MemorySource.pred)

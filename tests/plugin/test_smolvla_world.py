@@ -1,6 +1,7 @@
 """smolvla_world on tiny models of the real SmolVLM classes: does no harm, can learn, saves, loads, plans."""
 
 import importlib
+import inspect
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from lerobot.policies import get_policy_class
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
 
+from lerobot_policy_world_modality.policies.smolvla_world.fusion import WorldSmolVLMWithExpert
 from tests.device import DEVICE
 from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.smolvla_helpers import FUSIONS, build, fusion
@@ -17,6 +20,7 @@ from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention
+from world_modality_core.memory.sources import TRAINING_SOURCES
 
 EPISODE = [12, 13, 14, 15, 16, 17]  # frames of the second episode
 
@@ -88,7 +92,7 @@ def test_at_closed_gates_it_is_smolvla_bit_for_bit(tiny_companion, vlm, names, g
         assert not torch.equal(plan(world, observation), plan(plain, observation))
 
 
-@pytest.mark.parametrize("source", [source for source in MemorySource if source is not MemorySource.scheduled])
+@pytest.mark.parametrize("source", [source for source in TRAINING_SOURCES if source is not MemorySource.scheduled])
 def test_no_memory_does_harm_at_closed_gates(tiny_companion, vlm, source):
     plain, dataset, (preprocessor, _) = build(tiny_companion, vlm, "smolvla")
     world, *_ = build(tiny_companion, vlm, fusion=fusion(*FUSIONS), memory=MemoryConfig(source=source))
@@ -443,3 +447,14 @@ def test_a_training_step_adds_no_wait_for_the_device(tiny_companion, vlm, names,
     world.config.companion.on_device, world.latent_reader._gpu_table = False, None
     waits(world)
     assert sum(waits(world).values()) == sum(expected.values()) + 1  # positive control: the index, to the host
+
+
+def test_the_wrapped_call_is_upstreams():
+    """F3a and F3b turn upstream's instance into `WorldSmolVLMWithExpert`: its call must be the one that they wrap."""
+    ours, theirs = (inspect.signature(cls.forward) for cls in (WorldSmolVLMWithExpert, SmolVLMWithExpertModel))
+    assert [(p.name, p.kind) for p in ours.parameters.values()] == [
+        (p.name, p.kind) for p in theirs.parameters.values()
+    ]
+    assert WorldSmolVLMWithExpert.__bases__ == (SmolVLMWithExpertModel,)
+    own = set(vars(WorldSmolVLMWithExpert)) - {"__module__", "__doc__", "__static_attributes__", "__firstlineno__"}
+    assert own == {"forward"}  # no state that upstream's constructor would have to make
