@@ -116,7 +116,7 @@ class Calibration:
         """Raw scores (n, c) at steps (n,) as -log of their conformal p-values (n, c), in nats; NaN stays NaN.
 
         A p-value says which share of successful episodes had a maximum as high in that phase. Above all of them it is
-        carried on by an exponential tail with the mean excess of their upper quarter: else the strangest moments would
+        carried on by an exponential tail with the mean excess of their upper half: else the strangest moments would
         be equal, and no line could be drawn between them.
         """
         phases = self.phase(task, steps)
@@ -251,8 +251,8 @@ def _curve(maxima: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
         return None
     places, first = np.unique(maxima, return_index=True)
     surprise = -np.log((n - first) / (n + 1))  # n - first episodes had a maximum at least as high
-    quarter = maxima[-max(2, n // 4) :]
-    excess = float((quarter - quarter[0]).mean())
+    half = maxima[n // 2 :]
+    excess = float((half - half[0]).mean())
     return places, surprise, max(excess, 1e-6 + 1e-3 * abs(float(places[-1])))
 
 

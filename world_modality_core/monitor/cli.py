@@ -42,6 +42,25 @@ def make_parser() -> argparse.ArgumentParser:
     fit.add_argument("--window", type=int, default=4, help="ticks over which the combined score is averaged (4)")
     fit.add_argument("--seed", type=int, default=0, help="of the draw of calibration episodes (0)")
     fit.add_argument("--output_dir", required=True, help="where the monitor goes")
+    judged = commands.add_parser(
+        "eval",
+        help="how well evaluated episodes were told apart",
+        description="Judge the rows of wm-eval --monitor (arm intact).",
+    )
+    judged.add_argument("folders", nargs="+", metavar="FOLDER", help="of wm-eval --monitor; everything below is read")
+    judged.add_argument("--monitor", default="", help="judge by the calibration of this one, whatever watched; it must "
+                        "have the same scores")  # fmt: skip
+    judged.add_argument("--n_bootstrap", type=int, default=2000, help="draws of the bootstrap (2000)")
+    judged.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    judged.add_argument("--output", default="", metavar="FILE", help="also write everything as JSON")
+    scan = commands.add_parser(
+        "scan", help="the strangest moments of a recorded dataset", description="Find strange moments in recordings."
+    )
+    scan.add_argument("monitor", help="folder of wm-monitor fit, or a repository")
+    scan.add_argument("--companion", required=True, help="latents of the dataset, of the monitor's encoder")
+    scan.add_argument("--dataset", default="", help="folder of the dataset itself; LeRobot's own if not given")
+    scan.add_argument("--n_moments", type=int, default=20, help="moments that the page shows (20)")
+    scan.add_argument("--output_dir", required=True, help="where scan.html and scan.json go")
     return parser
 
 
@@ -51,6 +70,14 @@ def work(given: argparse.Namespace) -> None:
         from world_modality_core.monitor.fit import fit
 
         fit(given)
+    elif given.command == "eval":
+        from world_modality_core.monitor.judgement import eval_rows
+
+        eval_rows(given)
+    else:
+        from world_modality_core.monitor.scan import scan
+
+        scan(given)
 
 
 def main() -> int:

@@ -2,7 +2,8 @@
 
     <evaluation's folder>/monitor/<part>.parquet
 
-`score_NAME` holds the raw score of each tick, `level` the combined one, `alarm_step` the step of the first alarm.
+`score_NAME` holds the raw score of each tick, `level` the combined one, `alarm_step` the step of the first alarm, and
+`disturbed_at` the step at which the environment disturbed the episode, if it did.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _FIELDS = [
     pa.field("every", pa.int64(), nullable=False),
     pa.field("disturbance", pa.string(), nullable=False),
     pa.field("disturbed_at", pa.int64()),
+    pa.field("false_alarm_rate", pa.float64(), nullable=False),
     pa.field("alarm_step", pa.int64()),
     pa.field("level", pa.list_(pa.float64()), nullable=False),
 ]
@@ -87,6 +89,8 @@ def read_monitor_rows(paths: Iterable[str | Path]) -> pd.DataFrame:
         if missing := [field.name for field in _FIELDS if field.name not in table.schema.names]:
             raise DamagedFileError(f"{file} has no column {missing[0]!r}; it is no record of wm-eval --monitor")
         tables.append(table.to_pandas())
+        for name in ("disturbed_at", "alarm_step"):
+            tables[-1][name] = tables[-1][name].astype("Int64")
     rows = pd.concat(tables, ignore_index=True)
     is_twice = rows.duplicated([*ROW_KEY, "disturbance"], keep=False)
     if is_twice.any():
