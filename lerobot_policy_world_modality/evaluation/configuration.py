@@ -33,6 +33,8 @@ class WorldEvalConfig(EvalPipelineConfig):
     # For `shuffle`, `shuffle_within_task` and `wrong_task`: of how many scenes of each task, from the first on, the
     # memories are kept while `intact` runs.
     bank_scenes: int = 16
+    # A monitor that watches (docs/monitor.md): folder of wm-monitor fit, or a repository. None if not given.
+    monitor: str = ""
     # Seed of the draws of `random`, `shuffle`, `shuffle_within_task` and `wrong_task`.
     draw_seed: int = 0
 

@@ -16,6 +16,7 @@ from world_modality_core.encoders import make_world_encoder
 from world_modality_core.io.errors import ConfigError, DamagedFileError
 from world_modality_core.latents.frame_history import FrameHistory
 from world_modality_core.monitor.fit import fit
+from world_modality_core.monitor.monitor_rows import write_monitor_rows
 from world_modality_core.monitor.recorded_scores import score_episodes
 from world_modality_core.monitor.saved_monitor import MONITOR_FILE, TENSORS_FILE, Monitor
 from world_modality_core.monitor.watch import Watch
@@ -105,6 +106,37 @@ def test_what_is_saved_is_what_was_fitted(monitor, watched, frames, tmp_path):
     np.testing.assert_array_equal(score_episodes(again, frames, [9])[0].values, episode.values)
     told = [c.calibration.level(episode.task, episode.steps, episode.values) for c in (again, monitor)]
     np.testing.assert_array_equal(*told)
+
+
+def test_thresholds_are_set_anew_on_rows(monitor, watched, tmp_path):
+    """Of successes only, of the arm intact; with scores that recordings don't have; another promise."""
+    rng, names = np.random.default_rng(0), monitor.score_names
+
+    def row(i, success=True, arm="intact"):
+        values = rng.normal(size=(10 + i % 3, len(names)))
+        values[0, 0] = np.nan
+        return {
+            "model": "A", "train_seed": 1, "arm": arm, "task": "push" if i % 2 else "open", "seed": i, "every": 2,
+            "instruction": "push the puck" if i % 2 else "open the drawer", "success": success,
+            "steps": 2 * len(values),
+            "disturbance": "", "disturbed_at": None, "false_alarm_rate": 0.3, "alarm_step": None, "monitor_s": 0.1,
+            "level": values[:, 0].tolist(), "values": values if success and arm == "intact" else values + 1000,
+        }  # fmt: skip
+
+    for task in (0, 1):
+        rows = [row(i, success=i < 24) for i in range(task, 32, 2)]
+        write_monitor_rows(tmp_path / "rows", rows, names)
+        write_monitor_rows(tmp_path / "rows", [row(i, arm="zero") for i in range(task, 12, 2)], names)
+    given = [f"--monitor={watched.monitor}", f"--rows={tmp_path / 'rows'}", f"--output_dir={tmp_path / 'again'}"]
+    again = fit(fit_options(*given, "--false_alarm_rate=0.2"))
+    assert all(20 <= length <= 24 for length in again.description.lengths)
+    assert again.description.false_alarm_rate == 0.2
+    assert len(again.description.fitted_on["rows"]) == 24
+    assert again.calibration.maxima.max() < 10 and again.calibration.count[..., -1].any()  # chunk_disagreement too
+    loaded = Monitor.load(tmp_path / "again")
+    np.testing.assert_array_equal(loaded.calibration.quantile, again.calibration.quantile)
+    with pytest.raises(ConfigError, match="task 'open the drawer' of .* has 12 successful episodes"):
+        fit(fit_options(*given, "--false_alarm_rate=0.05"))
 
 
 def test_several_prophets_are_an_ensemble(watched, frames, tmp_path):

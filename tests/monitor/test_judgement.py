@@ -18,7 +18,7 @@ def row(seed, success, steps, level, score, alarm=None, disturbance="", at=None,
     return {
         "model": "A", "train_seed": train_seed, "arm": "intact", "task": "push-v3", "seed": seed,
         "instruction": "push", "success": success, "steps": steps, "every": EVERY, "disturbance": disturbance,
-        "disturbed_at": at, "false_alarm_rate": 0.1, "alarm_step": alarm, "level": list(level(n)),
+        "disturbed_at": at, "false_alarm_rate": 0.1, "monitor_s": 0.1, "alarm_step": alarm, "level": list(level(n)),
         "values": np.stack([score(n), np.full(n, np.nan)], axis=1),
     }  # fmt: skip
 

@@ -18,7 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wm-monitor", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="fit | eval | scan")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="fit | eval | scan | attach")
     fit = commands.add_parser(
         "fit", help="scores and thresholds from a Prophet and successful episodes", description="Fit a monitor."
     )
@@ -61,6 +61,17 @@ def make_parser() -> argparse.ArgumentParser:
     scan.add_argument("--dataset", default="", help="folder of the dataset itself; LeRobot's own if not given")
     scan.add_argument("--n_moments", type=int, default=20, help="moments that the page shows (20)")
     scan.add_argument("--output_dir", required=True, help="where scan.html and scan.json go")
+    attach = commands.add_parser(
+        "attach",
+        help="put a monitor into a policy's checkpoint, for lerobot-rollout and policy servers",
+        description="Copy a checkpoint and put a monitor before its processors.",
+    )
+    attach.add_argument("policy", help="folder of the checkpoint (pretrained_model)")
+    attach.add_argument("--monitor", required=True, help="folder of wm-monitor fit, or a repository")
+    attach.add_argument("--reaction", choices=["log", "warn", "stop"], default="warn", help="at an alarm (warn)")
+    attach.add_argument("--clock", choices=["calls", "wall"], default="calls", help="wall: frames come irregularly, as "
+                        "at a policy server (calls)")  # fmt: skip
+    attach.add_argument("--output_dir", required=True, help="where the copy goes")
     return parser
 
 
@@ -74,6 +85,10 @@ def work(given: argparse.Namespace) -> None:
         from world_modality_core.monitor.judgement import eval_rows
 
         eval_rows(given)
+    elif given.command == "attach":
+        from world_modality_core.monitor.attach import attach
+
+        attach(given)
     else:
         from world_modality_core.monitor.scan import scan
 

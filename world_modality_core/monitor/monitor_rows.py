@@ -38,6 +38,7 @@ _FIELDS = [
     pa.field("disturbed_at", pa.int64()),
     pa.field("false_alarm_rate", pa.float64(), nullable=False),
     pa.field("alarm_step", pa.int64()),
+    pa.field("monitor_s", pa.float64(), nullable=False),
     pa.field("level", pa.list_(pa.float64()), nullable=False),
 ]
 

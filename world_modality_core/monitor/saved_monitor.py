@@ -229,7 +229,7 @@ class Monitor(nn.Module):
             ConfigError: if there are none.
             DamagedFileError: naming the tensor or the field that is missing, unknown, or of another shape or type.
         """
-        folder = _at_hand(folder)
+        folder = at_hand(folder)
         path, weights = folder / MONITOR_FILE, folder / TENSORS_FILE
         for file in (path, weights):
             if not file.is_file():
@@ -247,12 +247,12 @@ class Monitor(nn.Module):
         with reading(path, "a monitor", _AGAIN), torch.device("meta"):  # shapes only: nothing is allocated
             monitor = cls(description)
         tensors = read_tensors(weights)
-        _check_tensors(monitor.state_dict(), tensors, weights)
+        check_tensors(monitor.state_dict(), tensors, weights)
         monitor.load_state_dict(tensors, assign=True)
         return monitor.requires_grad_(False)
 
 
-def _at_hand(name: str | Path) -> Path:
+def at_hand(name: str | Path) -> Path:
     """The folder of a monitor, downloaded if its name is one of the Hub's."""
     if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         return Path(name)
@@ -260,7 +260,12 @@ def _at_hand(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=[MONITOR_FILE, TENSORS_FILE]))
 
 
-def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+    """Hold tensors against what a description asks for.
+
+    Raises:
+        DamagedFileError: naming the first that is missing, unknown, not finite, or of another shape or type.
+    """
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise DamagedFileError(f"{path} has no tensor {name!r}; {_AGAIN}")

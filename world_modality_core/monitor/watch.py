@@ -54,10 +54,12 @@ class Watch:
         """Whether to look at a step."""
         return step % self.every == 0
 
+    def note_plan(self, step: int, plan: Tensor) -> None:
+        """Take the plan (b, h, a) that the policy made at a step."""
+        self._view.plans = [*self._view.plans[-1:], (step, plan)]
+
     @torch.no_grad()
-    def scores(
-        self, step: int, history: Tensor, is_pad: Tensor, state: Tensor | None = None, plan: Tensor | None = None
-    ) -> np.ndarray:
+    def scores(self, step: int, history: Tensor, is_pad: Tensor, state: Tensor | None = None) -> np.ndarray:
         """Raw scores at a step.
 
         Args:
@@ -65,7 +67,6 @@ class Watch:
             history: (b, t, p, d) latents as a companion stores them, oldest first; the last is the present frame's.
             is_pad: (b, t) True before the start.
             state: (b, s) the robot's state as recorded, where the Prophets read it.
-            plan: (b, h, a) the plan that the policy made at this step, if it made one.
 
         Returns:
             (b, c) float64.
@@ -81,8 +82,6 @@ class Watch:
         for kept in (view.latents, view.forecasts):
             for tick in [tick for tick in kept if tick < view.tick - n_kept]:
                 del kept[tick]
-        if plan is not None:
-            view.plans = [*view.plans[-1:], (step, plan)]
         return torch.cat([score(view).double() for score in monitor.scores], dim=1).cpu().numpy()
 
     def look(self, step: int, *args, **kwargs) -> Reading:
