@@ -82,6 +82,11 @@ class FrameHistory:
         oldest = step - self._span + 1 - self.tolerance
         self._frames = {at: seen for at, seen in self._frames.items() if at >= oldest}
 
+    def adopt(self, other: FrameHistory) -> None:
+        """Take over the latents that another history of the same frames has made by an encoder of the same spec."""
+        if other.now == self.now:
+            self._latents = other._latents | self._latents
+
     def latents(self, encoder: WorldEncoder) -> tuple[Tensor, Tensor]:
         """Latents of the history that ends at the current frame.
 

@@ -22,11 +22,12 @@ from world_modality_core.latents.latent_table import column_values
 ON_DEVICE_SHARE = 0.5
 
 
-def open_companions(names: Sequence[str]) -> list[Companion]:
+def open_companions(names: Sequence[str], field: str = "companions") -> list[Companion]:
     """Open companions and hold them against each other.
 
     Args:
         names: Folders or repository ids.
+        field: The option that named them, for messages.
 
     Raises:
         ConfigError: if one can't be opened, or two were not made by the same encoder and PCA, or at another frame rate.
@@ -39,10 +40,10 @@ def open_companions(names: Sequence[str]) -> list[Companion]:
         except DiskFullError:
             raise
         except (UserError, OSError) as error:
-            raise ConfigError(f"companions={name!r}: {error}") from error
+            raise ConfigError(f"{field}={name!r}: {error}") from error
         if len(bad):
             raise ConfigError(
-                f"companions={name!r}: row {bad[0]} and {len(bad) - 1} others hold NaN or Inf; run wm-precompute with "
+                f"{field}={name!r}: row {bad[0]} and {len(bad) - 1} others hold NaN or Inf; run wm-precompute with "
                 "the same options into a new folder"
             )
         first = companions[0] if companions else companion
