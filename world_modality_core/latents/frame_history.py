@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from world_modality_core.encoders import WorldEncoder
+from world_modality_core.io.errors import ObservationError
 
 
 class FrameHistory:
@@ -56,12 +57,13 @@ class FrameHistory:
                 frames irregularly (a policy server) must say it. A frame of the same step is replaced.
 
         Raises:
-            ValueError: if a camera is missing, the number of environments changed without `clear`, or time went back.
+            ObservationError: if a camera is missing.
+            ValueError: if the number of environments changed without `clear`, or time went back.
         """
         missing = [camera for camera in self.cameras if camera not in batch]
         if missing:
             images = sorted(key for key in batch if key.startswith("observation.image"))
-            raise ValueError(
+            raise ObservationError(
                 f"the observation has no {missing}, which the policy's world encoder reads; it has {images}. "
                 'Rename with --rename_map=\'{"theirs": "ours"}\', or train on a companion of these cameras'
             )

@@ -8,6 +8,7 @@ import torch
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from lerobot_policy_world_modality.policies.shared.vectors import state_vectors
 from lerobot_policy_world_modality.policies.shared.world_batch import Intervention, WorldBatch
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.encoders import make_world_encoder
@@ -68,7 +69,7 @@ class LatentReader:
         Raises:
             ValueError: if the task is missing or empty although the policy uses it.
         """
-        state = batch[OBS_STATE] if self.config.world_reads_state else None
+        state = state_vectors(batch, self.config) if self.config.world_reads_state else None
         language, tasks = None, task_list(batch)
         if self.config.world_reads_language:
             if not tasks:
@@ -77,9 +78,10 @@ class LatentReader:
                     "with --policy.use_language=false"
                 )
             language = self.sentences(device).encode(tasks).to(device)
-        known = [value for key, value in batch.items() if key.startswith("observation.")]
-        batch_size = len(known[0]) if known else len(tasks)
-        return WorldBatch(batch_size, state, language)
+        # Not the state of the batch: of one number, it has no axis of its own (see `state_vectors`).
+        images = [each for key, each in batch.items() if key.startswith("observation.") and key != OBS_STATE]
+        known = [batch["index"]] if "index" in batch else [each for each in (state, *images) if each is not None]
+        return WorldBatch(len(known[0] if known else tasks), state, language)
 
     def recorded(self, batch: dict[str, Tensor], device: torch.device, everything: bool = False) -> WorldBatch:
         """Look up a batch of recorded frames by `batch["index"]`.

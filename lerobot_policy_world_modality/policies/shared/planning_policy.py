@@ -80,7 +80,7 @@ class PlanningPolicy(PolicyWithWorld):
         self.eval()
         self.remember(batch)
         with self._autocast():
-            return self._plan(batch, noise)
+            return self._finite(self._plan(batch, noise))
 
     @torch.no_grad()
     def plan_recorded(

@@ -67,6 +67,11 @@ class WorldOptions(TracksGivenFields):
             ConfigError: naming field, value and what was expected.
         """
         check_choices(self)
+        if (visual := self.normalization_mapping.get("VISUAL", "IDENTITY")) != "IDENTITY":
+            raise ConfigError(
+                f"normalization_mapping: VISUAL is {getattr(visual, 'value', visual)}, but the world's encoder (and a "
+                "VLM's processor) takes images in [0, 1] and normalises them itself; use IDENTITY"
+            )
         check_at_least(
             self, 1, self.history_field, "history_stride", "n_future_steps", "future_stride", "metrics_every"
         )
@@ -104,6 +109,11 @@ class WorldOptions(TracksGivenFields):
     def world_reads_language(self) -> bool:
         """Whether the world's side of the policy reads the task."""
         return self.has_world and self.prophet.use_language
+
+    @property
+    def reads_task(self) -> bool:
+        """Whether any part of the policy reads the task."""
+        return self.world_reads_language
 
     @property
     def needs_history(self) -> bool:
@@ -206,6 +216,10 @@ class VLAWorldOptions(MemoryOptions):
     @property
     def has_world(self) -> bool:
         return self.reads_memory or self.lambda_world > 0
+
+    @property
+    def reads_task(self) -> bool:
+        return True
 
     @property
     def clock_fps(self) -> float | None:
