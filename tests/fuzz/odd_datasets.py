@@ -130,8 +130,12 @@ def prophesy(companion: Path, source: Path, output: Path, has_state: bool, **opt
     return [json.loads(line) for line in (output / "curve.jsonl").read_text().splitlines()]
 
 
-def train_and_act(policy_type: str, source: Path, companion: Path, folder: Path, first: int = 0, **options) -> None:
-    """Two steps of `lerobot-train` and three of a rollout, which must stay finite and give actions of their shape."""
+def train_and_act(policy_type: str, source: Path, companion: Path, folder: Path, first: int = 0, **options) -> tuple:
+    """Two steps of `lerobot-train` and three of a rollout, which must stay finite and give actions of their shape.
+
+    Returns:
+        The policy and its processors.
+    """
     torch.manual_seed(0)
     meta = LeRobotDatasetMetadata("odd/data", root=source)
     config = make_tiny_config(policy_type, folder, "cpu")
@@ -154,12 +158,16 @@ def train_and_act(policy_type: str, source: Path, companion: Path, folder: Path,
     policy.reset()
     for i in range(3):
         item = plain[i]
-        shown = {
-            key: torch.as_tensor(item[key]).reshape(1, *np.atleast_1d(item[key]).shape) for key in item
-            if key.startswith("observation.")
-        }  # fmt: skip
-        action = after(policy.select_action(before(shown | {"task": [item["task"]]})))
+        action = after(policy.select_action(before(as_shown(item))))
         assert action.shape == (1, meta.features[ACTION]["shape"][0]) and torch.isfinite(action).all()
+
+    return policy, before, after
+
+
+def as_shown(item: dict) -> dict:
+    """What a robot would show at a recorded frame: features of one number too have an axis of their own."""
+    seen = {key: torch.as_tensor(value) for key, value in item.items() if key.startswith("observation.")}
+    return {key: value.reshape(1, *(value.shape or (1,))) for key, value in seen.items()} | {"task": [item["task"]]}
 
 
 def read_for_labels(source: Path) -> None:

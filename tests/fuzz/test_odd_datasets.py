@@ -20,7 +20,7 @@ from lerobot.policies.factory import get_policy_class
 
 from lerobot_policy_world_modality.policies.shared.vectors import action_vectors
 from lerobot_policy_world_modality.policies.world.configuration_world_modality import WorldAConfig
-from tests.fuzz.odd_datasets import BATCH, CHUNK, OddDataset, encode, prophesy, read_for_labels, train_and_act
+from tests.fuzz.odd_datasets import BATCH, CHUNK, OddDataset, as_shown, encode, prophesy, read_for_labels, train_and_act
 from wm_tools.doctor.policy_round import make_tiny_encoder
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.latents.companion import open_companion
@@ -106,6 +106,34 @@ def test_a_prophet_reads_states_of_two_axes_whole_and_policies_refuse_them(made,
     assert torch.equal(frames.states[7], recorded[7]["observation.state"].flatten())
     with pytest.raises(ConfigError, match=r"observation.state has shape \(2, 3\).*vectors"):
         train_and_act("world_A", source, companion, tmp_path)
+
+
+@pytest.mark.parametrize("policy_type", ["world_A", "smolvla_world"])
+def test_entries_that_never_moved_are_named_and_enter_as_in_training(made, policy_type, tmp_path, caplog):
+    """18 of 34 joints of a real robot: a move of 0.01 would be one of a million standard deviations."""
+    names = {"arm": ["shoulder", "elbow"], "hand": {"left": ["thumb"]}}
+    source, companion = made(constant=[0, 2], names=names, lengths=[6, 9])
+    frame = LeRobotDataset("odd/data", root=source)[0]
+    frame["observation.state"][[0, 2]] += 0.01
+
+    def act(policy, before, after):
+        torch.manual_seed(0)
+        policy.reset()
+        return after(policy.select_action(before(as_shown(frame))))
+
+    held = train_and_act(policy_type, source, companion, tmp_path / "held")
+    assert "2 of 3 entries of observation.state never move in 'odd/data': 0 shoulder, 2 thumb. They" in caplog.text
+    held[0].save_pretrained(tmp_path / "checkpoint")
+    saved = get_policy_class(policy_type).from_pretrained(tmp_path / "checkpoint")
+    assert saved.config.constant_state == [0, 2]
+    moved = act(*held)
+    assert torch.equal(moved, act(saved, *held[1:]))
+    frame["observation.state"][[0, 2]] -= 0.01
+    assert torch.equal(moved, act(*held))
+    free = train_and_act(policy_type, source, companion, tmp_path / "free", clamp_constant_state=False)
+    unmoved = act(*free)
+    frame["observation.state"][[0, 2]] += 0.01
+    assert not torch.allclose(unmoved, act(*free), atol=1e-3)  # what it is for
 
 
 # Metadata.

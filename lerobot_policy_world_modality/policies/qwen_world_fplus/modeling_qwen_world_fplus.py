@@ -77,8 +77,6 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
     ):
         super().__init__(config)
         config.validate_features()
-        if dataset_meta is not None:
-            config.fps = float(dataset_meta.fps)
         companion = open_world(config, dataset_meta)
         check_starts(config, companion)
         vlm_config = load_backbone_config(config)

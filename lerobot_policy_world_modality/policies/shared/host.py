@@ -98,11 +98,13 @@ class PolicyWithWorld(OnHub):
             if config.prophet is not None:
                 start_prophet(config, world.prophet, world.space, stats)
         self._log = TrainingLog(config.metrics_file, config.metrics_every)
-        self._step = 0
+        self._step, self._last = 0, None
+        self._is_loaded = False
         world.register_load_state_dict_post_hook(lambda *_: self._read_step())
 
     def _read_step(self) -> None:
         self._step = int(self.world.train_step)
+        self._is_loaded = True
 
     @property
     def device(self) -> torch.device:
@@ -211,7 +213,9 @@ class PolicyWithWorld(OnHub):
 
     def update(self) -> None:
         """Count an optimiser step; LeRobot's trainer calls this after each."""
-        check_finite_loss(*self.__dict__.pop("_last"), self._step)
+        if self._last is not None:
+            check_finite_loss(*self._last, self._step)
+            self._last = None  # holds a batch
         self._step += 1
         self.world.train_step.add_(1)
         self._log.write(self._step)
@@ -221,8 +225,11 @@ class PolicyWithWorld(OnHub):
     def _forget_episode(self) -> None:
         """What `reset` does for the world."""
         self._n_plans = 0
-        if "latent_reader" in self.__dict__:  # upstream's constructors reset before there is a world
-            self.latent_reader.frames.clear()
+        if "latent_reader" not in self.__dict__:  # upstream's constructors reset before there is a world
+            return
+        self.latent_reader.frames.clear()
+        if self._is_loaded and self.latent_reader.companion is None:  # a rollout begins, or will
+            self.latent_reader.load(self.device)
 
     def _live_batch(self, batch: dict[str, Tensor]) -> WorldBatch:
         """Count a plan, and look at the world as it is now."""

@@ -56,8 +56,6 @@ class InjectedWorldPolicy(PolicyWithWorld):
                 f"init_from={config.init_from!r} starts a new run, pretrained_path={str(config.pretrained_path)!r} "
                 "goes on from a checkpoint of this type; give one of them"
             )
-        if dataset_meta is not None:
-            config.fps = float(dataset_meta.fps)
         companion = open_world(config, dataset_meta)
         if config.prophet.use_state and config.robot_state_feature is None:
             raise ValueError("prophet.use_state=true needs a feature `observation.state`, which the dataset hasn't")

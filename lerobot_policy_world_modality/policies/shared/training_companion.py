@@ -28,6 +28,7 @@ def open_world(config: WorldOptions, dataset_meta: LeRobotDatasetMetadata | None
     """
     if dataset_meta is not None:
         check_training_data(config, dataset_meta, config.reads_task)
+        config.fps = float(dataset_meta.fps)
     if not config.has_world:
         return None
     if dataset_meta is not None:

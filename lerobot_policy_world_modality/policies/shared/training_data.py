@@ -10,7 +10,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig, pa
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from lerobot_policy_world_modality.policies.shared.vectors import check_vectors
+from lerobot_policy_world_modality.policies.shared.vectors import check_vectors, constant_entries, entry_names
 from world_modality_core.io.dataset_files import first_bad_frame
 from world_modality_core.io.errors import ConfigError
 
@@ -19,7 +19,7 @@ def check_training_data(config: PreTrainedConfig, dataset_meta: LeRobotDatasetMe
     """Refuse what would stop a training in its midst, or let it learn from something else than was recorded.
 
     Args:
-        config: The policy's config.
+        config: The policy's config; entries of the state that never move are noted in it.
         dataset_meta: Metadata of the dataset.
         reads_task: Whether the policy is told the task in words.
 
@@ -35,6 +35,7 @@ def check_training_data(config: PreTrainedConfig, dataset_meta: LeRobotDatasetMe
             _check_statistics(dataset_meta, key)
     if reads_task:
         check_tasks(dataset_meta)
+    config.constant_state = _constant_state(config, dataset_meta)
     other = {key for key, feature in (config.input_features or {}).items() if feature.type is not FeatureType.VISUAL}
     if other := sorted(other - {OBS_STATE}):
         logging.warning(f"{config.type} reads {OBS_STATE} and images; the dataset's {', '.join(other)} enter nothing")
@@ -43,6 +44,21 @@ def check_training_data(config: PreTrainedConfig, dataset_meta: LeRobotDatasetMe
             "dataset.image_transforms.enable=true changes images that LeRobot decodes, not the world's latents: those "
             "were made of the recorded images"
         )
+
+
+def _constant_state(config: PreTrainedConfig, dataset_meta: LeRobotDatasetMetadata) -> list[int]:
+    stats = (dataset_meta.stats or {}).get(OBS_STATE)
+    if config.robot_state_feature is None or not stats or not config.clamp_constant_state:
+        return []
+    constant, feature = constant_entries(stats), dataset_meta.features[OBS_STATE]
+    if constant:
+        names = entry_names(feature.get("names"), feature["shape"][0])
+        logging.warning(
+            f"{len(constant)} of {feature['shape'][0]} entries of {OBS_STATE} never move in {dataset_meta.repo_id!r}: "
+            f"{', '.join(names[i] for i in constant)}. They enter as 0, in rollouts too "
+            "(--policy.clamp_constant_state=false lets them in)"
+        )
+    return constant
 
 
 def _check_statistics(dataset_meta: LeRobotDatasetMetadata, key: str) -> None:

@@ -6,6 +6,7 @@ processor that adds a batch axis turns into (1, b), and actions as (b, h).
 
 from __future__ import annotations
 
+import numpy as np
 from lerobot.configs import PreTrainedConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
@@ -27,9 +28,34 @@ def check_vectors(config: PreTrainedConfig) -> None:
 
 
 def state_vectors(batch: dict[str, Tensor], config: PreTrainedConfig) -> Tensor:
-    """(b, s) normalised states of a batch."""
+    """(b, s) normalised states of a batch, without what entries that never moved in training do now."""
     state, feature = batch[OBS_STATE], config.robot_state_feature
-    return state.reshape(-1, 1) if feature is not None and tuple(feature.shape) == (1,) else state
+    if feature is not None and tuple(feature.shape) == (1,):
+        state = state.reshape(-1, 1)
+    if config.constant_state:
+        state = state.clone()
+        state[..., config.constant_state] = 0.0
+    return state
+
+
+def constant_entries(stats: dict[str, np.ndarray]) -> list[int]:
+    """Entries of a feature that never move, by the rounding of float32, according to its statistics."""
+    low, high = (np.asarray(stats[name], dtype=np.float64).reshape(-1) for name in ("min", "max"))
+    return np.flatnonzero(high - low <= 1e-6 * np.maximum(np.abs(low), np.abs(high))).tolist()
+
+
+def entry_names(names: object, n: int) -> list[str]:
+    """What a feature calls its n entries, however deeply its `names` are nested; their numbers where it doesn't."""
+    found = _flat_names(names)
+    return [f"{i} {name}" for i, name in enumerate(found)] if len(found) == n else [str(i) for i in range(n)]
+
+
+def _flat_names(names: object) -> list[str]:
+    if isinstance(names, dict):
+        return [name for each in names.values() for name in _flat_names(each)]
+    if isinstance(names, list | tuple):
+        return [name for each in names for name in _flat_names(each)]
+    return [] if names is None else [str(names)]
 
 
 def action_vectors(batch: dict[str, Tensor], config: PreTrainedConfig) -> Tensor:

@@ -46,6 +46,17 @@ class WorldOptions(TracksGivenFields):
     future_stride: int = 1
     # The sentence encoder that embeds tasks.
     language: LanguageConfig = field(default_factory=LanguageConfig)
+    # "calls": every call of the policy is one step (simulators, lerobot-eval, synchronous robots). "wall": frames come
+    # when they come (real-time chunking), and the clock tells which step they belong to. examples/policy_server.py goes
+    # by the robot's own clock, whatever is said here.
+    frame_clock: FrameClock = "calls"
+    # Steps a second of the dataset. Set in training; `frame_clock=wall` reads it.
+    fps: float = 0.0
+    # Let entries of the robot's state that never moved in training enter as they do there, in rollouts too: LeRobot
+    # normalises by their standard deviation, 0, and the slightest move would be a huge one.
+    clamp_constant_state: bool = True
+    # These entries. Set in training.
+    constant_state: list[int] = field(default_factory=list)
     # Append logged values to this JSON Lines file, for those who train without an experiment tracker.
     metrics_file: str | None = None
     # Optimiser steps that one of its lines averages over.
@@ -143,7 +154,7 @@ class WorldOptions(TracksGivenFields):
     @property
     def clock_fps(self) -> float | None:
         """Steps a second where the clock tells which step a frame belongs to; None where every call is one step."""
-        return None
+        return self.fps if self.frame_clock == "wall" else None
 
 
 @dataclass
@@ -196,11 +207,6 @@ class VLAWorldOptions(MemoryOptions):
     # Arithmetic of training and rollouts: "float32", "bfloat16" (autocast; trained weights stay fp32), or None for what
     # the launcher says.
     dtype: Arithmetic | None = None
-    # "calls": every call of the policy is one step (simulators, lerobot-eval, synchronous robots). "wall": frames come
-    # when they come (policy server, real-time chunking), and the clock tells which step they belong to.
-    frame_clock: FrameClock = "calls"
-    # Steps a second of the dataset. Set in training; `frame_clock=wall` reads it.
-    fps: float = 0.0
 
     def check_world(self) -> None:
         super().check_world()
@@ -220,7 +226,3 @@ class VLAWorldOptions(MemoryOptions):
     @property
     def reads_task(self) -> bool:
         return True
-
-    @property
-    def clock_fps(self) -> float | None:
-        return self.fps if self.frame_clock == "wall" else None
