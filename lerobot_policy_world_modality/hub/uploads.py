@@ -63,7 +63,7 @@ def push(given: argparse.Namespace) -> str:
     if (path / MONITOR_FILE).is_file():
         card = monitor_card(Monitor.load(path, "path"), given.repo_id, given.license)
         files = own_files(path, [MONITOR_FILE, TENSORS_FILE])
-        _tell_left_out(path, path.rglob("*"), files)
+        _print_left_out(path, path.rglob("*"), files)
         upload = partial(push_folder, given.repo_id, path, repo_type="model", card=card, files=files, **_where(given))
         return _done(given, card, upload)
     if path.suffix == ".jsonl" and path.is_file():
