@@ -16,7 +16,7 @@ from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.hub_transfer import HubError, check_upload
 from world_modality_core.io.option_differences import option_differences
-from world_modality_core.io.processes import join_processes
+from world_modality_core.io.processes import join_processes, wait_for_everyone
 from world_modality_core.latents.companion import (
     INFO_FILE,
     Companion,
@@ -78,7 +78,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
         print(_plan(cfg, source, encoder, device, root, n_bytes))
     if cfg.dry_run:
         return root
-    state.wait_for_everyone()  # nobody writes before everybody has looked
+    wait_for_everyone(state)  # nobody writes before everybody has looked
     if is_finished and state.is_main_process:
         staging.remove(request["latents"])  # left by a run that was killed at its very end
     if not is_finished:
@@ -100,7 +100,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
                 kind = name.removeprefix(f"{repo_id}_") if name != repo_id else ""
                 card = copy_card(kind, companion, name, license) if kind else companion_card(companion, name, license)
                 print(f"Uploaded {push(name, folder, card, cfg.private)}")
-    state.wait_for_everyone()
+    wait_for_everyone(state)
     return root
 
 
@@ -275,13 +275,13 @@ def _encode(
                 if pca is None:
                     pca = fit_pca(source, encoder, cfg.pca_n_frames, cfg.seed, cfg.batch_size, cfg.num_workers)
                 pca.save(staging.pca_path)
-            state.wait_for_everyone()
+            wait_for_everyone(state)
             encoder.attach_pca(LatentPCA.load(staging.pca_path))
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         if state.is_main_process:
             olds = [old for old in (_companion_at(root), reused) if old and not old.spec.differences(encoder.spec)]
             _keep_latents(source, encoder.spec, staging, olds)
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         mine = list(range(state.process_index, source.meta.total_episodes, state.num_processes))
         missing = [e for e in mine if not staging.has(e)]
         total, left = int(source.lengths[mine].sum()), int(source.lengths[missing].sum())
@@ -291,7 +291,7 @@ def _encode(
             disable=not state.is_main_process,
         ) as bar:  # fmt: skip
             stage_latents(source, encoder, staging, missing, cfg.batch_size, cfg.num_workers, bar.update)
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         if state.is_main_process:
             finish(source, encoder, reused and reused.codebook, staging, root, request, cfg.tokens, cfg.seed)
     finally:
