@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, Pairs, pair
+from world_modality_core.studies.evidence.checkpoint import THROUGH_MEMORY
+from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, Pairs, check_matched, pair
 from world_modality_core.studies.evidence.paired import (
     PairCounts,
     RunsResult,
@@ -211,9 +212,16 @@ def compare(
     wanted = _wanted(episodes, baseline, candidates, arms, matched)
     if all_or_nothing and not wanted:
         raise ConfigError(f"baseline={baseline!r}: nothing to compare; {_remedy(models)}")
-    paired, problems = [], []
+    paired, problems, notes = [], [], {}
     for kind, first, second in wanted:
         try:
+            if kind == "matched":
+                reasons, notes[first.model] = check_matched(episodes, first.model, second.model)
+                if reasons:
+                    raise NotComparableError(
+                        f"matched={matched!r} is no control of {first.model}: {'; '.join(reasons)}; compare the two "
+                        "with --baseline, which asks for nothing but the same scenes"
+                    )
             paired.append((kind, pair(episodes, first, second, common_scenes)))
         except NotComparableError as error:
             problems.append(str(error))
@@ -229,7 +237,10 @@ def compare(
     comparisons = with_holm([compare_pairs(kind, pairs, alpha, n_planned, margin) for kind, pairs in paired])
     names = list(dict.fromkeys(side for c in comparisons for side in (c.second, c.first)))
     sides = [rates_of(episodes, side, 1 - alpha) for side in sorted(names, key=lambda s: (s.model, s.arm != INTACT))]
-    verdicts = _judge(candidates, comparisons, {side.side: side.gates for side in sides}, alpha)
+    gates = {side.side: side.gates for side in sides}
+    verdicts = []
+    for model in candidates:
+        verdicts += _judge(model, comparisons, gates, alpha, _tautologies(episodes, model), notes.get(model, ()))
     return ComparisonReport(
         alpha, tuple(sides), tuple(comparisons), tuple(verdicts), _verdict_holm(verdicts), tuple(problems), margin
     )
@@ -396,16 +407,25 @@ def _rate(level: str, name: str, values: list[np.ndarray], confidence: float) ->
     )
 
 
-def _judge(candidates, comparisons: list[Comparison], gates: dict[ModelArm, dict[int, float]], alpha: float):
-    """Both verdicts on every candidate that has another arm than intact."""
-    verdicts = []
-    for model in candidates:
-        of_model = [c for c in comparisons if c.first.model == model]
-        arms = {c.second.arm: c.evidence for c in of_model if c.kind == "arm"}
-        matched = next((c.evidence for c in of_model if c.kind == "matched"), None)
-        if arms:
-            verdicts += judge(model, arms, matched, gates[ModelArm(model, INTACT)], alpha)
-    return verdicts
+def _tautologies(episodes: pd.DataFrame, model: str) -> list[str]:
+    """What of a model makes its arms tell nothing."""
+    rows = episodes[episodes["model"] == model]
+    found = []
+    if rows["memory_content"].eq("states").any():
+        found.append("copy_current says that the robot stays where it is, which is zero: no control of more vision")
+    if rows["sees"].eq(THROUGH_MEMORY).any():
+        found.append("the memory is all that this policy sees by: without it any policy fails")
+    return found
+
+
+def _judge(model: str, comparisons: list[Comparison], gates, alpha: float, tautologies, notes) -> tuple[Verdict, ...]:
+    """Both verdicts on a candidate; none if it has no other arm than intact."""
+    of_model = [c for c in comparisons if c.first.model == model]
+    arms = {c.second.arm: c.evidence for c in of_model if c.kind == "arm"}
+    matched = next((c.evidence for c in of_model if c.kind == "matched"), None)
+    if not arms:
+        return ()
+    return judge(model, arms, matched, gates[ModelArm(model, INTACT)], alpha, tautologies, notes)
 
 
 def _verdict_holm(verdicts: list[Verdict]) -> dict[tuple[str, str], float]:

@@ -145,7 +145,7 @@ def _verdict_lines(report: ComparisonReport, markdown: bool) -> list[str]:
     of_models, of_arms = [], []
     for c, answer in zip(report.comparisons, report.answers, strict=True):
         (of_arms if c.kind == "arm" else of_models).append(f"- {answer.text}" if markdown else answer.text)
-    return [*of_models, *lines, *of_arms]
+    return list(dict.fromkeys([*of_models, *lines, *of_arms]))  # a baseline may be the matched model too
 
 
 def _verdict_head(verdict: Verdict, report: ComparisonReport) -> str:
