@@ -22,9 +22,18 @@ TRAINED_ALIKE = ("dataset", "dataset_hash", "episodes", "samples")
 MATCHED_WITHIN = 0.1
 """A parameter-matched control may have so many more or fewer trainable parameters than its model, as a share."""
 
+OUTCOMES = {
+    "success": ["success"],
+    "time": ["success", "speed"],
+    "reward": ["sum_reward"],
+}
+"""What may be compared -> the columns that decide who did better in a pair, the first that differs; `speed` is minus
+the steps of an episode that succeeded."""
+
 _SCENE = ["task", "seed"]
 _KEY = ["train_seed", *_SCENE]
-_COLUMNS = ["model", "arm", *_KEY, "init_hash", "checkpoint", "tier", "success", *SAME, *SAME_IF_KNOWN]
+_COLUMNS = ["model", "arm", *_KEY, "init_hash", "checkpoint", "tier", *SAME, *SAME_IF_KNOWN]
+_COLUMNS += ["success", "sum_reward", "speed"]
 
 
 class NotComparableError(UserError):
@@ -50,7 +59,7 @@ class TaskPairs:
     tier: str
     # (n_scenes,) seeds of the scenes, ascending.
     seeds: np.ndarray
-    # (n_runs, n_scenes) bool.
+    # (n_runs, n_scenes) bool: who succeeded; where another outcome is compared, who did better than the other.
     first: np.ndarray
     second: np.ndarray
 
@@ -80,7 +89,9 @@ class Pairs:
         return np.stack([task.difference[:, i] for i in range(n_scenes) for task in self.tasks if i < len(task.seeds)])
 
 
-def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scenes: bool = False) -> Pairs:
+def pair(
+    episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scenes: bool = False, outcome: str = "success"
+) -> Pairs:
     """Pair the episodes of two sides.
 
     Args:
@@ -89,6 +100,7 @@ def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scene
         second: The other.
         common_scenes: Leave out scenes and training seeds that not both sides have for all training seeds, rather than
             refuse.
+        outcome: One of `OUTCOMES`.
 
     Returns:
         The pairs: per task the same scenes for all training seeds.
@@ -96,6 +108,7 @@ def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scene
     Raises:
         NotComparableError: naming everything that differs.
     """
+    episodes = episodes.assign(speed=-episodes["steps"].astype(float).where(episodes["success"], np.inf))
     sides = {}
     for side in (first, second):
         rows = episodes.loc[(episodes["model"] == side.model) & (episodes["arm"] == side.arm), _COLUMNS]
@@ -131,7 +144,18 @@ def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scene
                 f"{first} and {second} can't be compared: the two have no scene in common for all training seeds "
                 f"({_list(sorted(set(a['train_seed'])))} and {_list(sorted(set(b['train_seed'])))})"
             )
-    return _to_pairs(first, second, kept, len(a) + len(b) - 2 * len(kept))
+    return _to_pairs(first, second, _decided(kept, outcome), len(a) + len(b) - 2 * len(kept))
+
+
+def _decided(rows: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    """Pairs with who succeeded, or for another outcome who did better, in `first_did` and `second_did`."""
+    if outcome == "success":
+        return rows.assign(first_did=rows["success"], second_did=rows["success_second"])
+    sign = np.zeros(len(rows))
+    for name in OUTCOMES[outcome]:
+        mine, its = rows[name].to_numpy(dtype=float), rows[f"{name}_second"].to_numpy(dtype=float)
+        sign = np.where(sign == 0, np.where(mine == its, 0, np.where(mine > its, 1, -1)), sign)
+    return rows.assign(first_did=sign > 0, second_did=sign < 0)
 
 
 def _to_pairs(first: ModelArm, second: ModelArm, rows: pd.DataFrame, n_left_out: int) -> Pairs:
@@ -145,8 +169,8 @@ def _to_pairs(first: ModelArm, second: ModelArm, rows: pd.DataFrame, n_left_out:
                 task=str(task),
                 tier=str(of_task["tier"].iloc[0]),
                 seeds=of_task["seed"].to_numpy()[: shape[1]],
-                first=of_task["success"].to_numpy(dtype=bool).reshape(shape),
-                second=of_task["success_second"].to_numpy(dtype=bool).reshape(shape),
+                first=of_task["first_did"].to_numpy(dtype=bool).reshape(shape),
+                second=of_task["second_did"].to_numpy(dtype=bool).reshape(shape),
             )
         )
     return Pairs(first, second, train_seeds, tuple(tasks), n_left_out)

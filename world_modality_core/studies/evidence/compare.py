@@ -145,11 +145,13 @@ class ComparisonReport:
     refusals: tuple[str, ...] = ()
     # Difference below which two models count as equally good; None if none was named.
     margin: float | None = None
+    outcome: str = "success"
 
     @property
     def answers(self) -> tuple[DifferenceAnswer, ...]:
         """What may be said of each comparison."""
-        return tuple(answer_of(c.tested(self.alpha, self.margin), self.alpha) for c in self.comparisons)
+        tested = [replace(c.tested(self.alpha, self.margin), outcome=self.outcome) for c in self.comparisons]
+        return tuple(answer_of(sides, self.alpha) for sides in tested)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists, dictionaries, numbers and strings."""
@@ -163,6 +165,7 @@ class ComparisonReport:
         return {
             "schema": SCHEMA_VERSION,
             "alpha": self.alpha,
+            "outcome": self.outcome,
             "sides": [asdict(side) for side in self.sides],
             "comparisons": comparisons,
             "verdicts": verdicts,
@@ -180,6 +183,7 @@ def compare(
     n_planned: int | None = None,
     common_scenes: bool = False,
     margin: float | None = None,
+    outcome: str = "success",
     all_or_nothing: bool = True,
 ) -> ComparisonReport:
     """Compare arms with intact, and models with a baseline, on the same scenes.
@@ -195,6 +199,7 @@ def compare(
         n_planned: Pairs that are planned, of which any number may be there: test so that one may look at any time.
         common_scenes: Compare on the scenes that both sides have, rather than refuse.
         margin: Difference below which two models count as equally good.
+        outcome: One of `OUTCOMES`: by what an episode is better than another.
         all_or_nothing: Raise if a comparison must be refused or nothing is left to compare; else make the others, and
             name what was refused in the report.
 
@@ -222,7 +227,7 @@ def compare(
                         f"matched={matched!r} is no control of {first.model}: {'; '.join(reasons)}; compare the two "
                         "with --baseline, which asks for nothing but the same scenes"
                     )
-            paired.append((kind, pair(episodes, first, second, common_scenes)))
+            paired.append((kind, pair(episodes, first, second, common_scenes, outcome)))
         except NotComparableError as error:
             problems.append(str(error))
     problems = list(dict.fromkeys(problems))
@@ -242,7 +247,14 @@ def compare(
     for model in candidates:
         verdicts += _judge(model, comparisons, gates, alpha, _tautologies(episodes, model), notes.get(model, ()))
     return ComparisonReport(
-        alpha, tuple(sides), tuple(comparisons), tuple(verdicts), _verdict_holm(verdicts), tuple(problems), margin
+        alpha,
+        tuple(sides),
+        tuple(comparisons),
+        tuple(verdicts),
+        _verdict_holm(verdicts),
+        tuple(problems),
+        margin,
+        outcome,
     )
 
 

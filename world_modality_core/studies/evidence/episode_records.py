@@ -172,6 +172,15 @@ def rows_to_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
     return table
 
 
+def rows_to_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as `read_episodes` returns them.
+
+    Raises:
+        EpisodesError: as `rows_to_table`.
+    """
+    return _to_frame(rows_to_table(rows))
+
+
 def write_episodes(frame: pd.DataFrame, path: str | Path) -> None:
     """Write rows that `read_episodes` returned (of several runs, say) into one file; aside first, then renamed.
 
@@ -216,6 +225,13 @@ def read_episodes(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
             "these, or evaluate with distinct --model labels"
         )
     return frame.sort_values(EPISODE_KEY, ignore_index=True)
+
+
+def has_episodes(paths: Iterable[str | Path]) -> bool:
+    """Whether there is anything that `read_episodes`, or a reader of trials, can read."""
+    return any(
+        path.suffix in (".parquet", ".csv") or not path.is_dir() or _episode_files(path) for path in map(Path, paths)
+    )
 
 
 def read_eval_infos(paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
