@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import write_text
 from world_modality_core.monitor.monitor_rows import PREFIX, read_monitor_rows, scores_of_rows
 from world_modality_core.monitor.saved_monitor import Monitor
+from world_modality_core.monitor.strips import check_report_extra
 from world_modality_core.studies.evidence.wilson import wilson_interval
 
 MOMENTS = (0.25, 0.5, 0.75, 1.0)
@@ -67,10 +69,15 @@ def eval_rows(given: argparse.Namespace) -> dict[str, Any]:
     """
     if given.n_bootstrap < 100:
         raise ConfigError(f"n_bootstrap={given.n_bootstrap}: expected at least 100")
+    if given.page and not given.monitor:
+        raise ConfigError(f"page={given.page!r}: the page needs to know the monitor; name it with --monitor")
+    if given.page:
+        check_report_extra()
     rows = read_monitor_rows(given.folders)
     rows = rows[rows["arm"] == "intact"]
     if given.monitor:
-        rows = judged_by(Monitor.load(given.monitor), rows, ", ".join(given.folders))
+        monitor = Monitor.load(given.monitor)
+        rows = judged_by(monitor, rows, ", ".join(given.folders))
     found = {}
     for model, of in rows.groupby("model"):
         rates = of["false_alarm_rate"].unique()
@@ -83,6 +90,11 @@ def eval_rows(given: argparse.Namespace) -> dict[str, Any]:
     print("\n\n".join(judgement_text(model, of) for model, of in found.items()))
     if given.output:
         write_text(given.output, json.dumps(found, indent=1, default=_plain) + "\n")
+    if given.page:
+        from world_modality_core.monitor.judged_page import write_judged_page
+
+        write_judged_page(Path(given.page), found, rows, monitor, given.n_films)
+        print(f"Page: {given.page}")
     return found
 
 
