@@ -11,12 +11,10 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from world_modality_core.io.dataset_files import data_files
+from world_modality_core.io.dataset_files import first_bad_frame, read_column
 from world_modality_core.io.errors import ConfigError, DiskFullError, UserError
-from world_modality_core.io.files import read_parquet
 from world_modality_core.latents.companion import Companion, CompanionError, default_root, open_companion
 from world_modality_core.latents.gpu_latent_table import GpuLatentTable
-from world_modality_core.latents.latent_table import column_values
 
 # Share of the accelerator's free memory that the latents may take.
 ON_DEVICE_SHARE = 0.5
@@ -93,7 +91,7 @@ class CompanionFrames:
         self.states = None
         if states_from is not None:
             self.states = _read_states(companions, states_from)
-        self._device_tables: list[GpuLatentTable] | None = None
+        self._gpu_tables: list[GpuLatentTable] | None = None
 
     @property
     def n_frames(self) -> int:
@@ -119,7 +117,7 @@ class CompanionFrames:
         n_bytes = sum(companion.table.latents.nbytes for companion in self.companions)
         if device.type != "cuda" or n_bytes > ON_DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
             return False
-        self._device_tables = [GpuLatentTable(companion.table, device) for companion in self.companions]
+        self._gpu_tables = [GpuLatentTable(companion.table, device) for companion in self.companions]
         return True
 
     def latents(self, index: Tensor, offsets: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -138,8 +136,8 @@ class CompanionFrames:
         for i in np.unique(owner):
             place = torch.from_numpy(np.flatnonzero(owner == i))
             local = index[place] - int(self._starts[i])
-            if self._device_tables is not None:
-                parts.append(self._device_tables[i].gather(local.to(device), offsets))
+            if self._gpu_tables is not None:
+                parts.append(self._gpu_tables[i].gather(local.to(device), offsets))
             else:
                 latents, is_pad = self.companions[i].table.gather(local, offsets)
                 parts.append((latents.to(device), is_pad.to(device)))
@@ -159,7 +157,7 @@ class CompanionFrames:
     def _read_tasks(self, companion: Companion) -> Tensor:
         meta = LeRobotDatasetMetadata(companion.repo_id, root=companion.root)
         texts = {int(row.task_index): str(task) for task, row in meta.tasks.iterrows()}
-        own = _read_column(companion.root, "task_index").reshape(-1)
+        own = read_column(companion.root, "task_index").reshape(-1)
         number = np.zeros(max(texts) + 1, dtype=np.int64)
         for index, text in texts.items():
             if text not in self.tasks:
@@ -187,19 +185,13 @@ def _read_states(companions: Sequence[Companion], sources: Sequence[str | Path])
             raise ConfigError(str(error)) from error
         if OBS_STATE not in meta.features:
             raise ConfigError(f"{str(source)!r} has no feature {OBS_STATE!r}, only {sorted(meta.features)}; {remedy}")
-        parts.append(torch.tensor(_read_column(Path(source), OBS_STATE, meta.features[OBS_STATE]["shape"][0])).float())
+        shape = meta.features[OBS_STATE]["shape"]
+        if bad := first_bad_frame(source, OBS_STATE, shape):
+            raise ConfigError(f"{str(source)!r}: {bad}; mend the values, or leave the state out")
+        parts.append(torch.tensor(read_column(source, OBS_STATE, shape)).float())
     if len({part.shape[1] for part in parts}) > 1:
         raise ConfigError(
             f"the states of the companions' sources have widths {[part.shape[1] for part in parts]}; one Prophet reads "
             "one kind of robot"
         )
     return torch.cat(parts)
-
-
-def _read_column(root: Path, name: str, width: int = 1) -> np.ndarray:
-    """One column of a dataset's parquet files, (n, width), in the order of `index`."""
-    tables = [read_parquet(file, ["index", name]) for file in data_files(root)]
-    index = np.concatenate([table["index"].to_numpy() for table in tables])
-    if not np.array_equal(index, np.arange(len(index))):
-        raise ConfigError(f"{root}: frames are not in the order of `index`; write the dataset again")
-    return np.concatenate([column_values(table[name], width) for table in tables])

@@ -81,7 +81,7 @@ class PlanningPolicy(PolicyWithWorld):
         self.eval()
         self.remember(batch)
         with self._autocast():
-            self.last_plan = self._plan(batch, noise)
+            self.last_plan = self._finite(self._plan(batch, noise))
         return self.last_plan
 
     @torch.no_grad()
