@@ -24,7 +24,7 @@ from tests.plugin.helpers import make_config, open_gates
 from world_modality_core.io.errors import ConfigError, DamagedFileError
 from world_modality_core.monitor.attach import STATE_FILE, attach
 from world_modality_core.monitor.cli import make_parser
-from world_modality_core.monitor.judgement import eval_rows
+from world_modality_core.monitor.judging import eval_rows
 from world_modality_core.monitor.monitor_rows import read_monitor_rows, scores_of_rows
 from world_modality_core.monitor.saved_monitor import Monitor
 

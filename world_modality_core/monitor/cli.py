@@ -85,7 +85,7 @@ def work(given: argparse.Namespace) -> None:
 
         fit(given)
     elif given.command == "eval":
-        from world_modality_core.monitor.judgement import eval_rows
+        from world_modality_core.monitor.judging import eval_rows
 
         eval_rows(given)
     elif given.command == "attach":
