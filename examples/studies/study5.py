@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from lerobot_policy_world_modality.envs.configuration_metaworld_light import Disturbance
+from world_modality_core.monitor.judging import judged_by
+from world_modality_core.monitor.monitor_rows import read_monitor_rows, write_monitor_rows
+from world_modality_core.monitor.saved_monitor import Monitor
 
 TASKS = "push-v3,pick-place-v3,peg-insert-side-v3"
 # Of the 60 recorded episodes of each task, in this order: what the Prophet learns from, and what the policies see.
@@ -46,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prophet_steps", type=int, default=3000)
     parser.add_argument("--policy_steps", type=int, default=1200)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--export", type=Path, help="write the records of what is done into a folder, and stop")
     return parser
 
 
@@ -99,6 +106,22 @@ class Study:
                 f"--output={self.out / f'judgement_{name}.json'}",
             )  # fmt: skip
 
+    def export(self, folder: Path) -> None:
+        """The records: rows with the levels of the monitor that was set on the policy's successes, and judgements."""
+        monitor = Monitor.load(self.out / "monitor")
+        for what in ("calibration", "judged", "disturbed"):
+            if not (self.out / what).is_dir():
+                continue
+            rows = judged_by(monitor, read_monitor_rows([self.out / what]), what).drop(columns="folder")
+            names = [f"score_{name}" for name in monitor.score_names]
+            for (_, _, kind), of in rows.groupby(["arm", "task", "disturbance"]):
+                records = of.drop(columns=names).astype(object).where(of.notna(), None).to_dict("records")
+                for record, values in zip(records, of[names].to_numpy(), strict=True):
+                    record["values"] = np.stack([np.asarray(each, float) for each in values], axis=1)
+                write_monitor_rows(folder / what / kind, records, monitor.score_names)
+        for path in [*self.out.glob("judgement_*.json"), self.out / "commands.jsonl"]:
+            shutil.copy(path, folder / path.name)
+
     def train(self, seed: int) -> None:
         """A policy without a world memory: the monitor must not need one."""
         stripped, steps = self.given.data / "companion_stripped", self.given.policy_steps
@@ -145,4 +168,6 @@ class Study:
 
 
 if __name__ == "__main__":
-    Study(make_parser().parse_args()).run()
+    options = make_parser().parse_args()
+    study = Study(options)
+    study.export(options.export) if options.export else study.run()
