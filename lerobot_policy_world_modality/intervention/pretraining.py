@@ -30,13 +30,13 @@ def seen_beforehand(policy: Any, companion: Companion | None, episodes: Sequence
     Returns:
         A clause for the Prophet and one for the trunk; "" for a checkpoint that was started from none.
     """
-    told = ""
+    clauses = ""
     if start := getattr(getattr(policy, "prophet", None), "initialised_from", None):
         n_seen, how = _learned(start, companion, episodes)
-        told += f"; its Prophet ({start}) {how}" + (", so that its skill is not that on new ones" if n_seen else "")
+        clauses += f"; its Prophet ({start}) {how}" + (", so that its skill is not that on new ones" if n_seen else "")
     if start := getattr(policy, "trunk_initialised_from", None):
-        told += f"; the Prophet that its trunk started from ({start}) {_learned(start, companion, episodes)[1]}"
-    return told
+        clauses += f"; the Prophet that its trunk started from ({start}) {_learned(start, companion, episodes)[1]}"
+    return clauses
 
 
 def learned_by_prophet(policy: Any, companion: Companion) -> set[int]:
@@ -58,11 +58,11 @@ def _episodes(start: str, companion: Companion) -> set[int]:
 def _learned(start: str, companion: Companion | None, episodes: Sequence[int]) -> tuple[int, str]:
     """How many of the episodes a Prophet is known to have learned from, and what can be said."""
     if companion is None:
-        return 0, "was trained beforehand; without a companion nobody can tell whether on these"
+        return 0, "was trained beforehand; without a companion it is unknown whether on these"
     try:
         learned = _episodes(start, companion)
     except (OSError, DamagedFileError, KeyError, TypeError):
-        return 0, "was trained beforehand, and nothing there tells on which episodes"
+        return 0, "was trained beforehand, and its folder does not say on which episodes"
     if not learned:
         return 0, "was trained beforehand on other companions than this one, which may be of the same episodes"
     n_seen = len(learned & set(episodes))

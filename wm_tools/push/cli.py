@@ -19,8 +19,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="wm-push", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "path", type=Path, metavar="PATH",
-        help="a checkpoint's `pretrained_model`, a companion, its merged or stripped copy, a dataset with labels, or a "
-        "JSONL of labels",
+        help="a checkpoint's `pretrained_model`, a companion, its merged or stripped copy, a dataset with labels, a "
+        "monitor, or a JSONL of labels",
     )  # fmt: skip
     parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="where to; made if it isn't there")
     parser.add_argument("--private", action="store_true", help="a private repository (an existing one must be)")
@@ -39,7 +39,7 @@ def work(given: argparse.Namespace) -> None:
     """Upload what the options name."""
     from lerobot.utils.import_utils import register_third_party_plugins
 
-    from lerobot_policy_world_modality.hub.push import push
+    from lerobot_policy_world_modality.hub.uploads import push
 
     register_third_party_plugins()
     push(given)

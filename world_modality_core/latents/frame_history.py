@@ -92,6 +92,11 @@ class FrameHistory:
         frames = self._frames | {step: frame}
         self._frames = {at: frames[at] for at in sorted(frames) if at >= oldest}
 
+    def adopt(self, other: FrameHistory) -> None:
+        """Take over the latents that another history of the same frames has made by an encoder of the same spec."""
+        if other.now == self.now:
+            self._latents = other._latents | self._latents
+
     def latents(self, encoder: WorldEncoder) -> tuple[Tensor, Tensor]:
         """Latents of the history that ends at the current frame.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from world_modality_core.io.episode_lists import parse_episodes
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.hub_transfer import HubError, check_upload
 from world_modality_core.io.option_differences import option_differences
+from world_modality_core.io.processes import join_processes
 from world_modality_core.latents.companion import (
     INFO_FILE,
     Companion,
@@ -54,9 +54,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
     Raises:
         ConfigError: before any work, if it cannot be done as asked for.
     """
-    # Processes wait for the first one while it writes, which takes as long as it takes.
-    state = PartialState(cpu=cfg.device == "cpu", timeout=timedelta(days=7))
-    device = state.device if state.num_processes > 1 or cfg.device is None else cfg.device
+    state, device = join_processes(cfg.device)
     name = cfg.dataset.repo_id or Path(cfg.dataset.root).name
     source = SourceDataset(name, cfg.dataset.root, cfg.dataset.revision, cfg.tolerance_s)
     fingerprint = SourceFingerprint.of(source.meta)

@@ -20,11 +20,12 @@ from world_modality_core.latents.gpu_latent_table import GpuLatentTable
 ON_DEVICE_SHARE = 0.5
 
 
-def open_companions(names: Sequence[str]) -> list[Companion]:
+def open_companions(names: Sequence[str], field: str = "companions") -> list[Companion]:
     """Open companions and hold them against each other.
 
     Args:
         names: Folders or repository ids.
+        field: The option that named them, for messages.
 
     Raises:
         ConfigError: if one can't be opened, or two were not made by the same encoder and PCA, or at another frame rate.
@@ -37,11 +38,11 @@ def open_companions(names: Sequence[str]) -> list[Companion]:
         except DiskFullError:
             raise
         except (UserError, OSError) as error:
-            raise ConfigError(f"companions={name!r}: {error}") from error
+            raise ConfigError(f"{field}={name!r}: {error}") from error
         bad = bad[~np.isin(companion.table.episode_index[bad], companion.info.excluded)]
         if len(bad):
             raise ConfigError(
-                f"companions={name!r}: row {bad[0]} and {len(bad) - 1} others hold NaN or Inf; run wm-precompute with "
+                f"{field}={name!r}: row {bad[0]} and {len(bad) - 1} others hold NaN or Inf; run wm-precompute with "
                 "the same options into a new folder"
             )
         first = companions[0] if companions else companion
@@ -91,7 +92,7 @@ class CompanionFrames:
         self.states = None
         if states_from is not None:
             self.states = _read_states(companions, states_from)
-        self._device_tables: list[GpuLatentTable] | None = None
+        self._gpu_tables: list[GpuLatentTable] | None = None
 
     @property
     def n_frames(self) -> int:
@@ -117,7 +118,7 @@ class CompanionFrames:
         n_bytes = sum(companion.table.latents.nbytes for companion in self.companions)
         if device.type != "cuda" or n_bytes > ON_DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
             return False
-        self._device_tables = [GpuLatentTable(companion.table, device) for companion in self.companions]
+        self._gpu_tables = [GpuLatentTable(companion.table, device) for companion in self.companions]
         return True
 
     def latents(self, index: Tensor, offsets: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -136,8 +137,8 @@ class CompanionFrames:
         for i in np.unique(owner):
             place = torch.from_numpy(np.flatnonzero(owner == i))
             local = index[place] - int(self._starts[i])
-            if self._device_tables is not None:
-                parts.append(self._device_tables[i].gather(local.to(device), offsets))
+            if self._gpu_tables is not None:
+                parts.append(self._gpu_tables[i].gather(local.to(device), offsets))
             else:
                 latents, is_pad = self.companions[i].table.gather(local, offsets)
                 parts.append((latents.to(device), is_pad.to(device)))

@@ -159,7 +159,8 @@ class PolicyWithWorld(OnHub):
     def _found(self, kind: type[nn.Module]) -> dict[str, Any]:
         """All modules of a kind by name, without the frozen originals that adapters keep beside the trained copies.
 
-        Found anew after each `train` or `eval`, since adapters wrap and copy modules.
+        Looked for once: a walk through a VLA's modules in every step costs milliseconds. It is done again once adapters
+        have wrapped and copied modules, and where training turns into evaluation.
         """
         found = self.__dict__.setdefault("_modules_found", {})
         if kind not in found:
@@ -170,8 +171,13 @@ class PolicyWithWorld(OnHub):
         return found[kind]
 
     def train(self, mode: bool = True):
-        self.__dict__.pop("_modules_found", None)
+        if mode != self.training:
+            self.__dict__.pop("_modules_found", None)
         return super().train(mode)
+
+    def _validate_peft_config(self, peft_config) -> None:
+        self.__dict__.pop("_modules_found", None)
+        super()._validate_peft_config(peft_config)
 
     # Training.
 
