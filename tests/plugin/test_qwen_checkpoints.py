@@ -1,6 +1,7 @@
 """qwen_world_fplus: what a checkpoint holds, that it loads alike, and clear errors for what can't work."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -255,7 +256,7 @@ def train(tiny_companion, vlm, output, *extra, steps=4, launcher=()):
         sys.executable, *launcher, "-m" if not launcher else "--module", "lerobot.scripts.lerobot_train",
         f"--dataset.repo_id={tiny_companion.source_repo_id}", f"--dataset.root={tiny_companion.source_root}",
         f"--output_dir={output}", f"--steps={steps}", "--num_workers=0", "--log_freq=1", "--save_freq=2",
-        "--env_eval_freq=0", "--wandb.enable=false", "--seed=7",
+        "--env_eval_freq=0", "--seed=7",
         *(() if any(e.startswith("--batch_size") for e in extra) else ("--batch_size=4",)),
         *(f"--policy.{name}={str(value).lower() if isinstance(value, bool) else value}"
           for name, value in options.items() if not any(e.startswith(f"--policy.{name}=") for e in extra)), *extra,
@@ -293,7 +294,7 @@ def test_two_processes_train_together_though_one_may_have_no_label(tiny_companio
     labels.write_text(json.dumps({"episode_index": 0, "coc_text": "the puck"}) + "\n")
     text = (f"--policy.text.jsonl={labels}", f"--policy.text.mode={mode}", "--policy.lambda_text=0.1")
     printed = train(tiny_companion, vlm, tmp_path / "run", *text, "--batch_size=1", launcher=launcher)
-    assert "Effective batch size: 1 x 2 = 2" in printed and "loss_text:" in printed
+    assert re.search("Effective batch size: 1 x 2 .*= 2", printed) and "loss_text:" in printed
     held = load_file(tmp_path / "run/checkpoints/000004/pretrained_model/model.safetensors")
     assert held["world.train_step"] == 4 and all(value.isfinite().all() for value in held.values())
 
@@ -309,7 +310,7 @@ def test_lerobot_s_own_adapters_fine_tune_a_checkpoint(tiny_companion, vlm, tmp_
         sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--policy.path={base}",
         f"--dataset.repo_id={tiny_companion.source_repo_id}", f"--dataset.root={tiny_companion.source_root}",
         f"--output_dir={tmp_path / 'run'}", "--steps=2", "--batch_size=4", "--num_workers=0", "--save_freq=2",
-        "--env_eval_freq=0", "--wandb.enable=false", "--policy.push_to_hub=false", "--peft.r=4",
+        "--env_eval_freq=0", "--policy.push_to_hub=false", "--peft.r=4",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,6 +16,7 @@ from lerobot_policy_world_modality.policies.shared.prophet_options import take_o
 from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
 from world_modality_core.configs import check_at_least, check_choices
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import as_folder
 
 # Closed choices have names: the help reads a field's comment only where its type has no quotes.
 HeadKind = Literal["mse", "flow"]
@@ -193,7 +194,7 @@ class QwenWorldFPlusConfig(VLAWorldOptions, PreTrainedConfig):
     def __post_init__(self) -> None:
         take_over_prophet(self)
         super().__post_init__()
-        self.vlm_backbone = backbone_id(self.vlm_backbone)
+        self.vlm_backbone = as_folder(backbone_id(self.vlm_backbone))
         self.trust_remote_code = False  # asked for by `runs_remote_code`; a file's doesn't count
         if "/" in (self.attn_implementation or ""):
             raise ConfigError(

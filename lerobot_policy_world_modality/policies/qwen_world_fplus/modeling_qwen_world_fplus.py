@@ -6,7 +6,7 @@
 Nothing that is generated as text reaches an action: text follows the action tokens, which attend to nothing after them.
 """
 
-from __future__ import annotations
+# Annotations are objects here, not strings: LeRobot reads that of `config`.
 
 import logging
 from collections.abc import Iterable
@@ -97,7 +97,8 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
         # Set where the weights are still to come from a checkpoint, so that nobody uses the policy without them.
         self._awaits_weights = config.weights == "checkpoint"
         self.backbone = build_backbone(config, vlm_config, first_id)
-        self._no_split_modules = list(self.backbone._no_split_modules)  # what FSDP shards
+        # What FSDP shards: accelerate asks the policy (0.6.1), LeRobot its class (0.6.2 and later).
+        self._no_split_modules = type(self)._fsdp_wrap_modules = list(self.backbone._no_split_modules)
         self.inputs.rope_index = self.backbone.model.get_rope_index
         if config.holds_backbone:
             config.weights = "checkpoint"  # of those that are saved from here on
@@ -130,6 +131,10 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
         Raises:
             ValueError: if `reduction` is unknown, or something that the loss needs is missing.
         """
+        with self._autocast():
+            return self._losses(batch, reduction)
+
+    def _losses(self, batch: dict[str, Tensor], reduction: str) -> tuple[Tensor, LoggedValues]:
         config = self.config
         check_reduction(reduction)
         labels = self._labels_of(batch)
@@ -301,15 +306,26 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """As LeRobot's, without a backbone that can be had from where it came from."""
-        if not self.config.holds_backbone:
-            state_dict = self.state_dict() if state_dict is None else state_dict
-            state_dict = {name: value for name, value in state_dict.items() if not is_of_hub(name)}
-        super()._save_pretrained(save_directory, state_dict)
+
+        def leave_out(module: nn.Module, saved: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+            if not self.config.holds_backbone:
+                for name in [name for name in saved if is_of_hub(name)]:
+                    del saved[name]
+
+        # 0.6.1 gives the gathered weights of a sharded policy; later versions gather them by `state_dict` themselves.
+        given = {} if state_dict is None else {"state_dict": dict(state_dict)}
+        for each in given.values():
+            leave_out(self, each, "", {})
+        hook = self.register_state_dict_post_hook(leave_out)
+        try:
+            super()._save_pretrained(save_directory, **given)
+        finally:
+            hook.remove()
 
     @classmethod
     def _load_as_safetensor(
-        cls, model: QwenWorldFPlusPolicy, model_file: str, map_location: str, strict: bool
-    ) -> QwenWorldFPlusPolicy:
+        cls, model: "QwenWorldFPlusPolicy", model_file: str, map_location: str, strict: bool
+    ) -> "QwenWorldFPlusPolicy":
         missing, unexpected = load_model(
             model, model_file, strict=False, device=resolve_safetensors_device(map_location)
         )

@@ -255,7 +255,10 @@ class PolicyWithWorld(OnHub):
         return actions
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 arithmetic of a rollout where `dtype` says so; in training accelerate does it, by the same option."""
+        """bf16 arithmetic where `dtype` says so.
+
+        In training LeRobot 0.6.1's launcher, told by the same, does it already; later ones have an option of their own.
+        """
         if self.config.dtype != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
