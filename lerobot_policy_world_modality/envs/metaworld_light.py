@@ -164,8 +164,8 @@ class MetaworldLightEnv(MetaworldEnv):
         self._env = None
 
 
-def resolve_tasks(task: str) -> dict[str, list[str]]:
-    """Read `--env.task`: tasks and difficulty tiers, comma-separated.
+def resolve_tasks(task: str, option: str = "env.task") -> dict[str, list[str]]:
+    """Read an option that names tasks and difficulty tiers, comma-separated.
 
     Returns:
         {group: [task, ...]}, a group being a tier or a single task, in the order given (LeRobot's grouping).
@@ -175,16 +175,16 @@ def resolve_tasks(task: str) -> dict[str, list[str]]:
     """
     names = [name.strip().removeprefix("metaworld-") for name in task.split(",") if name.strip()]
     if not names:
-        raise ConfigError(f"task={task!r}: name at least one Meta-World task or difficulty tier")
+        raise ConfigError(f"{option}={task!r}: name at least one Meta-World task or difficulty tier")
     groups = {}
     for name in names:
         if name not in DIFFICULTY_TO_TASKS and name not in INSTRUCTIONS:
             known = [*INSTRUCTIONS, *DIFFICULTY_TO_TASKS]
             close = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
             hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"{name!r} is not a Meta-World task or difficulty tier; {hint}")
+            raise ConfigError(f"{option}={task!r}: {name!r} is not a Meta-World task or difficulty tier; {hint}")
         if name in groups:
-            raise ConfigError(f"task={task!r} names {name} twice")
+            raise ConfigError(f"{option}={task!r} names {name} twice")
         groups[name] = list(DIFFICULTY_TO_TASKS.get(name, [name]))
     return groups
 

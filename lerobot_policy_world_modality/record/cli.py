@@ -44,7 +44,7 @@ def record(cfg: RecordConfig) -> Path:
     from lerobot_policy_world_modality.record.jobs import record_missing
     from world_modality_core.latents.companion import default_root
 
-    tasks = list(dict.fromkeys(task for group in resolve_tasks(cfg.tasks).values() for task in group))
+    tasks = list(dict.fromkeys(task for group in resolve_tasks(cfg.tasks, "tasks").values() for task in group))
     for task in tasks:
         MetaworldLightEnv(task, **cfg.env.gym_kwargs).build()
     # A link is followed: beside it staging might lie on another disk, and a folder can't take its place.

@@ -17,6 +17,7 @@ from lerobot.policies import make_policy, make_pre_post_processors
 from torch.utils.data import default_collate
 
 from tests import fork_server
+from tests.device import DEVICE
 from world_modality_core.memory.gated_attention import Gate
 
 TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F"]
@@ -29,7 +30,7 @@ SMALL = {
     "n_obs_steps": 3,
     "n_future_steps": 2,
     "dropout": 0.0,
-    "device": "cpu",
+    "device": DEVICE,
     "push_to_hub": False,
 }
 

@@ -12,6 +12,7 @@ from lerobot.policies import get_policy_class, make_policy
 
 from lerobot_policy_world_modality.policies.shared.training_companion import check_encoder, policy_spec
 from lerobot_policy_world_modality.policies.world.modeling_world_modality import WorldFPolicy
+from tests.device import DEVICE, assert_same
 from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config, open_dataset
 from world_modality_core.configs import CompanionConfig, MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.encoders.spec import EncoderSpec
@@ -80,11 +81,11 @@ def test_windows_are_the_table_s_rows_and_never_leave_the_episode(tiny_companion
     for i, index in enumerate(indices):
         for j, offset in enumerate([-2, -1, 0]):
             if not world_batch.history_is_pad[i, j]:
-                row = space.standardise_rows(torch.tensor(table.latents[index + offset]))
+                row = space.standardise_rows(torch.tensor(table.latents[index + offset], device=DEVICE))
                 torch.testing.assert_close(world_batch.history[i, j], row)
         for j, offset in enumerate([1, 2, 3]):
             if not world_batch.future_is_pad[i, j]:
-                row = space.standardise_rows(torch.tensor(table.latents[index + offset]))
+                row = space.standardise_rows(torch.tensor(table.latents[index + offset], device=DEVICE))
                 torch.testing.assert_close(world_batch.future[i, j], row)
 
 
@@ -139,7 +140,8 @@ def test_saved_and_loaded_without_dataset_it_acts_the_same(tiny_companion, polic
         assert torch.equal(loaded.state_dict()[name], value), name
     batch = live_batch(dataset, preprocessor, [3, 20])
     policy.reset()
-    assert torch.equal(loaded.select_action(batch), policy.select_action(batch))
+    mine, theirs = policy.select_action(batch), loaded.select_action(batch)
+    assert_same(theirs, mine)
     assert (
         loaded.config.image_features.keys()
         == (
@@ -450,7 +452,7 @@ def test_imagine_gives_latents_as_the_companion_stores_them(tiny_companion):
     spec = policy.config.encoder
     assert imagined.shape == (2, 2, spec.n_tokens, spec.dim)
     # an untrained residual Prophet copies the current latent
-    current = torch.from_numpy(policy.latent_reader.companion.table.latents[[3, 20]]).float()
+    current = torch.tensor(policy.latent_reader.companion.table.latents[[3, 20]], device=DEVICE).float()
     torch.testing.assert_close(imagined.flatten(2), current[:, None].expand(-1, 2, -1), rtol=1e-3, atol=1e-2)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from world_modality_core.encoders import WorldEncoder
+from world_modality_core.io.errors import ObservationError
 
 
 class FrameHistory:
@@ -22,8 +23,8 @@ class FrameHistory:
         stride: Steps between two latents of a history.
         n_window: Frames that one latent is made of, m.
         window_stride: Steps between two of these frames.
-        tolerance: Steps by which a frame may miss its place in a history, where frames come irregularly (see `append`);
-            a place that no frame comes near to is padding.
+        tolerance: Steps by which a frame may miss its place in a history, where frames come irregularly (`append` is
+            told their steps); a place that no frame comes near to is padding.
     """
 
     def __init__(
@@ -33,13 +34,15 @@ class FrameHistory:
         self.n_history, self.stride = n_history, stride
         self.n_window, self.window_stride = n_window, window_stride
         self.tolerance = tolerance
-        self._span = (n_history - 1) * stride + (n_window - 1) * window_stride + 1
+        self.steps_back = sorted({-i * stride - j * window_stride for i in range(n_history) for j in range(n_window)})
+        self._span = 1 - self.steps_back[0]
         self.clear()
 
     def clear(self) -> None:
         """Forget everything: a new episode starts."""
         self._frames: dict[int, dict[str, Tensor]] = {}  # by step, oldest first
         self._latents: dict[int, Tensor] = {}
+        self._is_irregular = False
         self.n_encoded = 0  # frames encoded per environment since the last `clear`, for logs and tests
 
     @property
@@ -53,15 +56,17 @@ class FrameHistory:
         Args:
             batch: Observation with each camera's image (b, c, h, w), uint8 or float in [0, 1].
             step: When this frame was taken, in steps; by default one step after the last frame. A caller that shows
-                frames irregularly (a policy server) must say it. A frame of the same step is replaced.
+                frames irregularly (a policy server) must say it, and may show one late. A frame of the same step is
+                replaced.
 
         Raises:
-            ValueError: if a camera is missing, the number of environments changed without `clear`, or time went back.
+            ObservationError: if a camera is missing.
+            ValueError: if the number of environments changed without `clear`, or time went back by more than a history.
         """
         missing = [camera for camera in self.cameras if camera not in batch]
         if missing:
             images = sorted(key for key in batch if key.startswith("observation.image"))
-            raise ValueError(
+            raise ObservationError(
                 f"the observation has no {missing}, which the policy's world encoder reads; it has {images}. "
                 'Rename with --rename_map=\'{"theirs": "ours"}\', or train on a companion of these cameras'
             )
@@ -74,13 +79,23 @@ class FrameHistory:
                     f"the number of environments changed from {n_before} to {n} within an episode; call policy.reset() "
                     "first"
                 )
+        self._is_irregular |= step is not None
         step = now + 1 if step is None else step
-        if step < now:
-            raise ValueError(f"step={step} is before step {now}, which was seen already; call policy.reset() first")
-        self._latents.pop(step, None)
-        self._frames[step] = frame
-        oldest = step - self._span + 1 - self.tolerance
-        self._frames = {at: seen for at, seen in self._frames.items() if at >= oldest}
+        oldest = now - self._span + 1 - self.tolerance
+        if self._frames and step < oldest:
+            raise ValueError(
+                f"step={step} is long before step {now}, which was seen already; call policy.reset() first"
+            )
+        if step <= now:  # a window of a frame that was encoded may hold this one
+            self._latents = {at: latent for at, latent in self._latents.items() if at < step}
+        oldest += max(0, step - now)
+        frames = self._frames | {step: frame}
+        self._frames = {at: frames[at] for at in sorted(frames) if at >= oldest}
+
+    def adopt(self, other: FrameHistory) -> None:
+        """Take over the latents that another history of the same frames has made by an encoder of the same spec."""
+        if other.now == self.now:
+            self._latents = other._latents | self._latents
 
     def latents(self, encoder: WorldEncoder) -> tuple[Tensor, Tensor]:
         """Latents of the history that ends at the current frame.
@@ -98,7 +113,8 @@ class FrameHistory:
         self._encode([step for step in sorted(set(steps)) if step not in self._latents], encoder)
         self._latents = {step: latent for step, latent in self._latents.items() if step in steps}
         latents = torch.stack([self._latents[step] for step in steps], dim=1)
-        missed = [abs(step - at) > self.tolerance for step, at in zip(wanted, steps, strict=True)]
+        slack = self.tolerance if self._is_irregular else 0
+        missed = [abs(step - at) > slack for step, at in zip(wanted, steps, strict=True)]
         is_pad = torch.tensor(missed, device=latents.device)
         return latents, is_pad.expand(len(latents), -1)
 

@@ -56,8 +56,6 @@ class InjectedWorldPolicy(PolicyWithWorld):
                 f"init_from={config.init_from!r} starts a new run, pretrained_path={str(config.pretrained_path)!r} "
                 "goes on from a checkpoint of this type; give one of them"
             )
-        if dataset_meta is not None:
-            config.fps = float(dataset_meta.fps)
         companion = open_world(config, dataset_meta)
         if config.prophet.use_state and config.robot_state_feature is None:
             raise ValueError("prophet.use_state=true needs a feature `observation.state`, which the dataset hasn't")
@@ -115,7 +113,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
         logged.add(world_values)
         if isinstance(loss_world, Tensor):
             loss = loss + (loss_world if reduction == "none" else loss_world.mean())
-        self._take_log(logged)
+        self._take_log(logged, loss, batch)
         return loss, logged
 
     @property
@@ -145,14 +143,14 @@ class InjectedWorldPolicy(PolicyWithWorld):
         """Remember the current frame, and return the next action of the plan (b, a), as the base does."""
         self.remember(batch)
         with self._autocast():
-            return super().select_action(batch, *args, **kwargs)
+            return self._finite(super().select_action(batch, *args, **kwargs))
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Remember the current frame and plan from it, as the base does: (b, h, a) normalised actions."""
         self.remember(batch)
         with self._autocast():
-            return super().predict_action_chunk(batch, *args, **kwargs)
+            return self._finite(super().predict_action_chunk(batch, *args, **kwargs))
 
     @contextlib.contextmanager
     def reading(self, world_batch: WorldBatch, source: MemorySource | str | None) -> Iterator[None]:

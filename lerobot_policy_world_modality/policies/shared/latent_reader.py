@@ -8,6 +8,7 @@ import torch
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from lerobot_policy_world_modality.policies.shared.vectors import state_vectors
 from lerobot_policy_world_modality.policies.shared.world_batch import Intervention, WorldBatch
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.encoders import make_world_encoder
@@ -30,6 +31,8 @@ class LatentReader:
 
     Attributes:
         space: The policy's latent normaliser, once it is built.
+        now_s: When the frame that is shown next was taken, in seconds of the robot's clock, where the caller knows it
+            (`examples/policy_server.py`); None for this machine's clock, or none (`frame_clock`).
         intervention: Set by an evaluation, for as long as its arm runs; training and offline look-ups know nothing of
             it.
         frames: The frames of a running rollout.
@@ -39,6 +42,7 @@ class LatentReader:
         self.config = config
         self.companion = companion
         self.space: LatentNormaliser | None = None
+        self.now_s: float | None = None
         self.intervention: Intervention | None = None
         self._encoder = None
         self._sentences: SentenceEncoder | None = None
@@ -52,15 +56,31 @@ class LatentReader:
             config.history_stride,
             spec.n_frames,
             spec.frame_stride,
-            tolerance=0 if config.clock_fps is None else max(1, config.history_stride // 2),
+            tolerance=max(1, config.history_stride // 2),
         )
         if config.world_reads_language and config.language.dim == 0:
             config.language.dim = self.sentences(torch.device("cpu")).dim
 
     def remember(self, batch: dict[str, Tensor]) -> None:
-        """Remember the current frame: one step after the last, or by the clock where frames come irregularly."""
-        fps = self.config.clock_fps
-        self.frames.append(batch, None if fps is None else round(time.monotonic() * fps))
+        """Remember the current frame: one step after the last, or by a clock where frames come irregularly."""
+        if self.now_s is None and self.config.clock_fps is None:
+            self.frames.append(batch)
+        else:
+            now_s = time.monotonic() if self.now_s is None else self.now_s
+            self.frames.append(batch, round(now_s * self.config.fps))
+
+    def frame_times(self, now_s: float) -> list[float]:
+        """Seconds of the frames that the history ending at `now_s` is made of, oldest first; none without a history."""
+        if not (self.config.needs_live_history or self.config.needs_live_tokens):
+            return []
+        return [now_s + step / self.config.fps for step in self.frames.steps_back]
+
+    def load(self, device: torch.device) -> None:
+        """Load what a rollout looks through, so that its first plan takes no longer than the others."""
+        if self.config.needs_live_history or self.config.needs_live_tokens:
+            self.encoder(device)
+        if self.config.world_reads_language:
+            self.sentences(device)
 
     def common(self, batch: dict[str, Tensor], device: torch.device) -> WorldBatch:
         """Inputs that are the same recorded and live: state and language.
@@ -68,7 +88,7 @@ class LatentReader:
         Raises:
             ValueError: if the task is missing or empty although the policy uses it.
         """
-        state = batch[OBS_STATE] if self.config.world_reads_state else None
+        state = state_vectors(batch, self.config) if self.config.world_reads_state else None
         language, tasks = None, task_list(batch)
         if self.config.world_reads_language:
             if not tasks:
@@ -77,9 +97,10 @@ class LatentReader:
                     "with --policy.use_language=false"
                 )
             language = self.sentences(device).encode(tasks).to(device)
-        known = [value for key, value in batch.items() if key.startswith("observation.")]
-        batch_size = len(known[0]) if known else len(tasks)
-        return WorldBatch(batch_size, state, language)
+        # Not the state of the batch: of one number, it has no axis of its own (see `state_vectors`).
+        images = [each for key, each in batch.items() if key.startswith("observation.") and key != OBS_STATE]
+        known = [batch["index"]] if "index" in batch else [each for each in (state, *images) if each is not None]
+        return WorldBatch(len(known[0] if known else tasks), state, language)
 
     def recorded(self, batch: dict[str, Tensor], device: torch.device, everything: bool = False) -> WorldBatch:
         """Look up a batch of recorded frames by `batch["index"]`.

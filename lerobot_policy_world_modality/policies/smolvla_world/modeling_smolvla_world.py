@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_world_modality.policies.shared.injected_policy import InjectedWorldPolicy
+from lerobot_policy_world_modality.policies.shared.vectors import action_vectors, state_vectors
 from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import SmolVLAWorldConfig
 from lerobot_policy_world_modality.policies.smolvla_world.fusion import MemoryTokens, read_at_layer, read_at_prefix
 from world_modality_core.memory.sources import MemorySource
@@ -32,17 +33,6 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
     name = "smolvla_world"
     # FSDP shards what is called as a module. SmolVLA calls the parts of a decoder layer, never the layer itself.
     _no_split_modules = ["SmolVLMEncoderLayer", "LlamaMLP"]
-
-    def __init__(
-        self,
-        config: SmolVLAWorldConfig,
-        dataset_stats: dict[str, dict[str, Tensor]] | None = None,
-        dataset_meta: LeRobotDatasetMetadata | None = None,
-        **kwargs: Any,
-    ):
-        if dataset_meta is not None:
-            check_tasks(dataset_meta)
-        super().__init__(config, dataset_stats, dataset_meta, **kwargs)
 
     def _inject(self) -> None:
         fusion, options = self.config.fusion, self.config.memory
@@ -77,6 +67,14 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
         """
         base = super().forward
         return self._forward_with_world(batch, reduction, lambda: base(batch, noise, time, reduction))
+
+    def prepare_state(self, batch: dict[str, Tensor]) -> Tensor:
+        """As SmolVLA's, of a state of one number too."""
+        return super().prepare_state(batch | {OBS_STATE: state_vectors(batch, self.config)})
+
+    def prepare_action(self, batch: dict[str, Tensor]) -> Tensor:
+        """As SmolVLA's, of an action of one number too."""
+        return super().prepare_action(batch | {ACTION: action_vectors(batch, self.config)})
 
     @torch.no_grad()
     def plan_recorded(
@@ -129,15 +127,3 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
     def _validate_peft_config(self, peft_config) -> None:
         if not self.config.initialised_from:
             super()._validate_peft_config(peft_config)
-
-
-def check_tasks(dataset_meta: LeRobotDatasetMetadata) -> None:
-    """Refuse a dataset with a task that has no text: SmolVLA reads the task as text.
-
-    Raises:
-        ValueError: naming the task.
-    """
-    blank = [int(row.task_index) for task, row in dataset_meta.tasks.iterrows() if not str(task).strip()]
-    if blank or not len(dataset_meta.tasks):
-        which = f"task_index {blank} of {dataset_meta.repo_id!r} has no text" if blank else "the dataset has no tasks"
-        raise ValueError(f"{which}; smolvla_world needs an instruction for every episode (see lerobot-edit-dataset)")
