@@ -219,7 +219,7 @@ class PolicyWithWorld(OnHub):
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """bf16 arithmetic of a rollout where `dtype` says so; in training accelerate does it, told by the same."""
-        if self.config.dtype != "bfloat16":
+        if self.config.rollout_dtype != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 

@@ -8,6 +8,7 @@ import torch
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from lerobot_policy_world_modality.policies.shared.kept_frames import KEPT
 from lerobot_policy_world_modality.policies.shared.world_batch import Intervention, WorldBatch
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.encoders import make_world_encoder
@@ -60,7 +61,8 @@ class LatentReader:
     def remember(self, batch: dict[str, Tensor]) -> None:
         """Remember the current frame: one step after the last, or by the clock where frames come irregularly."""
         fps = self.config.clock_fps
-        self.frames.append(batch, None if fps is None else round(time.monotonic() * fps))
+        kept = {key.removeprefix(KEPT): value for key, value in batch.items() if key.startswith(KEPT)}
+        self.frames.append(batch | kept, None if fps is None else round(time.monotonic() * fps))
 
     def common(self, batch: dict[str, Tensor], device: torch.device) -> WorldBatch:
         """Inputs that are the same recorded and live: state and language.
@@ -69,6 +71,8 @@ class LatentReader:
             ValueError: if the task is missing or empty although the policy uses it.
         """
         state = batch[OBS_STATE] if self.config.world_reads_state else None
+        if state is not None and state.ndim == 3:  # (b, n_obs_steps, s) of a policy that sees several
+            state = state[:, -1]
         language, tasks = None, task_list(batch)
         if self.config.world_reads_language:
             if not tasks:

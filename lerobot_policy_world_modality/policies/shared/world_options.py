@@ -55,8 +55,6 @@ class WorldOptions(TracksGivenFields):
     prophet: ClassVar[ProphetConfig | None] = None
     # What enters the memory, and the gates that it is read through; a type that has one declares it as a field.
     memory: ClassVar[MemoryConfig | None] = None
-    # Arithmetic of rollouts; likewise.
-    dtype: ClassVar[str | None] = None
     # The field that says how many history frames t are read.
     history_field: ClassVar[str] = "n_history_steps"
 
@@ -70,7 +68,7 @@ class WorldOptions(TracksGivenFields):
         check_at_least(
             self, 1, self.history_field, "history_stride", "n_future_steps", "future_stride", "metrics_every"
         )
-        if "n_action_steps" in self.__dict__ and self.n_action_steps > self.chunk_size:
+        if {"n_action_steps", "chunk_size"} <= self.__dict__.keys() and self.n_action_steps > self.chunk_size:
             raise ConfigError(
                 f"n_action_steps={self.n_action_steps} is more than chunk_size={self.chunk_size}: a plan can't be "
                 "executed beyond its end; lower n_action_steps or raise chunk_size"
@@ -135,6 +133,11 @@ class WorldOptions(TracksGivenFields):
         """Steps a second where the clock tells which step a frame belongs to; None where every call is one step."""
         return None
 
+    @property
+    def rollout_dtype(self) -> str | None:
+        """Autocast of rollouts; None where the policy says nothing of it."""
+        return None
+
 
 @dataclass
 class MemoryOptions(WorldOptions):
@@ -183,9 +186,6 @@ class VLAWorldOptions(MemoryOptions):
 
     # History frames t that the Prophet sees.
     n_history_steps: int = 4
-    # Arithmetic of training and rollouts: "float32", "bfloat16" (autocast; trained weights stay fp32), or None for what
-    # the launcher says.
-    dtype: Arithmetic | None = None
     # "calls": every call of the policy is one step (simulators, lerobot-eval, synchronous robots). "wall": frames come
     # when they come (policy server, real-time chunking), and the clock tells which step they belong to.
     frame_clock: FrameClock = "calls"
@@ -200,8 +200,6 @@ class VLAWorldOptions(MemoryOptions):
                 "--policy.memory.entry=gated (smolvla_world: --policy.fusion.f3a=true puts memory tokens into the "
                 "prefix)"
             )
-        if self.use_amp:
-            raise ConfigError("use_amp=true: this type has `dtype`; use --policy.dtype=bfloat16")
 
     @property
     def has_world(self) -> bool:
@@ -210,3 +208,13 @@ class VLAWorldOptions(MemoryOptions):
     @property
     def clock_fps(self) -> float | None:
         return self.fps if self.frame_clock == "wall" else None
+
+
+def check_amp(config: WorldOptions) -> None:
+    """Refuse LeRobot's `use_amp` in a type that has `dtype`.
+
+    Raises:
+        ConfigError: naming the option to use.
+    """
+    if config.use_amp:
+        raise ConfigError("use_amp=true: this type has `dtype`; use --policy.dtype=bfloat16")

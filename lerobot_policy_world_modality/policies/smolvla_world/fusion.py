@@ -1,6 +1,6 @@
 """F1, F2, F3a and F3b: where SmolVLA's action path reads a world memory (docs/smolvla_world.md).
 
-F1 and F2 swap a linear layer. F3a and F3b wrap the one call through which SmolVLA runs its language model and expert.
+F1 and F2 hook a linear layer. F3a and F3b wrap the one call through which SmolVLA runs its language model and expert.
 Nothing of SmolVLA's forward pass is repeated here; at closed gates it computes what it computes alone, bit for bit.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention, GatedReader
-from world_modality_core.memory.injected_layer import MemoryHolder, MemoryReader, WorldInjectedLinear
+from world_modality_core.memory.injected_layer import MemoryHolder, MemoryReader
 from world_modality_core.memory.sources import Memory
 
 
@@ -156,11 +156,6 @@ def insert_positions(positions: Tensor, n_prefix: int, is_used: Tensor, has_pref
         return positions + count[:, -1:]
     prefix, suffix = positions[:, :n_prefix], positions[:, n_prefix:]
     return torch.cat([prefix, prefix.max(1, keepdim=True).values + count, suffix + count[:, -1:]], dim=1)
-
-
-def read_at_layer(parent: nn.Module, name: str, attention: GatedCrossAttention, at: str) -> None:
-    """Swap a linear layer for one that reads the memory (F1, F2)."""
-    setattr(parent, name, WorldInjectedLinear(getattr(parent, name), attention, at))
 
 
 def read_at_prefix(
