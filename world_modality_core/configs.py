@@ -15,7 +15,8 @@ from world_modality_core.memory.sources import TRAITS, MemorySource
 
 # Closed choices have names: the help reads a field's comment only where its type has no quotes.
 GateKind = Literal["scalar", "per_head", "per_token"]
-MemoryEntry = Literal["gated", "appended"]
+MemoryEntry = Literal["gated", "modulated", "appended"]
+PastChoice = Literal["stride", "change", "both"]
 MemoryContent = Literal["latents", "hidden", "states"]
 TokensPer = Literal["frame", "token"]
 
@@ -140,6 +141,24 @@ class ProphetConfig(TracksGivenFields):
 
 
 @dataclass
+class PastConfig:
+    """Which frames of the episode so far enter the memory."""
+
+    # Frames; 0 for none.
+    n_frames: int = 0
+    # Frames between two that may be chosen, counted from the episode's start. A rollout encodes one frame in so many.
+    stride: int = 1
+    # "stride": the newest. "change": those at which the latent moved most, of the whole episode so far. "both": half of
+    # each.
+    select: PastChoice = "stride"
+
+    def __post_init__(self) -> None:
+        check_choices(self, "memory.past.")
+        check_at_least(self, 0, "n_frames", prefix="memory.past.")
+        check_at_least(self, 1, "stride", prefix="memory.past.")
+
+
+@dataclass
 class MemoryConfig:
     """What enters the memory, and how the gate that reads it learns."""
 
@@ -161,13 +180,18 @@ class MemoryConfig:
     detach: bool = False
     # Seed of the draws of `random`, `shuffle` and `scheduled`.
     seed: int = 0
-    # How the action path reads the memory: "gated" (cross-attention behind a gate), or "appended" (world_F only: as
-    # further context tokens of the trunk, without a gate; not the do-no-harm start).
+    # How the action path reads the memory: "gated" (cross-attention behind a gate), "modulated" (a few learned queries
+    # read it, and scale and shift the action states), or "appended" (world_F only: as further context tokens of the
+    # trunk, without a gate; not the do-no-harm start).
     entry: MemoryEntry = "gated"
     # What of the Prophet's prediction enters: "latents" (the predicted futures), "hidden" (the states that it predicts
     # them from), or "states" (how far the robot's state will have moved; with entry "appended", and a Prophet that
     # tells it: `prophet.tells_state`). The last two only for sources that run the Prophet, and "zero".
     content: MemoryContent = "latents"
+    # Past frames in the memory, beside the predicted futures.
+    past: PastConfig = field(default_factory=PastConfig)
+    # The current frame in the memory.
+    use_current: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self, "memory.")
@@ -185,6 +209,12 @@ class MemoryConfig:
                 f"memory.content='states' with memory.entry={self.entry!r}: the gated reader normalises its tokens, "
                 "which takes away how far a state moves; use --policy.memory.entry=appended (world_F)"
             )
+        if self.content != "latents" and self.shows_seen:
+            raise ConfigError(
+                f"memory.content={self.content!r} beside past or current frames, which are latents; use "
+                "--policy.memory.content=latents, or --policy.memory.past.n_frames=0 and "
+                "--policy.memory.use_current=false"
+            )
         for source in (self.source, self.rollout_source):
             self.check_content(source)
         if self.eval_source is not None and TRAITS[self.eval_source].is_offline:
@@ -192,6 +222,11 @@ class MemoryConfig:
                 f"memory.eval_source={self.eval_source.value!r} needs the recorded future, which a rollout doesn't "
                 "have; use 'pred', or one of the interventions 'zero', 'random', 'shuffle', 'copy_current'"
             )
+
+    @property
+    def shows_seen(self) -> bool:
+        """Whether frames that were seen are in the memory, past or current."""
+        return self.past.n_frames > 0 or self.use_current
 
     def check_content(self, source: MemorySource) -> None:
         """Refuse a source behind which there is no Prophet whose own states could enter.

@@ -44,7 +44,7 @@ class MemoryReader(MemoryHolder):
 
     def remember(self, memory: Memory) -> None:
         tokens = memory.tokens.to(self.attention.norm_memory.weight.dtype)
-        self._keys, self._values = self.attention.project(tokens, memory.is_pad)
+        self._keys, self._values = self.attention.project(tokens, memory.is_pad, memory.time)
         self._is_pad = memory.is_pad
 
     def forget(self) -> None:

@@ -59,12 +59,14 @@ class Memory:
     """What gated cross-attention reads.
 
     Attributes:
-        tokens: (b, m, d) memory tokens, m = n * k * p.
+        tokens: (b, m, d) memory tokens: of past frames, the current one, and m = n * k * p predicted ones.
         is_pad: (b, m) True where there is nothing to read; None if all tokens count.
+        time: (b, m) frames from now, negative in the past; None where a token's place says it.
     """
 
     tokens: Tensor
     is_pad: Tensor | None = None
+    time: Tensor | None = None
 
 
 def oracle_share(step: int, schedule_steps: int) -> float:

@@ -256,6 +256,10 @@ class QwenWorldFPlusConfig(VLAWorldOptions, PreTrainedConfig):
         return super().needs_future or self.lambda_align > 0
 
     @property
+    def least_future_steps(self) -> int:
+        return 1 if self.lambda_align > 0 else super().least_future_steps
+
+    @property
     def holds_backbone(self) -> bool:
         """Whether a checkpoint must hold the whole backbone: where it is trained, or can't be had again."""
         return self.train_backbone == "full" or self.weights != "pretrained"

@@ -25,6 +25,7 @@ from lerobot_policy_world_modality.policies.shared.host import (
     gate_parameters,
 )
 from lerobot_policy_world_modality.policies.shared.latent_reader import LatentReader
+from lerobot_policy_world_modality.policies.shared.memory_filling import make_reader
 from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts
 from lerobot_policy_world_modality.policies.shared.training_companion import open_world
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
@@ -86,9 +87,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
 
     def _attention(self, d: int) -> GatedCrossAttention:
         """A reader for an action stream of width d."""
-        n, k, p, d_memory = self.memory_shape
-        options = self.config.memory
-        return GatedCrossAttention(d, d_memory, n * k * p, options.n_heads, options.gate)
+        return make_reader(self.config, d)
 
     def _reader_suffix(self, name: str) -> str:
         """What is appended to the names of the logged values of the reader called `name`."""
@@ -128,7 +127,8 @@ class InjectedWorldPolicy(PolicyWithWorld):
     @property
     def _watched(self) -> dict[str, nn.Module]:
         readers = {self._reader_suffix(name).lstrip("_") or "memory": reader for name, reader in self.readers.items()}
-        return ({"prophet": self.world.prophet} if self.config.has_world else {}) | readers
+        prophet = self.world.prophet
+        return ({} if prophet is None else {"prophet": prophet}) | readers
 
     def update(self) -> None:
         """Count an optimiser step; LeRobot's trainer calls this after each."""

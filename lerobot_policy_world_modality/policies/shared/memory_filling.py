@@ -10,6 +10,8 @@ from torch import Tensor
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from lerobot_policy_world_modality.policies.shared.world_options import MemoryOptions
 from world_modality_core.configs import MemoryConfig
+from world_modality_core.memory.gated_attention import GatedCrossAttention
+from world_modality_core.memory.modulation import MemoryModulation
 from world_modality_core.memory.sources import TRAITS, Memory, MemorySource, make_memory, oracle_share
 from world_modality_core.prophet.losses import future_latent_loss, future_latent_metrics
 from world_modality_core.prophet.network import Futures, Prophet
@@ -27,6 +29,28 @@ def memory_shape(config: MemoryOptions) -> tuple[int, int, int, int]:
     if config.memory.content == "hidden":
         return 1, config.n_future_steps, spec.n_tokens if prophet.per_cell else 1, prophet.d_model
     return prophet.n_hypotheses, config.n_future_steps, spec.n_tokens, spec.dim
+
+
+def n_memory_tokens(config: MemoryOptions) -> int:
+    """Tokens of one sample's memory: of past frames, the current one and predicted ones."""
+    n, k, p, _ = memory_shape(config)
+    n_seen = config.memory.past.n_frames + config.memory.use_current
+    return n_seen * config.encoder.n_tokens + n * k * p
+
+
+def make_reader(config: MemoryOptions, d: int) -> GatedCrossAttention:
+    """What reads the memory into an action stream of width d."""
+    options, size = config.memory, (d, memory_shape(config)[-1], n_memory_tokens(config))
+    is_timed = options.past.n_frames > 0
+    if options.entry == "modulated":
+        return MemoryModulation(*size, options.n_heads, is_timed)
+    return GatedCrossAttention(*size, options.n_heads, options.gate, is_timed)
+
+
+def future_mass(mass: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Attention per memory token (..., m) -> its share per future step (..., k); what is left went to seen frames."""
+    n, k, p, _ = shape
+    return mass[..., mass.shape[-1] - n * k * p :].unflatten(-1, (n, k, p)).sum((-3, -1))
 
 
 def draw_generator(seed: int, count: int, device: torch.device) -> torch.Generator:
@@ -79,6 +103,13 @@ def fill_memory(
     if TRAITS[source].is_offline and world_batch.future is None:
         raise ValueError(f"memory source {source.value!r} needs the recorded future, which a rollout doesn't have")
     config.check_content(source)
+    if shape[1] == 0:
+        return _beside_what_was_seen(
+            Memory(torch.zeros(world_batch.batch_size, 0, shape[-1], device=generator.device)),
+            world_batch,
+            config,
+            shape,
+        )
     predicted = None
     if TRAITS[source].runs_prophet:
         futures = predict_futures(prophet, world_batch)
@@ -96,7 +127,35 @@ def fill_memory(
         task=world_batch.task,
         share=oracle_share(step, config.schedule_steps),
     )
-    return memory if world_batch.intervention is None else world_batch.intervention(memory, world_batch, shape)
+    if world_batch.intervention is not None:
+        memory = world_batch.intervention(memory, world_batch, shape)
+    return _beside_what_was_seen(memory, world_batch, config, shape)
+
+
+def _beside_what_was_seen(
+    futures: Memory, world_batch: WorldBatch, config: MemoryConfig, shape: tuple[int, int, int, int]
+) -> Memory:
+    """A memory of past frames, the current one and the futures, as far as each is asked for."""
+    if not config.shows_seen:
+        return futures
+    parts = []  # (b, frames, p, d), is_pad (b, frames), time (b, frames)
+    if config.past.n_frames:
+        parts.append((world_batch.past, world_batch.past_is_pad, -world_batch.past_age))
+    if config.use_current:
+        here = world_batch.history_is_pad[:, -1:]
+        parts.append((world_batch.history[:, -1:], torch.zeros_like(here), torch.zeros_like(here, dtype=torch.int64)))
+    p = parts[0][0].shape[2]
+    n, k, p_future, _ = shape
+    steps = world_batch.future_stride * torch.arange(1, k + 1, device=futures.tokens.device)
+    future_time = steps[None, :, None].expand(n, k, p_future).flatten().expand(len(futures.tokens), -1)
+    future_pad = futures.is_pad
+    if future_pad is None:
+        future_pad = torch.zeros(futures.tokens.shape[:2], dtype=torch.bool, device=futures.tokens.device)
+    return Memory(
+        torch.cat([*(latents.flatten(1, 2) for latents, _, _ in parts), futures.tokens], dim=1),
+        torch.cat([*(is_pad.repeat_interleave(p, dim=1) for _, is_pad, _ in parts), future_pad], dim=1),
+        torch.cat([*(time.repeat_interleave(p, dim=1) for _, _, time in parts), future_time], dim=1),
+    )
 
 
 def _content(futures: Futures, content: str) -> Tensor:

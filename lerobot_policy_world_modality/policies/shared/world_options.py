@@ -55,6 +55,8 @@ class WorldOptions(TracksGivenFields):
     prophet: ClassVar[ProphetConfig | None] = None
     # What enters the memory, and the gates that it is read through; a type that has one declares it as a field.
     memory: ClassVar[MemoryConfig | None] = None
+    # Past frames in the memory; a type that has one says so itself.
+    n_past: ClassVar[int] = 0
     # The field that says how many history frames t are read.
     history_field: ClassVar[str] = "n_history_steps"
 
@@ -65,9 +67,8 @@ class WorldOptions(TracksGivenFields):
             ConfigError: naming field, value and what was expected.
         """
         check_choices(self)
-        check_at_least(
-            self, 1, self.history_field, "history_stride", "n_future_steps", "future_stride", "metrics_every"
-        )
+        check_at_least(self, 1, self.history_field, "history_stride", "future_stride", "metrics_every")
+        check_at_least(self, self.least_future_steps, "n_future_steps")
         if {"n_action_steps", "chunk_size"} <= self.__dict__.keys() and self.n_action_steps > self.chunk_size:
             raise ConfigError(
                 f"n_action_steps={self.n_action_steps} is more than chunk_size={self.chunk_size}: a plan can't be "
@@ -82,6 +83,11 @@ class WorldOptions(TracksGivenFields):
     def n_history(self) -> int:
         """History frames t."""
         return getattr(self, self.history_field)
+
+    @property
+    def least_future_steps(self) -> int:
+        """Future frames that the policy can't do without."""
+        return 1
 
     @property
     def has_world(self) -> bool:
@@ -155,28 +161,39 @@ class MemoryOptions(WorldOptions):
         return True
 
     @property
+    def least_future_steps(self) -> int:
+        return 0 if self.reads_memory and self.memory.shows_seen else 1
+
+    @property
+    def n_past(self) -> int:
+        """Past frames in the memory."""
+        return self.memory.past.n_frames if self.reads_memory else 0
+
+    @property
     def world_weight(self) -> float:
         """Weight of the Prophet's objective in the loss; a frozen Prophet's is only logged."""
-        return 0.0 if self.prophet.freeze else self.lambda_world
+        return 0.0 if self.prophet.freeze or self.n_future_steps == 0 else self.lambda_world
 
     @property
     def trains_prophet(self) -> bool:
         """Whether a training step runs the Prophet."""
-        return self.world_weight > 0 or (self.reads_memory and TRAITS[self.memory.source].runs_prophet)
+        reads_it = self.reads_memory and TRAITS[self.memory.source].runs_prophet
+        return self.n_future_steps > 0 and (self.world_weight > 0 or reads_it)
 
     @property
     def needs_history(self) -> bool:
-        from_memory = self.reads_memory and TRAITS[self.memory.source].reads_history
+        from_memory = self.reads_memory and (TRAITS[self.memory.source].reads_history or self.memory.shows_seen)
         return super().needs_history or self.trains_prophet or from_memory
 
     @property
     def needs_future(self) -> bool:
-        from_memory = self.reads_memory and TRAITS[self.memory.source].is_offline
+        from_memory = self.reads_memory and self.n_future_steps > 0 and TRAITS[self.memory.source].is_offline
         return super().needs_future or self.trains_prophet or from_memory
 
     @property
     def needs_live_history(self) -> bool:
-        from_memory = self.reads_memory and TRAITS[self.memory.rollout_source].reads_history
+        from_memory = TRAITS[self.memory.rollout_source].reads_history or self.memory.shows_seen
+        from_memory = self.reads_memory and from_memory
         return super().needs_live_history or from_memory
 
 

@@ -8,6 +8,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
 from lerobot_policy_world_modality.policies.shared.world_options import Arithmetic, check_amp
 from lerobot_policy_world_modality.policies.shared.world_variant import WorldVariantConfig, world_variant
+from world_modality_core.io.errors import ConfigError
 
 
 @dataclass
@@ -43,6 +44,11 @@ class SmolVLAWorldConfig(WorldVariantConfig, SmolVLAConfig):
     def check_world(self) -> None:
         super().check_world()
         check_amp(self)
+        if self.fusion.f3a and self.memory.entry == "modulated":
+            raise ConfigError(
+                "fusion.f3a=true puts memory tokens into the prefix, and memory.entry='modulated' reads them by "
+                "queries; use --policy.memory.entry=gated, or --policy.fusion.f3a=false"
+            )
 
     @property
     def rollout_dtype(self) -> str | None:

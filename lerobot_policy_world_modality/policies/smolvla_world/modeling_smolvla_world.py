@@ -12,6 +12,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor
 
 from lerobot_policy_world_modality.policies.shared.injected_policy import InjectedWorldPolicy
+from lerobot_policy_world_modality.policies.shared.memory_filling import n_memory_tokens
 from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import SmolVLAWorldConfig
 from lerobot_policy_world_modality.policies.smolvla_world.fusion import MemoryTokens, read_at_prefix
 from world_modality_core.memory.injected_layer import read_memory_at
@@ -49,9 +50,9 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
         if fusion.f2:
             read_memory_at(self.model.action_time_mlp_out, self._attention(d_expert), at="output")
         if fusion.f3a or fusion.f3b:
-            n, k, p, d = self.memory_shape
             attention = self._attention(d_prefix) if fusion.f3b else None
-            tokens = (d, n * k * p, d_prefix, d_expert, options.n_heads, options.gate)
+            size = (self.memory_shape[-1], n_memory_tokens(self.config))
+            tokens = (*size, d_prefix, d_expert, options.n_heads, options.gate, options.past.n_frames > 0)
             read_at_prefix(vlm, attention, MemoryTokens(*tokens) if fusion.f3a else None)
 
     def _reader_suffix(self, name: str) -> str:

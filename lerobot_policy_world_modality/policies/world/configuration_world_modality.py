@@ -300,7 +300,9 @@ class WorldFConfig(WorldModalityConfig, MemoryOptions):
                 "(wm-prophet --prophet.tells_state=true --state_loss_weight=1, --policy.prophet.init_from=FOLDER)"
             )
         blind_sources = (MemorySource.zero, MemorySource.random)
-        is_blind = all(source in blind_sources for source in (self.memory.source, self.memory.rollout_source))
+        is_blind = not self.memory.shows_seen and all(
+            source in blind_sources for source in (self.memory.source, self.memory.rollout_source)
+        )
         if self.see_through_memory and (self.use_vision or is_blind):
             wrong = "use_vision=true" if self.use_vision else f"memory.source={self.memory.source.value!r}"
             raise ConfigError(
@@ -325,4 +327,4 @@ class WorldFConfig(WorldModalityConfig, MemoryOptions):
 
     @property
     def reads_world(self) -> bool:
-        return self.memory.rollout_source not in (MemorySource.zero, MemorySource.random)
+        return self.memory.shows_seen or self.memory.rollout_source not in (MemorySource.zero, MemorySource.random)
