@@ -204,7 +204,7 @@ def sampling(pair: Pair) -> list[dict]:
 
     with torch.no_grad():
         world_batch = world.recorded_batch(batch)
-        with world._reading(world_batch, world.config.memory.source):
+        with world.reading(world_batch, world.config.memory.source):
             works = {"smolvla": lambda: sample(plain), "smolvla_world": lambda: sample(world)}
             ready = compare(f"{pair.size}: sampling a chunk, memory ready", works, "<= 1.05", pair.args)
         works = {

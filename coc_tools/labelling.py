@@ -34,7 +34,7 @@ def label(cfg: LabelConfig) -> Summary:
     Raises:
         UserError: naming what to change.
     """
-    shards = ProcessShards(cfg.backend == "local" and not cfg.dry_run, is_cpu=cfg.local.device == "cpu")
+    shards = ProcessShards(cfg.backend == "local" and not cfg.dry_run, device=cfg.local.device)
     if shards.is_first:
         for done in filter(None, map(recover, _folders(cfg))):
             print(done)

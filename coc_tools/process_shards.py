@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
-from accelerate import PartialState
-
 from coc_tools.store import LabelFile, failed_path, read_failures
+from world_modality_core.io.processes import join_processes
 
 
 class ProcessShards:
@@ -23,15 +21,14 @@ class ProcessShards:
         is_first: Whether this process plans, prints and writes.
     """
 
-    def __init__(self, is_needed: bool, is_cpu: bool = False) -> None:
+    def __init__(self, is_needed: bool, device: str | None = None) -> None:
         """Look how many processes there are.
 
         Args:
             is_needed: Whether the backend can use more than one.
-            is_cpu: Whether it runs on a CPU.
+            device: Where it was asked to run.
         """
-        # Processes wait for the slowest one, which takes as long as it takes.
-        self._state = PartialState(cpu=is_cpu, timeout=timedelta(days=7)) if is_needed else None
+        self._state = join_processes(device)[0] if is_needed else None
         self.is_first = self._state is None or self._state.is_main_process
 
     def part_path(self, labels: Path) -> Path:

@@ -208,7 +208,7 @@ def _closing_start(trace: SceneTrace, contact: int, fps: float) -> int:
 
 def _is_moving(trace: SceneTrace, thing: str, fps: float) -> np.ndarray:
     moving = trace.travel[thing] * fps > MOVING_M_PER_S
-    # What moves from the very start on was put down in the air by the reset and falls; nobody moves it.
+    # What moves from the very start on was put into the air by the reset and falls; the gripper doesn't move it.
     still = np.flatnonzero(~moving[1:])
     moving[: int(still[0]) + 1 if len(still) else 0] = False
     return moving

@@ -18,6 +18,7 @@ from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConf
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
 from lerobot_policy_world_modality.record.record_options import RecordConfig
 from wm_tools.push.cli import make_parser as push_parser
+from world_modality_core.memory.sources import ARM_SOURCES, TESTED_SOURCES, TRAINING_SOURCES, MemorySource
 from world_modality_core.precompute.precompute_options import PrecomputeConfig
 from world_modality_core.prophet.training_options import ProphetTrainingConfig
 from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
@@ -83,6 +84,38 @@ def test_documented_commands_are_understood(command, tmp_path):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+HEADING = "| source | memory | needs | `memory.content` | used in | a policy that acts worse with it relies on |"
+
+
+def table_of_sources() -> str:
+    """The table of docs/memory.md, from the entries in the code."""
+    rows = [HEADING, "|---" * 6 + "|"]
+    for source in MemorySource:
+        traits = source.traits
+        needs = {
+            "Prophet": traits.runs_prophet,
+            "current latent": traits.reads_current,
+            "recorded future": traits.is_offline,
+            "batch >= 2": traits.partner,
+        }
+        places = {
+            "training": source in TRAINING_SOURCES,
+            "rollouts": source in TRAINING_SOURCES and not traits.is_offline,
+            "`wm-intervene`": source in TESTED_SOURCES,
+            "`wm-eval`": source in ARM_SOURCES,
+        }
+        needs, places = (", ".join(name for name, is_so in found.items() if is_so) for found in (needs, places))
+        contents = "any" if len(traits.contents) == 3 else ", ".join(traits.contents)
+        cells = [f"`{source}`", traits.memory, needs, contents, places, traits.relies_on or ""]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_memory_sources_is_that_of_the_code():
+    table = table_of_sources()
+    assert table in (REPO / "docs/memory.md").read_text(), f"docs/memory.md should hold\n{table}"
 
 
 def test_pages_named_in_code_exist():

@@ -6,18 +6,18 @@ default are a disk format.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.memory.sources import TRAITS, MemorySource
+from world_modality_core.memory.sources import TRAINING_SOURCES, MemoryContent, MemorySource
 
 # Closed choices have names: the help reads a field's comment only where its type has no quotes.
 GateKind = Literal["scalar", "per_head", "per_token"]
 MemoryEntry = Literal["gated", "modulated", "appended"]
 PastChoice = Literal["stride", "change", "both"]
-MemoryContent = Literal["latents", "hidden", "states"]
 TokensPer = Literal["frame", "token"]
 
 
@@ -71,10 +71,10 @@ class CompanionConfig:
 
 
 class TracksGivenFields:
-    """A mixin for a config: tells what it was given from what has its default value.
+    """A mixin for a config: knows which fields it was given and which have their default value.
 
     Some fields are taken over from a checkpoint unless they were given. `_given` holds the names of keyword arguments.
-    Where all fields are there at once (`dataclasses.replace`, a config file that was saved), nobody typed them all:
+    Where all fields are given at once (`dataclasses.replace`, a config file that was saved), they weren't all typed:
     those that differ from their defaults count.
     """
 
@@ -162,7 +162,7 @@ class PastConfig:
 class MemoryConfig:
     """What enters the memory, and how the gate that reads it learns."""
 
-    # Memory in training (and in offline validation).
+    # Memory in training (and in offline validation): docs/memory.md says what each source is.
     source: MemorySource = MemorySource.pred
     # Memory in rollouts. None: `source`, or `pred` where `source` needs the recorded future.
     eval_source: MemorySource | None = None
@@ -178,7 +178,7 @@ class MemoryConfig:
     n_heads: int = 4
     # Keep the action loss from reaching the Prophet.
     detach: bool = False
-    # Seed of the draws of `random`, `shuffle` and `scheduled`.
+    # Seed of the draws (of `random`, say, or of whose memory `shuffle` shows).
     seed: int = 0
     # How the action path reads the memory: "gated" (cross-attention behind a gate), "modulated" (a few learned queries
     # read it, and scale and shift the action states), or "appended" (world_F only: as further context tokens of the
@@ -186,7 +186,7 @@ class MemoryConfig:
     entry: MemoryEntry = "gated"
     # What of the Prophet's prediction enters: "latents" (the predicted futures), "hidden" (the states that it predicts
     # them from), or "states" (how far the robot's state will have moved; with entry "appended", and a Prophet that
-    # tells it: `prophet.tells_state`). The last two only for sources that run the Prophet, and "zero".
+    # tells it: `prophet.tells_state`). Not every source can fill the last two (docs/memory.md).
     content: MemoryContent = "latents"
     # Past frames in the memory, beside the predicted futures.
     past: PastConfig = field(default_factory=PastConfig)
@@ -215,12 +215,17 @@ class MemoryConfig:
                 "--policy.memory.content=latents, or --policy.memory.past.n_frames=0 and "
                 "--policy.memory.use_current=false"
             )
+        for name in ("source", "eval_source"):
+            value = getattr(self, name)
+            if value is not None and value not in TRAINING_SOURCES:
+                raise ConfigError(f"memory.{name}={str(value)!r}: expected one of {_names(TRAINING_SOURCES)}")
+            setattr(self, name, value and MemorySource(value))  # in Python a plain string will do
         for source in (self.source, self.rollout_source):
             self.check_content(source)
-        if self.eval_source is not None and TRAITS[self.eval_source].is_offline:
+        if self.rollout_source.traits.is_offline:
             raise ConfigError(
                 f"memory.eval_source={self.eval_source.value!r} needs the recorded future, which a rollout doesn't "
-                "have; use 'pred', or one of the interventions 'zero', 'random', 'shuffle', 'copy_current'"
+                f"have; use one of {_names(s for s in TRAINING_SOURCES if not s.traits.is_offline)}"
             )
 
     @property
@@ -229,20 +234,16 @@ class MemoryConfig:
         return self.past.n_frames > 0 or self.use_current
 
     def check_content(self, source: MemorySource) -> None:
-        """Refuse a source behind which there is no Prophet whose own states could enter.
+        """Refuse a source that has nothing of what the memory holds.
 
         Raises:
             ConfigError: naming source and remedy.
         """
-        traits = TRAITS[source]
-        is_known = source is MemorySource.zero or (traits.runs_prophet and not traits.is_offline)
-        if self.content == "states" and source is MemorySource.copy_current:
-            return  # the robot stays where it is: no displacement
-        if self.content != "latents" and not is_known:
+        if self.content not in source.traits.contents:
+            fitting = _names(s for s in TRAINING_SOURCES if self.content in s.traits.contents)
             raise ConfigError(
                 f"memory.content={self.content!r} takes what the Prophet computes, and source {source.value!r} has "
-                "latents only; use "
-                "'pred', 'zero', 'shuffle' or 'shuffle_within_task', or --policy.memory.content=latents"
+                f"latents only; use one of {fitting}, or --policy.memory.content=latents"
             )
 
     @property
@@ -250,7 +251,11 @@ class MemoryConfig:
         """The source in closed loop."""
         if self.eval_source is not None:
             return self.eval_source
-        return MemorySource.pred if TRAITS[self.source].is_offline else self.source
+        return MemorySource.pred if self.source.traits.is_offline else self.source
+
+
+def _names(sources: Iterable[MemorySource]) -> str:
+    return ", ".join(repr(source.value) for source in sources)
 
 
 @dataclass

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -17,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from coc_tools.backends import BackendUnusable, LabelRequest, Reply
 from coc_tools.backends.chat import messages
 from coc_tools.config import LocalConfig, SamplingConfig
+from world_modality_core.io.processes import join_processes
 
 
 class LocalLabeller:
@@ -35,7 +35,7 @@ class LocalLabeller:
         self.config, self.model, self.batch_size = config, config.model, config.batch_size
         self.sampling = {**asdict(sampling), "dtype": config.dtype}
         self._sampling = sampling
-        device = config.device or PartialState().device
+        device = join_processes(config.device)[1]
         try:
             self._processor = AutoProcessor.from_pretrained(
                 config.model, revision=config.revision, trust_remote_code=False

@@ -249,7 +249,7 @@ class _Gate:
         self.wait(turn - now + (random.uniform(0, 0.2) if turn > now and not self._spacing else 0))
 
     def close_for(self, seconds: float) -> None:
-        """Let nobody start for a while."""
+        """Start no request for a while."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
 

@@ -215,8 +215,8 @@ def record(options: argparse.Namespace) -> None:
             all_attempts.append((folder, record_task(task, folder, options)))
         sources = [folder / f"{state:02d}" for folder, attempts in all_attempts for state in attempts.kept()]
         merged = merge_episodes(sources, options.repo_id, staging / "merged")
-        told = {a.task: {"kept": a.kept(), "failed": a.failed()} for _, a in all_attempts}
-        write_text(merged / record_file, json.dumps({**request, "init_states": told}, indent=1))
+        init_states = {a.task: {"kept": a.kept(), "failed": a.failed()} for _, a in all_attempts}
+        write_text(merged / record_file, json.dumps({**request, "init_states": init_states}, indent=1))
         os.replace(merged, root)
         shutil.rmtree(staging)
     for _, attempts in all_attempts:

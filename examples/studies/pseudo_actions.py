@@ -1,15 +1,16 @@
-"""Give the action-free episodes of a study actions, told from their states: a control for memories of future states.
+"""Pseudo-label the action-free episodes of a study with actions: a control for memories of future states.
 
     python examples/studies/pseudo_actions.py examples/studies/study2.yaml --set data=data/metaworld6
     python examples/studies/pseudo_actions.py examples/studies/study2.yaml --set data=data/metaworld6 --images_only
 
 For each training seed an inverse dynamics model (a small MLP from states around a moment to its action) is fitted on
 the seed's labelled episodes, and `${data}/pseudo_s<seed>` becomes a copy of the dataset whose other episodes
-hold what it tells. Where states are recorded, this is the cheapest use of episodes without actions (as in VPT,
+hold what it predicts. Where states are recorded, this is the cheapest use of episodes without actions (as in VPT,
 arXiv:2206.11795): whoever claims that a memory of future states helps must show how far this goes.
 
-With --images_only the other episodes have no states either. They are told first, by a ridge regression from latents to
-states on the labelled episodes, then the actions from told states; both go into `${data}/video_s<seed>`.
+With --images_only the other episodes have no states either. These are pseudo-labelled first, by a ridge regression from
+latents to states on the labelled episodes, then the actions from pseudo-labelled states; both go into
+`${data}/video_s<seed>`.
 Statistics for normalisation stay those of the recorded dataset, as in every model of the study. RIDGE and the offsets
 below were chosen by R^2 on the other episodes' recordings, for two training seeds.
 """
@@ -32,10 +33,10 @@ from world_modality_core.latents.companion import open_companion
 from world_modality_core.studies.matrix.draw import draw_episodes, read_tasks
 from world_modality_core.studies.matrix.study import load_study
 
-# Frames whose states tell the action of frame 0; further apart where the states are told themselves, and noisy.
+# Frames from whose states the action of frame 0 is predicted; further apart where states are noisy pseudo-labels.
 OFFSETS = (-2, -1, 1, 2, 3, 4)
 FAR_OFFSETS = (-4, -2, 2, 4, 6, 8)
-# Frames whose latents tell the state of frame 0.
+# Frames from whose latents the state of frame 0 is predicted.
 LATENT_OFFSETS = (-2, 2)
 RIDGE = 0.3
 """Penalty of the regression from latents to states, per frame."""
@@ -56,8 +57,10 @@ def windows(states: np.ndarray, episodes: np.ndarray, offsets: tuple[int, ...] =
     return np.concatenate([states, *around], axis=1)
 
 
-def tell_states(latents: np.ndarray, states: np.ndarray, episodes: np.ndarray, is_labelled: np.ndarray) -> np.ndarray:
-    """(n, s) states as the latents tell them, by a ridge regression on the labelled frames.
+def pseudo_label_states(
+    latents: np.ndarray, states: np.ndarray, episodes: np.ndarray, is_labelled: np.ndarray
+) -> np.ndarray:
+    """(n, s) pseudo-labelled states: latents to states by a ridge regression on the labelled frames.
 
     Args:
         latents: (n, w) standardised.
@@ -98,7 +101,7 @@ def write_copy(
     seed: int,
     latents: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Copy a dataset without images; actions of episodes that are not labelled are told by the model.
+    """Copy a dataset without images; episodes that are not labelled get pseudo-labelled actions.
 
     Args:
         source: The dataset.
@@ -106,10 +109,10 @@ def write_copy(
         labelled: Episodes that keep their actions.
         unlabelled: Episodes to measure on.
         seed: Seed of the model.
-        latents: (n, w) standardised latents, to tell the states from as well; None if the states are known.
+        latents: (n, w) standardised latents, to pseudo-label the states too; None if the states are known.
 
     Returns:
-        R^2 of what is told against what was recorded (and is not used), over all dimensions: column -> R^2.
+        R^2 of the pseudo-labels against what was recorded (and is not used), over all dimensions: column -> R^2.
     """
     files = data_files(source)
     tables = [pq.read_table(file) for file in files]
@@ -117,36 +120,36 @@ def write_copy(
     states, actions = (np.stack(whole[name].to_numpy()) for name in ("observation.state", "action"))
     episodes = whole["episode_index"].to_numpy()
     is_labelled = np.isin(episodes, labelled)
-    told = {}
+    pseudo_labels = {}
     seen, offsets = states.astype(np.float32), OFFSETS
     if latents is not None:
-        seen, offsets = tell_states(latents, seen, episodes, is_labelled), FAR_OFFSETS
-        told["observation.state"] = np.where(is_labelled[:, None], states, seen).astype(states.dtype)
+        seen, offsets = pseudo_label_states(latents, seen, episodes, is_labelled), FAR_OFFSETS
+        pseudo_labels["observation.state"] = np.where(is_labelled[:, None], states, seen).astype(states.dtype)
     inputs = torch.from_numpy(windows(seen, episodes, offsets))
     model = fit(inputs[is_labelled], torch.from_numpy(actions[is_labelled]), seed)
-    told["action"] = np.where(is_labelled[:, None], actions, model(inputs).numpy()).astype(actions.dtype)
+    pseudo_labels["action"] = np.where(is_labelled[:, None], actions, model(inputs).numpy()).astype(actions.dtype)
     aside = output.with_name(f".{output.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside, ignore=shutil.ignore_patterns("*.parquet.lock", "*.lock"))
     start = 0
     for file, table in zip(files, tables, strict=True):
-        for name, values in told.items():
+        for name, values in pseudo_labels.items():
             column = table.schema.get_field_index(name)
             part = pa.array(list(values[start : start + len(table)]), type=table.schema.field(column).type)
             table = table.set_column(column, table.schema.field(column), part)
         pq.write_table(table, aside / file.relative_to(source))
         start += len(table)
-    record = {"labelled": labelled, "seed": seed, "offsets": offsets, "told": sorted(told)}
+    record = {"labelled": labelled, "seed": seed, "offsets": offsets, "told": sorted(pseudo_labels)}
     (aside / "meta" / "pseudo_actions.json").write_text(json.dumps(record))
     aside.rename(output)
     rest = np.isin(episodes, unlabelled)
     recorded = {"observation.state": states, "action": actions}
-    return {name: r_squared(values[rest], recorded[name][rest]) for name, values in told.items()}
+    return {name: r_squared(values[rest], recorded[name][rest]) for name, values in pseudo_labels.items()}
 
 
-def r_squared(told: np.ndarray, recorded: np.ndarray) -> float:
+def r_squared(predicted: np.ndarray, recorded: np.ndarray) -> float:
     """One minus the squared error over the spread, over all dimensions of (n, a)."""
-    return float(1 - ((told - recorded) ** 2).sum() / ((recorded - recorded.mean(0)) ** 2).sum())
+    return float(1 - ((predicted - recorded) ** 2).sum() / ((recorded - recorded.mean(0)) ** 2).sum())
 
 
 def read_latents(root: str) -> np.ndarray:
@@ -159,7 +162,7 @@ def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("study", type=Path, help="a study with `episodes.draw`")
     cli.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a value of the study's `vars`")
-    cli.add_argument("--images_only", action="store_true", help="tell the states too, from the latents")
+    cli.add_argument("--images_only", action="store_true", help="pseudo-label the states too, from the latents")
     args = cli.parse_args()
     study = load_study(args.study, dict(item.split("=", 1) for item in args.set))
     draw = study.episodes.draw
@@ -171,7 +174,10 @@ def main() -> None:
             print(f"{output}: there already")
             continue
         fitness = write_copy(source, output, *draw_episodes(draw, tasks, seed), seed, latents)
-        print(f"{output}: R^2 of what is told: " + ", ".join(f"{name} {value:.3f}" for name, value in fitness.items()))
+        print(
+            f"{output}: R^2 of the pseudo-labels: "
+            + ", ".join(f"{name} {value:.3f}" for name, value in fitness.items())
+        )
 
 
 if __name__ == "__main__":

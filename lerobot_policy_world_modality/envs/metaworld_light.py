@@ -26,7 +26,7 @@ from .frame_guard import FrameGuard
 from .light_renderer import LightRenderer
 from .memory_tasks import MEMORY_TASKS, Touches
 
-# Stock gives push-v3 and push-back-v3 one instruction, so that a policy which is told both can't know which is meant.
+# Stock gives push-v3 and push-back-v3 one instruction, so that the text alone doesn't say which is meant.
 INSTRUCTIONS = stock.TASK_DESCRIPTIONS | {"push-back-v3": "Pull the puck back to a goal"}
 INSTRUCTIONS |= {name: task.instruction for name, task in MEMORY_TASKS.items()}
 SUITES = DIFFICULTY_TO_TASKS | {"memory": [*MEMORY_TASKS]}
@@ -226,8 +226,8 @@ def make_light_env(task: str, **kwargs: Any) -> MetaworldLightEnv:
     return (MemoryTaskEnv if task in MEMORY_TASKS else MetaworldLightEnv)(task, **kwargs)
 
 
-def resolve_tasks(task: str) -> dict[str, list[str]]:
-    """Read `--env.task`: tasks and difficulty tiers, comma-separated.
+def resolve_tasks(task: str, option: str = "env.task") -> dict[str, list[str]]:
+    """Read an option that names tasks and difficulty tiers, comma-separated.
 
     Returns:
         {group: [task, ...]}, a group being a tier or a single task, in the order given (LeRobot's grouping).
@@ -237,16 +237,16 @@ def resolve_tasks(task: str) -> dict[str, list[str]]:
     """
     names = [name.strip().removeprefix("metaworld-") for name in task.split(",") if name.strip()]
     if not names:
-        raise ConfigError(f"task={task!r}: name at least one Meta-World task or difficulty tier")
+        raise ConfigError(f"{option}={task!r}: name at least one Meta-World task or difficulty tier")
     groups = {}
     for name in names:
         if name not in SUITES and name not in INSTRUCTIONS:
             known = [*INSTRUCTIONS, *SUITES]
             close = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
             hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"{name!r} is not a Meta-World task or difficulty tier; {hint}")
+            raise ConfigError(f"{option}={task!r}: {name!r} is not a Meta-World task or difficulty tier; {hint}")
         if name in groups:
-            raise ConfigError(f"task={task!r} names {name} twice")
+            raise ConfigError(f"{option}={task!r} names {name} twice")
         groups[name] = list(SUITES.get(name, [name]))
     return groups
 

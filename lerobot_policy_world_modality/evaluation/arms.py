@@ -13,13 +13,20 @@ from lerobot_policy_world_modality.policies.shared.host import host_of
 from lerobot_policy_world_modality.policies.shared.memory_filling import current_content
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from world_modality_core.configs import MemoryConfig
-from world_modality_core.memory.sources import Memory, MemorySource
+from world_modality_core.memory.sources import (
+    ARM_SOURCES,
+    EXCHANGING_SOURCES,
+    Memory,
+    MemoryInputs,
+    MemorySource,
+    make_memory,
+)
+
+INTACT = "intact"
+ARMS = (INTACT, *(source.value for source in ARM_SOURCES))
 
 # Arms that show a scene the memories of another one.
-BANK_ARMS = ("shuffle", "shuffle_within_task", "wrong_task")
-
-ARMS = ("intact", "gate_closed", "zero", "random", "shuffle", "shuffle_within_task", "copy_current", "stale",
-        "wrong_task")  # fmt: skip
+BANK_ARMS = tuple(source.value for source in EXCHANGING_SOURCES)
 
 
 class MemoryArm:
@@ -44,6 +51,7 @@ class MemoryArm:
         config: MemoryConfig | None = None,
     ):
         self.name, self.bank, self.draw_seed, self.stale_plans = name, bank, draw_seed, stale_plans
+        self.source = None if name == INTACT else MemorySource(name)
         self.config = config or MemoryConfig()
         self.shape: tuple[int, int, int, int] | None = None
         self.start("", [])
@@ -56,14 +64,14 @@ class MemoryArm:
             seeds: (b,) seeds of their scenes.
         """
         self._task, self._seeds = task, seeds
-        # (b, m, d) fp16 of each plan: what `intact` predicted, where there is a bank to keep it; of no other arm.
+        # (b, m, d) fp16 of each plan: what `intact` predicted, if there is a bank to keep it; empty in every other arm.
         self.for_bank: list[Tensor] = []
         self._past: list[Tensor] = []  # (b, m, d) of the last plans, for `stale`
         self._n_plans = 0
-        self._lent: list[Tensor] = []  # (n_plans, m, d) for each of the b scenes
+        self._other_scenes: list[Tensor] = []  # for each of the b scenes, those of another one: (n_plans, m, d)
         if self.name in BANK_ARMS:
-            donors = [self.bank.donor(self.name, task, seed, self.draw_seed) for seed in seeds]
-            self._lent = [self.bank.load(*donor) for donor in donors]
+            scenes = [self.bank.draw_scene(self.name, task, seed, self.draw_seed) for seed in seeds]
+            self._other_scenes = [self.bank.load(*scene) for scene in scenes]
 
     @contextmanager
     def applied_to(self, policy: nn.Module) -> Iterator[None]:
@@ -84,35 +92,31 @@ class MemoryArm:
         """The memory that is read in place of `memory`; see `Intervention`."""
         tokens, plan = memory.tokens, self._n_plans
         self.shape, self._n_plans = shape, plan + 1
-        match self.name:
-            case "intact" if self.config.rollout_source is MemorySource.random:
+        if self.source is None:
+            if self.config.rollout_source.traits.is_noise:
                 # The same draws as the policy's own, but of the scene's, not of its place in the batch.
                 return Memory(self._noise(tokens, plan))
-            case "intact":
-                if self.bank is not None:
-                    self.for_bank.append(tokens.half().cpu())
-                return memory
-            case "gate_closed":
-                if self.config.entry == "gated":
-                    return memory  # the gates themselves are shut
-                return Memory(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
-            case "zero":
-                return Memory(torch.zeros_like(tokens))
-            case "random":
-                return Memory(self._noise(tokens, plan))
-            case "copy_current":
-                n, k, p, d = shape
-                current = current_content(world_batch, self.config.content, shape)
-                copies = current[:, None, None].expand(-1, n, k, p, d)
-                return Memory(copies.reshape(tokens.shape).to(tokens.dtype))
-            case "stale":
-                self._past = [*self._past[-self.stale_plans :], tokens]
-                return Memory(self._past[0])
-            case "shuffle" | "shuffle_within_task" | "wrong_task":
-                # The same plan of the other episode, or its last: what differs is the content, not the phase.
-                lent = torch.stack([episode[min(plan, len(episode) - 1)] for episode in self._lent])
-                return Memory(lent.to(tokens))
-        raise AssertionError(self.name)
+            if self.bank is not None:
+                self.for_bank.append(tokens.half().cpu())
+            return memory
+        if self.source is MemorySource.gate_closed:
+            if self.config.entry != "appended":
+                return memory  # the readers themselves are shut
+            return Memory(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+        if self.source is MemorySource.stale:
+            self._past = [*self._past[-self.stale_plans :], tokens]
+            return Memory(self._past[0])
+        traits = self.source.traits
+        if traits.partner:
+            # The same plan of the other episode, or its last: what differs is the content, not the phase.
+            plans = [episode[min(plan, len(episode) - 1)] for episode in self._other_scenes]
+            return Memory(torch.stack(plans).to(tokens))
+        if traits.is_noise:
+            return Memory(self._noise(tokens, plan))
+        given = MemoryInputs((len(tokens), *shape), tokens.device, predicted=tokens.view(-1, *shape))
+        if traits.reads_current:
+            given.current = current_content(world_batch, self.config.content, shape)
+        return Memory(make_memory(self.source, given).tokens.to(tokens.dtype))
 
     def _noise(self, tokens: Tensor, plan: int) -> Tensor:
         """Gaussian directions with the norms of the tokens that they replace, (b, m, d)."""

@@ -23,17 +23,16 @@ class WorldEvalConfig(EvalPipelineConfig):
     model: str = ""
     # The training run's seed. From the checkpoint's train_config.json, if not given.
     train_seed: int | None = None
-    # What is done to the checkpoint's memory, comma-separated: intact, gate_closed, zero, random, shuffle,
-    # shuffle_within_task, copy_current, stale, wrong_task (docs/evaluation.md).
+    # What is done to the checkpoint's memory, comma-separated: intact (nothing), or arms of docs/memory.md (zero, ...).
     arms: str = "intact"
     # Which episodes to film: none, failures, all, or first:N for the first N scenes of each task and arm.
     videos: str = "none"
     # For `stale`: how many plans old the memory is.
     stale_plans: int = 4
-    # For `shuffle`, `shuffle_within_task` and `wrong_task`: of how many scenes of each task, from the first on, the
-    # memories are kept while `intact` runs.
+    # For arms that exchange memories, such as `shuffle`: of how many scenes of each task, from the first on, `intact`
+    # keeps the memories.
     bank_scenes: int = 16
-    # Seed of the draws of `random`, `shuffle`, `shuffle_within_task` and `wrong_task`.
+    # Seed of the arms' draws: of `random`, and of whose memories a scene is shown.
     draw_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -123,11 +122,12 @@ class WorldEvalConfig(EvalPipelineConfig):
                 f"arms={self.arms!r}: a {self.policy.type} without world memory has only the arm intact; there is "
                 f"nothing that {changing[0]} could change"
             )
-        if "copy_current" in names:
-            self.policy.memory.check_content(MemorySource.copy_current)
         source = self.rollout_source
-        changing = [name for name in changing if name != "gate_closed"]
-        if changing and source in (MemorySource.zero, MemorySource.random):
+        changing = [MemorySource(name) for name in changing if name != MemorySource.gate_closed]
+        for arm in changing:
+            if not arm.traits.is_noise:  # it takes the place of whatever the memory holds
+                self.policy.memory.check_content(arm)
+        if changing and source.traits.is_blind:
             raise ConfigError(
                 f"arms={self.arms!r}: this checkpoint's memory is {source.value!r} in rollouts, so that {changing[0]} "
                 "takes nothing away from it; its arms are intact and gate_closed"
@@ -150,7 +150,7 @@ class WorldEvalConfig(EvalPipelineConfig):
     @property
     def exchanges_in_batch(self) -> bool:
         """Whether the checkpoint's own memory is that of another scene of the batch."""
-        return self.rollout_source in (MemorySource.shuffle, MemorySource.shuffle_within_task)
+        return self.rollout_source is not None and self.rollout_source.traits.partner is not None
 
     @property
     def bank_arms(self) -> list[str]:

@@ -88,7 +88,7 @@ def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
 
 
 def begin(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """Write `eval.json`, or go on with the one that is there.
+    """Write `eval.json`, or go on with the one that exists.
 
     Returns:
         What `eval.json` says now.
@@ -112,7 +112,7 @@ def begin(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
         )
     if not exchanging:
         found["bank_size"] = info["bank_size"]
-    # Of evaluations from before these were recorded: what they did, as far as can be told.
+    # Evaluations of before these were recorded: what they did, as far as it is known.
     found.setdefault("bank_size", min(found["bank_scenes"], found["n_episodes"]))
     found.setdefault("depends_on_batch", True)
     may_differ = _MAY_DIFFER if found["depends_on_batch"] else (*_MAY_DIFFER, "batch_size")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import writing
+from world_modality_core.memory.sources import EXCHANGING_SOURCES, MemorySource, may_show
 
 FOLDER = "memory_bank"
 
@@ -36,7 +37,7 @@ class MemoryBank:
             memories: (n_plans, m, d) of all its plans; stored as fp16.
 
         Raises:
-            FileExistsError: if the scene's memories are there: what other arms read never changes.
+            FileExistsError: if the scene's memories exist: what other arms read never changes.
         """
         path = self._path(task, seed)
         if path.exists():
@@ -72,26 +73,21 @@ class MemoryBank:
         missing = [f"{task} {seed}" for task, seed in ran if not self._path(task, seed).exists()]
         if missing:
             raise ConfigError(
-                f"{self._folder} lacks the memories of {len(missing)} scenes ({missing[0]}, ...): the arms shuffle, "
-                "shuffle_within_task and wrong_task need those that intact predicted, and intact was run here without "
-                "them; give another --output_dir, with intact among the arms"
+                f"{self._folder} lacks the memories of {len(missing)} scenes ({missing[0]}, ...): arms that exchange "
+                f"memories ({', '.join(EXCHANGING_SOURCES)}) need those that intact predicted, and intact was run here "
+                "without such an arm; give another --output_dir, with intact among the arms"
             )
 
-    def donor(self, arm: str, task: str, seed: int, draw_seed: int) -> tuple[str, int]:
-        """Draw the scene that lends its memories to another, the same each time it is asked.
+    def draw_scene(self, arm: str, task: str, seed: int, draw_seed: int) -> tuple[str, int]:
+        """Draw the scene whose memories another scene is shown; the same at each call.
 
         Args:
-            arm: `shuffle`: any other scene; `shuffle_within_task`: of the same task; `wrong_task`: of another task.
-            task, seed: The scene that borrows.
+            arm: One that exchanges memories.
+            task, seed: The scene that is shown them.
             draw_seed: Seed of the draw.
         """
-        allowed = [
-            scene
-            for scene in self.scenes
-            if scene != (task, seed)
-            and (arm != "shuffle_within_task" or scene[0] == task)
-            and (arm != "wrong_task" or scene[0] != task)
-        ]
+        partner = MemorySource(arm).traits.partner
+        allowed = [scene for scene in self.scenes if may_show(partner, scene != (task, seed), scene[0] == task)]
         # The highest lot wins: a scene more or less in the bank moves only the draws that it wins or won.
         return max(allowed, key=lambda scene: pinned_number(draw_seed, arm, task, seed, *scene))
 

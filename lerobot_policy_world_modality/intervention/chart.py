@@ -15,7 +15,7 @@ from world_modality_core.io.files import writing  # noqa: E402
 
 
 def draw(record: dict, path: Path) -> Path:
-    """Draw ratios, what is foreseen per step, and the open-loop rollout, as far as the record has them.
+    """Draw ratios, the forecast's skill per step, and the open-loop rollout, as far as the record has them.
 
     Args:
         record: As of `interventions.json`.
@@ -24,9 +24,9 @@ def draw(record: dict, path: Path) -> Path:
     Returns:
         The file.
     """
-    foreseen = "tokens" if record["tokens"] else "latents"
+    predicted = "tokens" if record["tokens"] else "latents"
     panels = [(_ratios, record["sources"])]
-    panels += [(_foresight, (foreseen, record[foreseen]))] if record[foreseen] else []
+    panels += [(_forecast, (predicted, record[predicted]))] if record[predicted] else []
     panels += [(_rollout, record["rollout"])] if record["rollout"] else []
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained")
     for axis, (show, rows) in zip(axes[0], panels, strict=True):
@@ -51,7 +51,7 @@ def _ratios(axis: Axes, sources: dict[str, dict]) -> None:
     axis.set_xlabel("action error over that with its own memory")
 
 
-def _foresight(axis: Axes, kind_rows: tuple[str, list[dict]]) -> None:
+def _forecast(axis: Axes, kind_rows: tuple[str, list[dict]]) -> None:
     kind, rows = kind_rows
     key = "value" if kind == "tokens" else "skill"
     steps = [row["step"] for row in rows]

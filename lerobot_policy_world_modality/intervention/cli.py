@@ -1,4 +1,4 @@
-"""`wm-intervene`: does a checkpoint use its world memory, and would a better one help? Told from recorded episodes.
+"""`wm-intervene`: does a checkpoint use its world memory, and would a better one help? Measured on recorded episodes.
 
 wm-intervene --policy.path=outputs/F_k4/checkpoints/last/pretrained_model --output_dir=outputs/F_k4/interventions
 """
@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
 from lerobot_policy_world_modality.hub.policy_option import read_policy_option
+from lerobot_policy_world_modality.intervention.examined_policy import ExaminedPolicy
 from lerobot_policy_world_modality.intervention.folder import Folder
-from lerobot_policy_world_modality.intervention.forecasts import Foresight, Readers
+from lerobot_policy_world_modality.intervention.forecasts import ForecastScores, Readers
 from lerobot_policy_world_modality.intervention.frames import Frames, targets
-from lerobot_policy_world_modality.intervention.memories import Source, plans, scored_frames, why_not
+from lerobot_policy_world_modality.intervention.memories import plans, scored_frames, why_not
 from lerobot_policy_world_modality.intervention.pretraining import seen_beforehand
 from lerobot_policy_world_modality.intervention.results import (
     Bootstrap,
@@ -33,12 +34,11 @@ from lerobot_policy_world_modality.intervention.results import (
     chunk_changes,
     gate_note,
     read_source,
-    summarise_foresight,
+    summarise_forecast,
     summarise_source,
     table,
 )
 from lerobot_policy_world_modality.intervention.rollout import needs_interpolation
-from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint, choose_episodes
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.configs import CompanionConfig
@@ -46,6 +46,7 @@ from world_modality_core.io.commands import run_command
 from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json
+from world_modality_core.memory.sources import TESTED_SOURCES, MemorySource
 from world_modality_core.precompute.precompute_options import SourceConfig
 from world_modality_core.studies.evidence.checkpoint import label_of
 
@@ -71,11 +72,11 @@ class InterveneConfig:
     episodes: list[int] | None = None
     # Also take episodes that training saw.
     allow_training_episodes: bool = False
-    # Memories to try, separated by commas (docs/interventions.md).
-    sources: str = ",".join(Source)
+    # Memories to try, separated by commas (docs/memory.md).
+    sources: str = ",".join(TESTED_SOURCES)
     # Frames drawn among the episodes'; 0 for all.
     n_frames: int = 0
-    # Frames planned from at once; `shuffle` exchanges memories among them.
+    # Frames planned from at once; sources such as `shuffle` exchange memories among them.
     batch_size: int = 64
     # For `stale`: how many plans (of n_action_steps) old the memory is.
     stale_plans: int = 4
@@ -104,9 +105,9 @@ class InterveneConfig:
         return ["policy"]
 
     @property
-    def wanted(self) -> list[Source]:
+    def wanted(self) -> list[MemorySource]:
         """The sources asked for, in order."""
-        return list(dict.fromkeys(Source(name) for name in re.findall(r"\w+", self.sources)))
+        return list(dict.fromkeys(MemorySource(name) for name in re.findall(r"\w+", self.sources)))
 
     def validate(self) -> None:
         """Raises ConfigError naming the option."""
@@ -115,9 +116,9 @@ class InterveneConfig:
         if not self.output_dir:
             raise ConfigError("output_dir is empty: name the folder of the record")
         names = re.findall(r"\w+", self.sources)
-        unknown = sorted(set(names) - set(Source))
+        unknown = sorted(set(names) - set(TESTED_SOURCES))
         if unknown or not names:
-            raise ConfigError(f"sources={self.sources!r}: unknown {unknown}; there are {', '.join(Source)}")
+            raise ConfigError(f"sources={self.sources!r}: unknown {unknown}; there are {', '.join(TESTED_SOURCES)}")
         lows = {"n_frames": 0, "batch_size": 2, "stale_plans": 1, "rollout_rounds": 1, "n_bootstrap": 100}
         for name, low in (lows | {"num_workers": 0, "seed": 0}).items():
             if getattr(self, name) < low:
@@ -156,16 +157,16 @@ def intervene(cfg: InterveneConfig) -> dict:
     folder = Folder(Path(cfg.output_dir).resolve(), _request(cfg, checkpoint, meta, episodes))
 
     try:
-        subject = Subject(cfg.policy, checkpoint, meta)
+        examined = ExaminedPolicy(cfg.policy, checkpoint, meta)
     except ValueError as error:  # a companion that is missing or of another dataset or encoder
         raise ConfigError(str(error)) from error
-    held_out += seen_beforehand(cfg.policy, subject.host.latent_reader.companion, episodes)
+    held_out += seen_beforehand(cfg.policy, examined.host.latent_reader.companion, episodes)
     frames = Frames(cfg.policy, dataset, meta, episodes, cfg.n_frames, cfg.batch_size, cfg.num_workers, cfg.seed)
-    own = None if subject.memory is None else Source(subject.memory.rollout_source.value)
+    own = None if examined.memory is None else examined.memory.rollout_source
     stale = cfg.stale_plans * cfg.policy.n_action_steps
     with folder.begin():
-        skipped = _passes(folder, subject, frames, own, cfg, stale)
-        record = _record(cfg, checkpoint, subject, folder, own, skipped, dataset, episodes, held_out, frames)
+        skipped = _passes(folder, examined, frames, own, cfg, stale)
+        record = _record(cfg, checkpoint, examined, folder, own, skipped, dataset, episodes, held_out, frames)
         folder.write_json(RECORD_FILE, record)
     print(table(record))
     print(f"Record: {folder.root / RECORD_FILE}")
@@ -175,31 +176,31 @@ def intervene(cfg: InterveneConfig) -> dict:
 
 
 def _passes(
-    folder: Folder, subject: Subject, frames: Frames, own: Source | None, cfg: InterveneConfig, stale: int
+    folder: Folder, examined: ExaminedPolicy, frames: Frames, own: MemorySource | None, cfg: InterveneConfig, stale: int
 ) -> dict[str, str]:
-    """Plan with the policy's own memory and with each source asked for; what is there is not done again.
+    """Plan with the policy's own memory and with each source asked for; finished passes are not run again.
 
     Returns:
         Sources that were left out, and why.
     """
-    _first_pass(folder, subject, frames, own, cfg, stale)
+    _first_pass(folder, examined, frames, own, cfg, stale)
     skipped = {}
     for source in cfg.wanted:
         if source is own:
             continue
         is_scored = scored_frames(frames, source, stale, _needed_future(cfg.policy))
-        reason = why_not(subject, frames, source, is_scored)
+        reason = why_not(examined, frames, source, is_scored)
         if reason:
             skipped[source.value] = reason
         elif not folder.has(source):
-            _corrupt(folder, subject, frames, source, is_scored, cfg, stale)
+            _corrupt(folder, examined, frames, source, is_scored, cfg, stale)
     return skipped
 
 
 def _needed_future(policy: PreTrainedConfig) -> int:
-    """Frames that must have been recorded after one for the oracle to tell its future: a step, or of states all."""
-    tells_states = policy.memory is not None and policy.memory.content == "states"
-    return (policy.n_future_steps if tells_states else 1) * policy.future_stride
+    """Frames that must follow one for the oracle to fill its memory: one future step, or all where it holds states."""
+    holds_states = policy.memory is not None and policy.memory.content == "states"
+    return (policy.n_future_steps if holds_states else 1) * policy.future_stride
 
 
 def _open_dataset(named: SourceConfig, checkpoint: Checkpoint) -> tuple[SourceConfig, LeRobotDatasetMetadata]:
@@ -222,46 +223,48 @@ def _open_dataset(named: SourceConfig, checkpoint: Checkpoint) -> tuple[SourceCo
 
 
 def _first_pass(
-    folder: Folder, subject: Subject, frames: Frames, own: Source | None, cfg: InterveneConfig, stale: int
+    folder: Folder, examined: ExaminedPolicy, frames: Frames, own: MemorySource | None, cfg: InterveneConfig, stale: int
 ) -> None:
-    """Plan with the policy's own memory; look at readers and at what is foreseen on the way."""
+    """Plan with the policy's own memory; note the gates, the attention and the forecasts on the way."""
     if folder.has("clean"):
         return
-    readers, foresight = Readers(subject), Foresight(subject, frames, cfg.rollout_rounds)
+    readers, forecast_scores = Readers(examined), ForecastScores(examined, frames, cfg.rollout_rounds)
     chunks, recorded, padding, rows = [], [], [], []
     with tqdm(total=len(frames), desc="own memory", unit="frame") as bar:
-        for part, loaded, batch, plan in plans(subject, frames, own, cfg.seed, stale):
+        for part, loaded, batch, plan in plans(examined, frames, own, cfg.seed, stale):
             readers.look(len(part))
-            rows.append(_errors(subject, frames, part, loaded, batch, plan))
+            rows.append(_errors(examined, frames, part, loaded, batch, plan))
             actions, is_pad = targets(batch)
             chunks.append(plan.float().cpu())
             recorded.append(actions.float().cpu())
             padding.append(is_pad)
-            foresight.look(part, batch)
+            forecast_scores.look(part, batch)
             bar.update(len(part))
     spread = action_spread(torch.cat(recorded), torch.cat(padding))
     folder.write_tensors("clean", {"chunks": torch.cat(chunks), "spread": spread})
-    folder.write("foresight", foresight.rows())
+    folder.write("foresight", forecast_scores.rows())
     folder.write_json("parts/readers.json", readers.values())
     folder.write("clean", pd.concat(rows).assign(is_scored=True, chunk_change=0.0))  # last: what says that it is done
 
 
 def _corrupt(
-    folder: Folder, subject: Subject, frames: Frames, source: Source, is_scored: np.ndarray, cfg: InterveneConfig,
-    stale: int,
+    folder: Folder, examined: ExaminedPolicy, frames: Frames, source: MemorySource, is_scored: np.ndarray,
+    cfg: InterveneConfig, stale: int,
 ) -> None:  # fmt: skip
     """Plan with the memory of a source, and hold it against the clean plans."""
     clean, rows = folder.read_tensors("clean"), []
     with tqdm(total=len(frames), desc=source.value, unit="frame") as bar:
-        for part, loaded, batch, plan in plans(subject, frames, source, cfg.seed, stale):
+        for part, loaded, batch, plan in plans(examined, frames, source, cfg.seed, stale):
             _, is_pad = targets(batch)
             change = chunk_changes(plan.float().cpu(), clean["chunks"][part], is_pad, clean["spread"])
-            rows.append(_errors(subject, frames, part, loaded, batch, plan).assign(chunk_change=change))
+            rows.append(_errors(examined, frames, part, loaded, batch, plan).assign(chunk_change=change))
             bar.update(len(part))
     folder.write(source.value, pd.concat(rows).assign(is_scored=is_scored))
 
 
-def _errors(subject: Subject, frames: Frames, part: np.ndarray, loaded: dict, batch: dict, plan) -> pd.DataFrame:
+def _errors(
+    examined: ExaminedPolicy, frames: Frames, part: np.ndarray, loaded: dict, batch: dict, plan
+) -> pd.DataFrame:
     """Errors of the plans of a batch, in normalised and in raw units."""
     actions, is_pad = targets(batch)
     raw, _ = targets(loaded)
@@ -271,7 +274,7 @@ def _errors(subject: Subject, frames: Frames, part: np.ndarray, loaded: dict, ba
             "episode": frames.episode[part],
             "task": frames.task[part],
             "error": action_errors(plan.cpu(), actions.cpu(), is_pad),
-            "error_raw": action_errors(subject.postprocess(plan).cpu(), raw.cpu(), is_pad),
+            "error_raw": action_errors(examined.postprocess(plan).cpu(), raw.cpu(), is_pad),
         }
     )
 
@@ -292,13 +295,13 @@ def _request(cfg: InterveneConfig, checkpoint: Checkpoint, meta: LeRobotDatasetM
 
 
 def _record(
-    cfg: InterveneConfig, checkpoint: Checkpoint, subject: Subject, folder: Folder, own: Source | None, skipped: dict,
-    dataset: SourceConfig, episodes: list[int], held_out: str, frames: Frames,
+    cfg: InterveneConfig, checkpoint: Checkpoint, examined: ExaminedPolicy, folder: Folder, own: MemorySource | None,
+    skipped: dict, dataset: SourceConfig, episodes: list[int], held_out: str, frames: Frames,
 ) -> dict:  # fmt: skip
     interval = Bootstrap(cfg.n_bootstrap, cfg.seed)
     readers = read_json(folder.parts / "readers.json", dict)
     gate, note = gate_note(readers)
-    clean, foresight = folder.read("clean"), folder.read("foresight")
+    clean, forecast_scores = folder.read("clean"), folder.read("foresight")
     policy, label = cfg.policy, cfg.model or label_of(checkpoint.name)
     sources, tables = {}, []
     names = [(own or "none", clean)]
@@ -312,7 +315,7 @@ def _record(
     merged = pd.concat(tables).assign(model=label, train_seed=checkpoint.train_seed, checkpoint=checkpoint.sha256)
     folder.put(folder.root / EPISODES_FILE, lambda path: merged.to_parquet(path, index=False))
     tokens, latents, rollout = (
-        summarise_foresight(foresight, kind, interval) for kind in ("tokens", "latents", "rollout")
+        summarise_forecast(forecast_scores, kind, interval) for kind in ("tokens", "latents", "rollout")
     )
     masses = [row["attention_mass"] for row in readers.values() if row["attention_mass"]]
     return {
@@ -343,7 +346,7 @@ def _record(
         "latents": latents,
         "rollout": rollout,
         "rollout_is_interpolated": rollout is not None
-        and needs_interpolation(subject.prophet.n_history, policy.history_stride, policy.future_stride),
+        and needs_interpolation(examined.prophet.n_history, policy.history_stride, policy.future_stride),
         "future_stride": getattr(policy, "future_stride", None),
         "options": {k: v for k, v in asdict(cfg).items() if k not in ("policy", "dataset", "companion", "output_dir")},
         "command": ["wm-intervene", *sys.argv[1:]],

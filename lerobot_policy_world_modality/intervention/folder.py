@@ -21,7 +21,7 @@ class Folder:
     """The output folder: finished passes, which are never run again, and the record.
 
     Args:
-        root: The folder; made by `begin` if it isn't there.
+        root: The folder; made by `begin` if it doesn't exist.
         request: All that the numbers depend on.
 
     Raises:
@@ -33,8 +33,8 @@ class Folder:
         self.parts = root / "parts"
         path = self.parts / "request.json"
         if path.exists():
-            there = read_json(path, dict)
-            found = option_differences({key: there.get(key) for key in request}, request)
+            stored = read_json(path, dict)
+            found = option_differences({key: stored.get(key) for key in request}, request)
             if found:
                 raise ConfigError(
                     f"output_dir={str(root)!r} holds the numbers of another run ({'; '.join(found)}). Name another "

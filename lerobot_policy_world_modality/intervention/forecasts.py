@@ -1,4 +1,4 @@
-"""How well a policy foresees: world tokens, latents in one shot, latents in open loop; and how it reads its memory."""
+"""How good forecasts are (world tokens, latents in one shot and in open loop), and how a policy reads its memory."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lerobot_policy_world_modality.intervention.examined_policy import ExaminedPolicy
 from lerobot_policy_world_modality.intervention.frames import Frames
 from lerobot_policy_world_modality.intervention.rollout import open_loop
-from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.policies.shared.memory_filling import future_mass
 from world_modality_core.prophet.losses import frame_cosine
 
 
-class Foresight:
-    """Sums per episode and future step of what is foreseen, beside what copying the current frame would give.
+class ForecastScores:
+    """Sums per episode and future step of how good forecasts are, beside what copying the current frame would give.
 
     Args:
-        subject: The policy.
+        examined: The policy.
         frames: The frames that will be looked at.
         n_rounds: How often the Prophet predicts in a row.
     """
 
-    def __init__(self, subject: Subject, frames: Frames, n_rounds: int):
-        self._subject, self._frames, self._n_rounds = subject, frames, n_rounds
+    def __init__(self, examined: ExaminedPolicy, frames: Frames, n_rounds: int):
+        self._examined, self._frames, self._n_rounds = examined, frames, n_rounds
         self._rows: list[pd.DataFrame] = []
 
     @torch.no_grad()
     def look(self, part: np.ndarray, batch: dict) -> None:
         """Take in a preprocessed batch, whose frames have the places `part`."""
-        host, config = self._subject.host, self._subject.host.config
+        host, config = self._examined.host, self._examined.host.config
         if config.needs_tokens:
             self._add("tokens", part, *self._tokens(batch))
-        elif not self._subject.has_latents:
+        elif not self._examined.has_latents:
             return
         elif host.world.prophet is not None:
             k = config.n_future_steps
@@ -53,14 +53,14 @@ class Foresight:
 
     def _tokens(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         """Share of a frame's tokens that are right, (b, k), of the head and of the current tokens; is_pad (b, k)."""
-        host = self._subject.host
+        host = self._examined.host
         world_batch = host.recorded_batch(batch)
         hits = (host.predict_tokens(batch) == world_batch.future_tokens).float().mean(-1)
         copies = (world_batch.tokens[:, None] == world_batch.future_tokens).float().mean(-1)
         return hits, copies, world_batch.future_is_pad
 
     def _rollout(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
-        host = self._subject.host
+        host = self._examined.host
         config, world_batch = host.config, host.recorded_batch(batch, everything=True)
         predicted = open_loop(
             host.world.prophet,
@@ -80,9 +80,9 @@ class Foresight:
         return 1 - frame_cosine(predicted, real), 1 - frame_cosine(current, real), is_pad[:, 1:]
 
     def _recorded(self, batch: dict, offsets: list[int]) -> tuple[Tensor, Tensor]:
-        subject = self._subject
-        latents, is_pad = subject.host.latent_reader.companion.table.gather(batch["index"].cpu(), offsets)
-        return subject.space.standardise_rows(latents.to(subject.device)), is_pad.to(subject.device)
+        examined = self._examined
+        latents, is_pad = examined.host.latent_reader.companion.table.gather(batch["index"].cpu(), offsets)
+        return examined.space.standardise_rows(latents.to(examined.device)), is_pad.to(examined.device)
 
     def _add(self, kind: str, part: np.ndarray, value: Tensor, copy: Tensor, is_pad: Tensor) -> None:
         steps = value.shape[1]
@@ -102,12 +102,12 @@ class Readers:
     """How wide the gates are open and where the attention goes, per module that reads the memory, over many plans.
 
     Args:
-        subject: The policy.
+        examined: The policy.
     """
 
-    def __init__(self, subject: Subject):
-        self._modules = subject.readers
-        self._shape = subject.host.memory_shape if subject.readers else None
+    def __init__(self, examined: ExaminedPolicy):
+        self._modules = examined.readers
+        self._shape = examined.host.memory_shape if examined.readers else None
         self._gates: dict[str, list[float]] = {name: [] for name in self._modules}
         self._masses: dict[str, list[Tensor]] = {name: [] for name in self._modules}
 

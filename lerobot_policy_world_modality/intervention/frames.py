@@ -65,11 +65,11 @@ class Frames:
         rows = rows[:n_frames] if n_frames else rows
         if len(rows) < 2:
             raise ConfigError(f"{len(rows)} frame to test on: name more --episodes or a larger --n_frames")
-        self._rows, self._all_episodes, self._all_tasks = rows, columns["episode_index"], columns["task_index"]
+        self._rows = rows
         self.index, self.episode, self.task, self.step = (columns[name][rows] for name in names)
         length = dict(zip(*np.unique(columns["episode_index"], return_counts=True), strict=True))
         self.left = np.array([length[e] for e in self.episode]) - 1 - self.step
-        # Equal parts: a last batch of one frame would find nobody to exchange its memory with.
+        # Equal parts: a last batch of one frame would have no other to exchange its memory with.
         self.parts = np.array_split(np.arange(len(rows)), -(-len(rows) // batch_size))
         self._num_workers = num_workers
         self._held: list[dict] | None = None
@@ -93,18 +93,8 @@ class Frames:
         self._held = held
 
     def earlier(self, n: int) -> Iterator[dict]:
-        """For each batch the frames n steps before (which are there where `step` >= n, else the episode's first)."""
+        """For each batch the frames n steps before (where `step` < n the episode's first)."""
         return self._load(self._rows - np.minimum(n, self.step))
-
-    def of_other_tasks(self, seed: int) -> Iterator[dict]:
-        """For each batch as many random frames, each of another task.
-
-        Raises:
-            ConfigError: if the episodes have one task only.
-        """
-        draws = np.random.default_rng(seed)
-        lenders = {task: np.flatnonzero(self._all_tasks != task) for task in np.unique(self.task)}
-        return self._load(np.array([draws.choice(lenders[task]) for task in self.task]))
 
     def moves(self, name: str, ahead: list[int]) -> Iterator[Tensor]:
         """For each batch, how far a column's values (s,) will have moved some frames later: (b, k, s).

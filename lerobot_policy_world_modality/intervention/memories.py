@@ -4,40 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from enum import StrEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lerobot_policy_world_modality.intervention.examined_policy import ExaminedPolicy
 from lerobot_policy_world_modality.intervention.frames import Frames
-from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.true_states import displacements, state_scale
 from world_modality_core.configs import MemoryConfig
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.memory.sources import MemorySource
+from world_modality_core.memory.sources import MemorySource, may_show
+
+# Why no frame has the memory of a source that exchanges memories, by whose memory it shows.
+_ALONE = {
+    "any_task": "all frames are of one episode",
+    "same_task": "no two of the episodes share a task",
+    "other_task": "the episodes have one task only",
+}
 
 
-class Source(StrEnum):
-    """What fills the memory (docs/interventions.md): those of `MemorySource`, and three that are made here."""
-
-    pred = "pred"
-    zero = "zero"
-    random = "random"
-    shuffle = "shuffle"
-    shuffle_within_task = "shuffle_within_task"
-    copy_current = "copy_current"
-    oracle = "oracle"
-    stale = "stale"  # what the Prophet predicted some frames earlier in the same episode
-    wrong_task = "wrong_task"  # what it predicts at a random frame of another task
-    gate_closed = "gate_closed"  # the policy's own memory, and nothing of it read
-
-
-# Sources that don't look at a latent.
-_BLIND = (Source.zero, Source.random)
-
-
-def scored_frames(frames: Frames, source: Source, stale_frames: int, future_frames: int) -> np.ndarray:
+def scored_frames(frames: Frames, source: MemorySource, stale_frames: int, future_frames: int) -> np.ndarray:
     """Frames (f,) for which a source has a memory to give: only these count, in the clean error too.
 
     Args:
@@ -47,57 +34,47 @@ def scored_frames(frames: Frames, source: Source, stale_frames: int, future_fram
         future_frames: Frames of the recorded future that the oracle needs.
     """
     is_scored = np.ones(len(frames), bool)
-    match source:
-        case Source.oracle:
-            return frames.left >= future_frames
-        case Source.stale:
-            return frames.step >= stale_frames
-        case Source.shuffle | Source.shuffle_within_task:
-            for part in frames.parts:
-                episode, task = frames.episode[part], frames.task[part]
-                allowed = episode[:, None] != episode
-                if source is Source.shuffle_within_task:
-                    allowed &= task[:, None] == task
-                is_scored[part] = allowed.any(1)
-        case Source.wrong_task:
-            is_scored[:] = len(np.unique(frames.task)) > 1
+    if source.traits.is_offline:
+        is_scored = frames.left >= future_frames
+    elif source is MemorySource.stale:
+        is_scored = frames.step >= stale_frames
+    elif partner := source.traits.partner:
+        for part in frames.parts:
+            episode, task = frames.episode[part, None], frames.task[part, None]
+            is_scored[part] = may_show(partner, episode != episode.T, task == task.T).any(1)
     return is_scored
 
 
-def why_not(subject: Subject, frames: Frames, source: Source, is_scored: np.ndarray) -> str | None:
+def why_not(examined: ExaminedPolicy, frames: Frames, source: MemorySource, is_scored: np.ndarray) -> str | None:
     """Why a source says nothing here; None if it does."""
-    if subject.memory is None:
-        return f"{subject.config.type} reads no memory" if subject.prophet is None else "its action path reads none"
-    if source is Source.gate_closed:
-        return None if subject.readers else "it reads its memory without a gate"
-    if not subject.has_latents and source not in _BLIND:
+    if examined.memory is None:
+        return f"{examined.config.type} reads no memory" if examined.prophet is None else "its action path reads none"
+    if source is MemorySource.gate_closed:
+        return None if examined.readers else "it reads its memory without a gate"
+    if not examined.has_latents and not source.traits.is_blind:
         return "the policy uses no latents at all"
     try:
-        subject.memory.check_content(asked_for(source, subject.memory))
+        examined.memory.check_content(asked_for(source, examined.memory))
     except ConfigError:
-        return f"the memory holds the Prophet's states (memory.content={subject.memory.content})"
-    if tells_truth(source, subject.memory) and state_scale(subject) is None:
-        start = subject.config.prophet.initialised_from
-        return f"what its Prophet measures states in can't be told: {start} is gone, or not what it started from"
+        return f"the memory holds the Prophet's states (memory.content={examined.memory.content})"
+    if tells_truth(source, examined.memory) and state_scale(examined) is None:
+        start = examined.config.prophet.initialised_from
+        return f"the unit of its Prophet's states is unknown: {start} is gone, or is not what it started from"
     if not is_scored.any():
-        return {
-            Source.shuffle: "all frames are of one episode",
-            Source.shuffle_within_task: "no two of the episodes share a task",
-            Source.oracle: "no frame has a recorded future",
-            Source.stale: "no episode is that long (stale_plans)",
-            Source.wrong_task: "the episodes have one task only",
-        }[source]
+        if source.traits.is_offline:
+            return "no frame has a recorded future"
+        return _ALONE.get(source.traits.partner, "no episode is that long (stale_plans)")
     return None
 
 
 @torch.no_grad()
 def plans(
-    subject: Subject, frames: Frames, source: Source | None, seed: int, stale_frames: int
+    examined: ExaminedPolicy, frames: Frames, source: MemorySource | None, seed: int, stale_frames: int
 ) -> Iterator[tuple[np.ndarray, dict, dict, Tensor]]:
     """Plan from all frames with the memory of a source; noise and draws are the same for every source.
 
     Args:
-        subject: The policy.
+        examined: The policy.
         frames: The frames.
         source: Where its memory comes from; None for a policy without one.
         seed: Seed of noise and draws.
@@ -106,39 +83,30 @@ def plans(
     Yields:
         Places (b,) in `frames`, the batch as loaded, the preprocessed batch, and the normalised plan (b, h, a).
     """
-    others = None  # frames whose predictions are shown in place of the policy's own
-    if source is Source.stale:
-        others = frames.earlier(stale_frames)
-    elif source is Source.wrong_task:
-        others = frames.of_other_tasks(seed)
-    moved = displacements(subject, frames, state_scale(subject)) if tells_truth(source, subject.memory) else None
-    asked = None if subject.memory is None else asked_for(source, subject.memory)
+    earlier = frames.earlier(stale_frames) if source is MemorySource.stale else None
+    moved = displacements(examined, frames, state_scale(examined)) if tells_truth(source, examined.memory) else None
+    asked = None if examined.memory is None else asked_for(source, examined.memory)
     for number, (part, loaded) in enumerate(zip(frames.parts, frames.batches(), strict=True)):
-        batch = subject.preprocess(dict(loaded))
-        noise = subject.noise(len(part), seed + number)
-        futures = None if others is None else subject.host.predict_futures(subject.preprocess(next(others)))
+        batch = examined.preprocess(dict(loaded))
+        noise = examined.noise(len(part), seed + number)
+        futures = None if earlier is None else examined.host.predict_futures(examined.preprocess(next(earlier)))
         if moved is not None:
-            futures = replace(subject.host.predict_futures(batch), displacement=next(moved))
-        subject.host.close_gates(source is Source.gate_closed)
+            futures = replace(examined.host.predict_futures(batch), displacement=next(moved))
+        examined.host.close_gates(source is MemorySource.gate_closed)
         try:
-            plan = subject.host.plan_recorded(batch, asked, noise=noise, futures=futures, seed=seed + number)
+            plan = examined.host.plan_recorded(batch, asked, noise=noise, futures=futures, seed=seed + number)
         finally:
-            subject.host.close_gates(False)
+            examined.host.close_gates(False)
         yield part, loaded, batch, plan
 
 
-def tells_truth(source: Source | None, config: MemoryConfig | None) -> bool:
+def tells_truth(source: MemorySource | None, config: MemoryConfig | None) -> bool:
     """Whether a memory of the robot's states is to hold what they really were."""
-    return source is Source.oracle and config is not None and config.content == "states"
+    return source is MemorySource.oracle and config is not None and config.content == "states"
 
 
-def asked_for(source: Source, config: MemoryConfig) -> MemorySource:
+def asked_for(source: MemorySource, config: MemoryConfig) -> MemorySource:
     """What the policy is asked for, where the rest of a source is done here."""
-    match source:
-        case Source.gate_closed:
-            return config.rollout_source
-        case Source.stale | Source.wrong_task:
-            return MemorySource.pred
-        case Source.oracle if tells_truth(source, config):
-            return MemorySource.pred
-    return MemorySource(source.value)
+    if source is MemorySource.gate_closed:
+        return config.rollout_source
+    return MemorySource.pred if source is MemorySource.stale or tells_truth(source, config) else source

@@ -30,13 +30,13 @@ def seen_beforehand(policy: Any, companion: Companion | None, episodes: Sequence
     Returns:
         A clause for the Prophet and one for the trunk; "" for a checkpoint that was started from none.
     """
-    told = ""
+    clauses = ""
     if start := getattr(getattr(policy, "prophet", None), "initialised_from", None):
         n_seen, how = _learned(start, companion, episodes)
-        told += f"; its Prophet ({start}) {how}" + (", so that its skill is not that on new ones" if n_seen else "")
+        clauses += f"; its Prophet ({start}) {how}" + (", so that its skill is not that on new ones" if n_seen else "")
     if start := getattr(policy, "trunk_initialised_from", None):
-        told += f"; the Prophet that its trunk started from ({start}) {_learned(start, companion, episodes)[1]}"
-    return told
+        clauses += f"; the Prophet that its trunk started from ({start}) {_learned(start, companion, episodes)[1]}"
+    return clauses
 
 
 def _learned(start: str, companion: Companion | None, episodes: Sequence[int]) -> tuple[int, str]:
@@ -45,9 +45,9 @@ def _learned(start: str, companion: Companion | None, episodes: Sequence[int]) -
     try:
         sources = checked(list[_LearnedFrom], read_json(path, dict)["training"]["companions"], path)
     except (OSError, DamagedFileError, KeyError, TypeError):
-        return 0, "was trained beforehand, and nothing there tells on which episodes"
+        return 0, "was trained beforehand, and its folder does not say on which episodes"
     if companion is None:
-        return 0, "was trained beforehand; without a companion nobody can tell whether on these"
+        return 0, "was trained beforehand; without a companion it is unknown whether on these"
     sha256 = companion.info.content_sha256
     learned = {episode for source in sources if source["content_sha256"] == sha256 for episode in source["episodes"]}
     if not learned:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from lerobot_policy_world_modality.intervention.memories import Source
 from lerobot_policy_world_modality.intervention.ratio_bootstrap import bootstrap_ratio
+from world_modality_core.memory.sources import MemorySource
 from world_modality_core.prophet.losses import masked_mean
 from world_modality_core.studies.evidence.verdicts import SHUT_GATE
 
@@ -68,8 +68,8 @@ def summarise_source(episodes: pd.DataFrame, interval: Bootstrap) -> dict:
     }  # fmt: skip
 
 
-def summarise_foresight(rows: pd.DataFrame, kind: str, interval: Bootstrap) -> list[dict] | None:
-    """Per future step: what is foreseen and what copying gives, with intervals; None where nothing of the kind is.
+def summarise_forecast(rows: pd.DataFrame, kind: str, interval: Bootstrap) -> list[dict] | None:
+    """Per future step: how good the forecast is and what copying gives, with intervals; None without such a forecast.
 
     For tokens `value` and `copy` are accuracies; for latents and rollouts they are mean 1 - cosine, and `skill` is
     1 - value / copy.
@@ -96,7 +96,7 @@ def summarise_foresight(rows: pd.DataFrame, kind: str, interval: Bootstrap) -> l
     return found
 
 
-def read_source(source: Source, row: dict, own: Source, gate: float | None) -> str:
+def read_source(source: MemorySource, row: dict, own: MemorySource, gate: float | None) -> str:
     """What a source's ratio says about the policy, by fixed rules (docs/interventions.md)."""
     if source is own:
         return "the memory that it acts with: the others are compared with this"
@@ -106,19 +106,14 @@ def read_source(source: Source, row: dict, own: Source, gate: float | None) -> s
     if low is None:
         return "no interval: at least 2 episodes are needed"
     below, above = high < 1, low > 1
-    if source is Source.oracle:
+    if source.traits.is_offline:
         if below:
             return "better predictions would improve its actions"
         return "the true future makes its actions worse" if above else "not shown that better predictions would help"
-    if source is Source.pred:
+    if source is MemorySource.pred:
         return "the Prophet's memory would be " + ("better" if below else "worse" if above else "no different")
     if above:
-        return {
-            Source.gate_closed: "relies on its memory: worse without it",
-            Source.copy_current: "relies on the predicted change, not only on more vision",
-            Source.shuffle_within_task: "relies on what this very episode's memory says",
-            Source.stale: "relies on its memory being of now",
-        }.get(source, "relies on its memory")
+        return f"relies on {source.traits.relies_on}"
     return "better without its own memory" if below else "not shown that it relies on its memory"
 
 
@@ -173,6 +168,6 @@ def table(record: dict) -> str:
             bounds = "" if low is None else f"[{low:.3f}, {high:.3f}]"
             lines.append(f"{'':<30}{row['step']:>6}{row['value']:>11.4f}{row['copy']:>8.4f}{skill:>8}  {bounds}")
     if record["attention_mass"]:
-        shares = ", ".join(f"{share:.3f}" for share in record["attention_mass"])
-        lines.append(f"\nattention per future step: {shares}")
+        masses = ", ".join(f"{mass:.3f}" for mass in record["attention_mass"])
+        lines.append(f"\nattention per future step: {masses}")
     return "\n".join(lines)

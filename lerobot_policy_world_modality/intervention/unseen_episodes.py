@@ -63,12 +63,12 @@ class Checkpoint:
         """Which episodes of a dataset the checkpoint was trained on, and how that is known.
 
         Returns:
-            The episodes, None if that can't be told; and a sentence.
+            The episodes, None if that is unknown; and a sentence.
         """
         if self.trained_on is None:
-            return None, f"the checkpoint has no {TRAIN_CONFIG}, so that nobody knows which episodes it was trained on"
-        here, there = _original(dataset), _original(self.trained_on)
-        if dataset.repo_id != self.trained_on.repo_id and here != there:
+            return None, f"the checkpoint has no {TRAIN_CONFIG}, so the episodes that it was trained on are unknown"
+        given, trained = _original(dataset), _original(self.trained_on)
+        if dataset.repo_id != self.trained_on.repo_id and given != trained:
             if not _is_local(self.trained_on):
                 return None, (
                     f"{dataset.repo_id!r} is not the dataset that the checkpoint was trained on "

@@ -14,12 +14,10 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from lerobot.configs import parser
-
 from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl
 from lerobot_policy_world_modality.record.merging import RECORD_FILE, merge_recording
 from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv
-from world_modality_core.io.commands import command_errors
+from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import naming_full_disk, read_json
 from world_modality_core.io.option_differences import option_differences
@@ -37,12 +35,16 @@ def record(cfg: RecordConfig) -> Path:
             another recorder is at work, the disk is too small, or an expert nearly always fails.
     """
     cfg.validate()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    import datasets
+
+    datasets.disable_progress_bars()
     choose_mujoco_gl()  # before anything imports mujoco
     from lerobot_policy_world_modality.envs.metaworld_light import INSTRUCTIONS, make_light_env, resolve_tasks
     from lerobot_policy_world_modality.record.jobs import record_missing
     from world_modality_core.latents.companion import default_root
 
-    tasks = list(dict.fromkeys(task for group in resolve_tasks(cfg.tasks).values() for task in group))
+    tasks = list(dict.fromkeys(task for group in resolve_tasks(cfg.tasks, "tasks").values() for task in group))
     for task in tasks:
         make_light_env(task, **cfg.env.gym_kwargs).build()
     # A link is followed: beside it staging might lie on another disk, and a folder can't take its place.
@@ -125,16 +127,10 @@ def _check_disk(cfg: RecordConfig, n_tasks: int, staging: Path) -> None:
         )
 
 
-def main() -> None:
+def main() -> int:
     """Console script `wm-record`."""
-    sys.argv[1:] = ["--push_to_hub=true" if arg == "--push_to_hub" else arg for arg in sys.argv[1:]]
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    import datasets
-
-    datasets.disable_progress_bars()
-    with command_errors("wm-record"):
-        parser.wrap()(record)()
+    return run_command("wm-record", RecordConfig, record)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

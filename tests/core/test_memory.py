@@ -5,7 +5,14 @@ import torch
 
 from world_modality_core.configs import MemoryConfig, MemorySource
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.memory.sources import TRAITS, make_memory, oracle_share, random_partners
+from world_modality_core.memory.sources import (
+    TRAINING_SOURCES,
+    MemoryInputs,
+    make_memory,
+    may_show,
+    oracle_share,
+    random_partners,
+)
 
 B, N, K, P, D = 6, 2, 3, 2, 4
 SHAPE = (B, N, K, P, D)
@@ -28,12 +35,12 @@ def make(source, seed=0, **given):
         "episode": torch.arange(B),
         "task": torch.zeros(B, dtype=torch.int64),
     }
-    return make_memory(source, shape=SHAPE, generator=generator, **defaults | given)
+    return make_memory(source, MemoryInputs(SHAPE, torch.device("cpu"), generator, **defaults | given))
 
 
-@pytest.mark.parametrize("source", [s for s in MemorySource])
+@pytest.mark.parametrize("source", TRAINING_SOURCES)
 def test_every_source_fills_the_same_shape(source):
-    memory = make(source, share=0.5)
+    memory = make(source, oracle_share=0.5)
     assert memory.tokens.shape == (B, N * K * P, D)
     assert memory.is_pad is None or memory.is_pad.shape == (B, N * K * P)
 
@@ -66,8 +73,8 @@ def test_zero_random_and_copy_current():
 def test_shuffle_never_shows_a_memory_of_the_same_episode(seed):
     episode = torch.tensor([0, 0, 0, 1, 1, 2])
     memory = make(MemorySource.shuffle, seed=seed, episode=episode)
-    lender = (memory.tokens[:, 0, 0] // 1000).long()
-    assert (episode[lender] != episode).all()
+    partner = (memory.tokens[:, 0, 0] // 1000).long()
+    assert (episode[partner] != episode).all()
     assert not memory.is_pad.any()
 
 
@@ -75,9 +82,17 @@ def test_shuffle_never_shows_a_memory_of_the_same_episode(seed):
 def test_shuffle_within_task_stays_in_the_task_and_leaves_the_lonely_without_memory(seed):
     episode, task = torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([0, 0, 0, 1, 1, 2])
     memory = make(MemorySource.shuffle_within_task, seed=seed, episode=episode, task=task)
-    lender = (memory.tokens[:5, 0, 0] // 1000).long()
-    assert (task[lender] == task[:5]).all() and (lender != torch.arange(5)).all()
+    partner = (memory.tokens[:5, 0, 0] // 1000).long()
+    assert (task[partner] == task[:5]).all() and (partner != torch.arange(5)).all()
     assert memory.is_pad[5].all() and not memory.is_pad[:5].any()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_wrong_task_shows_another_task(seed):
+    task = torch.tensor([0, 0, 0, 1, 1, 2])
+    memory = make(MemorySource.wrong_task, seed=seed, task=task)
+    partner = (memory.tokens[:, 0, 0] // 1000).long()
+    assert (task[partner] != task).all() and not memory.is_pad.any()
 
 
 def test_shuffle_draws_all_partners():
@@ -92,25 +107,46 @@ def test_shuffle_draws_all_partners():
 
 def test_shuffle_of_one_sample_is_refused():
     with pytest.raises(ValueError, match="batch size of at least 2"):
-        make_memory(MemorySource.shuffle, shape=(1, N, K, P, D), generator=torch.Generator(), predicted=tagged()[:1])
+        make_memory(MemorySource.shuffle, MemoryInputs((1, N, K, P, D), torch.device("cpu")))
 
 
 def test_scheduled_goes_from_oracle_to_pred():
     assert oracle_share(0, 100) == 1.0 and oracle_share(50, 100) == 0.5 and oracle_share(500, 100) == 0.0
-    start, end = make(MemorySource.scheduled, share=1.0), make(MemorySource.scheduled, share=0.0)
+    start, end = make(MemorySource.scheduled, oracle_share=1.0), make(MemorySource.scheduled, oracle_share=0.0)
     assert torch.equal(start.tokens, make(MemorySource.oracle).tokens)
     assert torch.equal(end.tokens, make(MemorySource.pred).tokens)
     is_pad = torch.ones(B, K, dtype=torch.bool)
-    half = make(MemorySource.scheduled, share=0.5, future_is_pad=is_pad)
+    half = make(MemorySource.scheduled, oracle_share=0.5, future_is_pad=is_pad)
     is_oracle = (half.tokens[:, 0, 0] % 1) == 0.5
     assert 0 < is_oracle.sum() < B
     assert torch.equal(half.is_pad.all(-1), is_oracle)  # padding counts for oracle memory only
 
 
-def test_which_sources_run_the_prophet():
-    assert {s for s in MemorySource if TRAITS[s].runs_prophet} == {
-        MemorySource.pred, MemorySource.scheduled, MemorySource.shuffle, MemorySource.shuffle_within_task
+@pytest.mark.parametrize("source", TRAINING_SOURCES)
+def test_a_source_reads_what_its_entry_says_that_it_needs(source):
+    """All else is left out, as it is in a rollout."""
+    needs = source.traits
+    is_needed = {
+        "predicted": needs.runs_prophet, "future": needs.is_offline, "future_is_pad": needs.is_offline,
+        "current": needs.reads_current, "episode": False, "task": needs.partner in ("same_task", "other_task"),
     }  # fmt: skip
+    make(source, oracle_share=0.5, **{name: None for name, is_read in is_needed.items() if not is_read})
+
+
+@pytest.mark.parametrize("source", [s for s in MemorySource if s not in TRAINING_SOURCES])
+def test_what_only_tests_do_to_a_memory_is_refused_as_a_source(source):
+    with pytest.raises(ConfigError, match=f"memory.source='{source}': expected one of 'pred', 'oracle'"):
+        MemoryConfig(source=source)
+    with pytest.raises(ConfigError, match=f"memory.eval_source='{source}'"):
+        MemoryConfig(eval_source=source)
+
+
+def test_may_show_says_the_same_of_bools_and_tensors():
+    for partner in ("any_task", "same_task", "other_task"):
+        for other in (True, False):
+            for same in (True, False):
+                is_allowed = may_show(partner, torch.tensor(other), torch.tensor(same))
+                assert bool(is_allowed) is may_show(partner, other, same)
 
 
 def test_rollouts_never_ask_for_the_recorded_future():

@@ -63,7 +63,7 @@ def test_windows_over_two_companions_are_their_rows_and_stay_inside_episodes(tin
 def test_latents_on_the_device_give_the_same_windows(tiny_companion, twice):
     root = str(tiny_companion.companion_root)
     there = CompanionFrames(open_companions([root, root]))
-    there._device_tables = [GpuLatentTable(companion.table, CPU) for companion in there.companions]
+    there._gpu_tables = [GpuLatentTable(companion.table, CPU) for companion in there.companions]
     index = torch.tensor([100, 3, 64, 62])
     for mine, its in zip(twice.latents(index, [-4, 0, 5], CPU), there.latents(index, [-4, 0, 5], CPU), strict=True):
         assert torch.equal(mine, its)

@@ -105,8 +105,8 @@ def test_exchanged_memories_are_another_episodes_at_the_same_plan(runs, bank, ar
         values = runs[arm][0][:, i]
         assert (values == values[:, :1, :1]).all()
         scene, plan = SCENES[int(values[0, 0, 0]) // 10], values[:, 0, 0] % 10
-        assert plan.tolist() == [0, 1, 1, 1]  # the donor made two plans
-        assert scene == bank.donor(arm, "push", seed, 3) != ("push", seed)
+        assert plan.tolist() == [0, 1, 1, 1]  # the other scene had two plans
+        assert scene == bank.draw_scene(arm, "push", seed, 3) != ("push", seed)
         assert {"shuffle_within_task": scene[0] == "push", "wrong_task": scene[0] == "reach"}.get(arm, True)
 
 
@@ -130,10 +130,10 @@ def test_draws_depend_on_the_scene_alone(policy, runs, bank):
     assert not torch.equal(swapped[0], runs["random"][0][0])
     direction = torch.nn.functional.normalize
     torch.testing.assert_close(direction(swapped[0, 1], dim=-1), direction(runs["random"][0][0, 0], dim=-1))
-    # Over many scenes every donor is drawn, and another draw seed draws others.
-    donors = [bank.donor("shuffle", "push", seed, 0) for seed in range(100, 160)]
-    assert set(donors) == set(SCENES)
-    assert donors != [bank.donor("shuffle", "push", seed, 1) for seed in range(100, 160)]
+    # Over many scenes every scene is drawn, and another draw seed draws others.
+    scenes = [bank.draw_scene("shuffle", "push", seed, 0) for seed in range(100, 160)]
+    assert set(scenes) == set(SCENES)
+    assert scenes != [bank.draw_scene("shuffle", "push", seed, 1) for seed in range(100, 160)]
 
 
 def test_closed_gates_change_nothing_for_good(policy, runs, bank):

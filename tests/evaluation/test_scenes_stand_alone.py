@@ -189,7 +189,7 @@ def test_the_bank_stays_as_it_was_when_more_episodes_are_asked_for(tmp_path, mon
     witness.evaluate(options(checkpoint, tmp_path / "out", arms))
     rows = witness.evaluate(options(checkpoint, tmp_path / "out", arms, n_episodes=6))
     assert len(rows) == 36 and len(list((tmp_path / "out").glob("memory_bank/*/*"))) == 6
-    witness.check(rows, tmp_path / "out")  # the donors are those of three scenes, of the later ones too
+    witness.check(rows, tmp_path / "out")  # the scenes are those of three scenes, of the later ones too
 
 
 def test_a_bank_that_is_not_full_lends_nothing(tmp_path, monkeypatch):

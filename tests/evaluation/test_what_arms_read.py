@@ -98,11 +98,11 @@ class Witness:
                 return current.repeat(1, own.shape[1] // current.shape[1], 1)
             case "stale":
                 return own[(plans - STALE_PLANS).clamp(min=0)]
-        donor = bank.donor(arm, task, seed, draw_seed=0)
-        assert donor != (task, seed)
-        assert {"shuffle_within_task": donor[0] == task, "wrong_task": donor[0] != task}.get(arm, True)
-        lent = torch.stack(self.predicted["intact", *donor][: self.n_plans["intact", *donor]])
-        return lent[plans.clamp(max=len(lent) - 1)].half().float()
+        other = bank.draw_scene(arm, task, seed, draw_seed=0)
+        assert other != (task, seed)
+        assert {"shuffle_within_task": other[0] == task, "wrong_task": other[0] != task}.get(arm, True)
+        shown = torch.stack(self.predicted["intact", *other][: self.n_plans["intact", *other]])
+        return shown[plans.clamp(max=len(shown) - 1)].half().float()
 
     def evaluate(self, cfg) -> pd.DataFrame:
         rows = evaluate(cfg)

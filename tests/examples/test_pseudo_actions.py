@@ -47,8 +47,8 @@ def test_only_unlabelled_actions_are_told(pseudo, tmp_path, monkeypatch):
     old, new = (pq.read_table(tmp_path / name / "data").to_pandas() for name in ("source", "copy"))
     for name in set(old) - {"action"}:
         assert all(np.array_equal(a, b) for a, b in zip(old[name], new[name], strict=True)), name
-    for was, told, episode in zip(old["action"], new["action"], old["episode_index"], strict=True):
-        assert np.array_equal(told, was if episode == 1 else np.full(4, 0.25, np.float32))
+    for was, labels, episode in zip(old["action"], new["action"], old["episode_index"], strict=True):
+        assert np.array_equal(labels, was if episode == 1 else np.full(4, 0.25, np.float32))
     assert not list(tmp_path.glob(".*.partial"))
 
 
@@ -58,8 +58,8 @@ def test_states_are_told_from_latents_of_labelled_frames(pseudo):
     states = (latents @ rng.normal(size=(6, 2)) + 3).astype(np.float32)
     episodes, is_labelled = np.repeat(np.arange(4), 100), np.arange(400) < 200
     hidden = np.where(is_labelled[:, None], states, np.nan)  # states of the others are never read
-    told = pseudo.tell_states(latents, hidden, episodes, is_labelled)
-    assert told.dtype == np.float32 and pseudo.r_squared(told[200:], states[200:]) > 0.9
+    labels = pseudo.pseudo_label_states(latents, hidden, episodes, is_labelled)
+    assert labels.dtype == np.float32 and pseudo.r_squared(labels[200:], states[200:]) > 0.9
     assert pseudo.r_squared(np.broadcast_to(states.mean(0), states.shape), states) == pytest.approx(0, abs=1e-5)
 
 
@@ -77,13 +77,13 @@ def test_with_images_only_states_are_told_too(pseudo, tmp_path, monkeypatch):
     fitness = pseudo.write_copy(tmp_path / "source", tmp_path / "copy", [1], [0, 2], seed=0, latents=latents)
     assert set(fitness) == {"observation.state", "action"}
     new = pq.read_table(tmp_path / "copy" / "data").to_pandas()
-    told = pseudo.tell_states(
+    labels = pseudo.pseudo_label_states(
         latents, np.stack(old["observation.state"]), old["episode_index"].to_numpy(), old["episode_index"] == 1
     )
     for i, episode in enumerate(old["episode_index"]):
-        is_told = episode != 1
-        assert np.array_equal(new["action"][i], np.full(4, 0.25, np.float32) if is_told else old["action"][i])
-        assert np.array_equal(new["observation.state"][i], told[i] if is_told else old["observation.state"][i])
-    # Actions are told from told states in labelled episodes too, so that one model serves all.
-    wide = pseudo.windows(told, old["episode_index"].to_numpy(), pseudo.FAR_OFFSETS)
+        is_labelled = episode != 1
+        assert np.array_equal(new["action"][i], np.full(4, 0.25, np.float32) if is_labelled else old["action"][i])
+        assert np.array_equal(new["observation.state"][i], labels[i] if is_labelled else old["observation.state"][i])
+    # Actions come from pseudo-labelled states in labelled episodes too, so that one model serves all.
+    wide = pseudo.windows(labels, old["episode_index"].to_numpy(), pseudo.FAR_OFFSETS)
     assert np.array_equal(seen[0].numpy(), wide[old["episode_index"] == 1])

@@ -268,8 +268,8 @@ def test_a_fault_of_ours_keeps_its_traceback(tmp_path):
 
 
 def test_several_lines_become_one(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop, command_errors("wm-x", RuntimeError):
-        raise RuntimeError("first\nsecond")
+    with pytest.raises(SystemExit) as stop, command_errors("wm-x"):
+        raise ConfigError("first\nsecond")
     assert stop.value.code == "wm-x: first second"
     with pytest.raises(SystemExit) as stop, command_errors("wm-x", status=2):
         raise ConfigError("no")

@@ -10,7 +10,6 @@ import pytest
 from lerobot.datasets import LeRobotDatasetMetadata
 
 from lerobot_policy_world_modality.intervention import cli
-from lerobot_policy_world_modality.intervention.memories import Source
 from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint, choose_episodes
 from tests.intervention.helpers import HELD_OUT, make_checkpoint, options_for, run, save_checkpoint, stir
 from tests.plugin import qwen_helpers, smolvla_helpers
@@ -19,10 +18,11 @@ from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.configs import MemoryConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.fingerprint import SourceFingerprint
+from world_modality_core.memory.sources import TESTED_SOURCES, MemorySource
 from world_modality_core.precompute.precompute_options import SourceConfig
 
 N_FRAMES = 17 + 14 + 20  # of the held-out episodes
-CORRUPT = [source for source in Source if source is not Source.pred]
+CORRUPT = [source for source in TESTED_SOURCES if source is not MemorySource.pred]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def opened(checkpoints, tmp_path_factory):
 def test_an_open_gate_shows_in_every_source(opened):
     _, record = opened
     assert record["own_memory"] == "pred" and record["gate"] == pytest.approx(np.tanh(0.5), abs=1e-6)
-    assert set(record["sources"]) == set(Source) and not record["skipped"]
+    assert set(record["sources"]) == set(TESTED_SOURCES) and not record["skipped"]
     assert record["sources"]["pred"]["ratio"] == 1.0 and record["sources"]["pred"]["chunk_change"] == 0.0
     for source in CORRUPT:
         row = record["sources"][source]
@@ -70,7 +70,7 @@ def test_only_frames_that_a_source_has_a_memory_for_count(opened):
     assert frames["oracle"] == N_FRAMES - 3  # nothing comes after the last frame of an episode
     assert frames["stale"] == N_FRAMES - 3 * 8  # 4 plans of 2 actions
     rows = pd.read_parquet(folder / "interventions.parquet")
-    assert set(rows["source"]) == set(Source) and set(rows["train_seed"]) == {7}
+    assert set(rows["source"]) == set(TESTED_SOURCES) and set(rows["train_seed"]) == {7}
     assert rows[rows["source"] == "stale"].set_index("episode")["frames"].to_dict() == {1: 9, 2: 6, 3: 12}
     for source, row in record["sources"].items():
         mine = rows[rows["source"] == source]
@@ -80,7 +80,7 @@ def test_only_frames_that_a_source_has_a_memory_for_count(opened):
 
 
 @pytest.mark.parametrize("policy_type", ["world_A", "world_B", "world_B_cont", "world_C"])
-def test_types_without_a_memory_are_told_so(policy_type, tiny_companion, tmp_path):
+def test_types_without_a_memory_say_so(policy_type, tiny_companion, tmp_path):
     checkpoint = make_checkpoint(tmp_path / "checkpoint", tiny_companion, policy_type)
     record = run(checkpoint, tmp_path / "record")
     assert list(record["sources"]) == ["none"] and record["sources"]["none"]["error"] > 0
@@ -217,7 +217,7 @@ def test_a_dataset_of_another_name_may_be_a_copy(checkpoints, tiny_companion, tm
     with pytest.raises(ConfigError, match="dataset.repo_id='somebody/else'.*cannot be opened"):
         run(checkpoint, tmp_path / "record")
     assert choose(checkpoint, tiny_companion, [2])[0] == [2]
-    # Where the other one is here, it tells whether it is a copy.
+    # Where the other one is here, it is known whether it is a copy.
     other = tmp_path / "other"
     (other / "meta").mkdir(parents=True)
     (other / "meta/info.json").write_text("{}")
@@ -227,14 +227,14 @@ def test_a_dataset_of_another_name_may_be_a_copy(checkpoints, tiny_companion, tm
     SourceFingerprint.of(source).write(other)
     assert choose(checkpoint, tiny_companion)[0] == [1, 2, 3]
     (checkpoint / "train_config.json").unlink()
-    with pytest.raises(ConfigError, match="nobody knows which episodes"):
+    with pytest.raises(ConfigError, match="the episodes that it was trained on are unknown"):
         choose(checkpoint, tiny_companion)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sources": "zero,oracel"}, r"sources='zero,oracel': unknown \['oracel'\]; there are pred, zero"),
+        ({"sources": "zero,oracel"}, r"sources='zero,oracel': unknown \['oracel'\]; there are pred, oracle, zero"),
         ({"batch_size": 1}, "batch_size=1: expected at least 2"),
         ({"stale_plans": 0}, "stale_plans=0: expected at least 1"),
     ],

@@ -7,9 +7,10 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDatasetMetadata
 
-from lerobot_policy_world_modality.intervention.forecasts import Foresight
+from lerobot_policy_world_modality.intervention.examined_policy import ExaminedPolicy
+from lerobot_policy_world_modality.intervention.forecasts import ForecastScores
 from lerobot_policy_world_modality.intervention.frames import Frames, targets
-from lerobot_policy_world_modality.intervention.memories import Source, plans, scored_frames
+from lerobot_policy_world_modality.intervention.memories import plans, scored_frames
 from lerobot_policy_world_modality.intervention.results import (
     SHUT_GATE,
     Bootstrap,
@@ -18,13 +19,13 @@ from lerobot_policy_world_modality.intervention.results import (
     chunk_changes,
     gate_note,
     read_source,
-    summarise_foresight,
+    summarise_forecast,
 )
-from lerobot_policy_world_modality.intervention.subject import Subject
 from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint
 from tests.intervention.helpers import HELD_OUT, make_checkpoint
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
+from world_modality_core.memory.sources import MemorySource
 from world_modality_core.precompute.precompute_options import SourceConfig
 from world_modality_core.prophet.network import Futures
 
@@ -40,19 +41,19 @@ def table(tiny_companion):
     return latents, torch.from_numpy(np.array(companion.table.tokens)), bounds
 
 
-def make_subject(tiny_companion, folder, policy_type="world_F", batch_size=16, **options):
+def make_examined(tiny_companion, folder, policy_type="world_F", batch_size=16, **options):
     checkpoint = Checkpoint.open(str(make_checkpoint(folder, tiny_companion, policy_type, **options)))
     dataset = SourceConfig(tiny_companion.source_repo_id, str(tiny_companion.source_root))
     meta = LeRobotDatasetMetadata(dataset.repo_id, root=dataset.root)
     config = PreTrainedConfig.from_pretrained(checkpoint.folder)
-    subject = Subject(config, checkpoint, meta)
-    return subject, Frames(config, dataset, meta, HELD_OUT, 0, batch_size, 0, seed=1)
+    examined = ExaminedPolicy(config, checkpoint, meta)
+    return examined, Frames(config, dataset, meta, HELD_OUT, 0, batch_size, 0, seed=1)
 
 
 @pytest.fixture(scope="module")
 def foreteller(tiny_companion, tmp_path_factory):
     """A world_F with an open gate."""
-    return make_subject(tiny_companion, tmp_path_factory.mktemp("F") / "checkpoint", n_future_steps=3)
+    return make_examined(tiny_companion, tmp_path_factory.mktemp("F") / "checkpoint", n_future_steps=3)
 
 
 def truth_of(history, latents, bounds, k):
@@ -63,52 +64,54 @@ def truth_of(history, latents, bounds, k):
     return latents[torch.from_numpy(steps)]
 
 
-def test_oracle_is_pred_when_the_prophet_tells_the_truth(foreteller, table):
-    subject, frames = foreteller
+def test_oracle_is_pred_when_the_prophet_is_right(foreteller, table):
+    examined, frames = foreteller
     latents, _, bounds = table
 
     def chunks(source):
-        found = [(part, plan) for part, _, _, plan in plans(subject, frames, source, 0, 4)]
+        found = [(part, plan) for part, _, _, plan in plans(examined, frames, source, 0, 4)]
         return torch.cat([plan for _, plan in found])[np.argsort(np.concatenate([part for part, _ in found]))]
 
     is_whole = torch.from_numpy(frames.left >= 3)  # beyond the episode the oracle is masked
-    before = (chunks(Source.pred) - chunks(Source.oracle)).abs()[is_whole].amax((1, 2))
+    before = (chunks(MemorySource.pred) - chunks(MemorySource.oracle)).abs()[is_whole].amax((1, 2))
     assert (before > 1e-3).all()  # the control: this Prophet doesn't
 
     def tell(module, args, out):
         truth = truth_of(args[0], latents, bounds, 3)[:, None]
         return Futures(truth, out.scores, out.hidden)
 
-    handle = subject.prophet.register_forward_hook(tell)
+    handle = examined.prophet.register_forward_hook(tell)
     try:
-        torch.testing.assert_close(chunks(Source.pred)[is_whole], chunks(Source.oracle)[is_whole], rtol=0, atol=1e-5)
-        seer = Foresight(subject, frames, n_rounds=2)
+        torch.testing.assert_close(
+            chunks(MemorySource.pred)[is_whole], chunks(MemorySource.oracle)[is_whole], rtol=0, atol=1e-5
+        )
+        seer = ForecastScores(examined, frames, n_rounds=2)
         for part, batch in zip(frames.parts, frames.batches(), strict=True):
-            seer.look(part, subject.preprocess(dict(batch)))
-        found = summarise_foresight(seer.rows(), "latents", Bootstrap(100, 0))
+            seer.look(part, examined.preprocess(dict(batch)))
+        found = summarise_forecast(seer.rows(), "latents", Bootstrap(100, 0))
         assert [row["skill"] for row in found] == pytest.approx([1, 1, 1], abs=1e-5)
     finally:
         handle.remove()
 
 
 def test_skill_per_step_against_a_plain_loop(foreteller, table):
-    subject, frames = foreteller
+    examined, frames = foreteller
     latents, _, bounds = table
-    foresight = Foresight(subject, frames, n_rounds=3)
+    forecast_scores = ForecastScores(examined, frames, n_rounds=3)
     predicted = {}
     for part, batch in zip(frames.parts, frames.batches(), strict=True):
-        batch = subject.preprocess(dict(batch))
-        foresight.look(part, batch)
-        imagined = subject.space.standardise(subject.policy.predict_latents(batch))
+        batch = examined.preprocess(dict(batch))
+        forecast_scores.look(part, batch)
+        imagined = examined.space.standardise(examined.policy.predict_latents(batch))
         predicted |= dict(zip(frames.index[part].tolist(), imagined, strict=True))
 
     def distance(a, b):
         a, b = a.flatten().double(), b.flatten().double()
         return float(1 - a @ b / (a.norm() * b.norm()))
 
-    rows = foresight.rows()
-    found = summarise_foresight(rows, "latents", Bootstrap(200, 0))
-    rolled = summarise_foresight(rows, "rollout", Bootstrap(200, 0))
+    rows = forecast_scores.rows()
+    found = summarise_forecast(rows, "latents", Bootstrap(200, 0))
+    rolled = summarise_forecast(rows, "rollout", Bootstrap(200, 0))
     assert [row["step"] for row in found] == [1, 2, 3] and [row["step"] for row in rolled] == list(range(1, 10))
     for step in (1, 2, 3):
         inside = [i for i in predicted if i + step < bounds[i, 1]]  # the last `step` frames of an episode don't count
@@ -125,22 +128,22 @@ def test_skill_per_step_against_a_plain_loop(foreteller, table):
 
 @pytest.mark.parametrize("policy_type", ["world_B", "world_C"])
 def test_token_accuracy_of_heads_that_know_all_or_nothing(policy_type, tiny_companion, table, tmp_path):
-    subject, frames = make_subject(tiny_companion, tmp_path / "checkpoint", policy_type)
+    examined, frames = make_examined(tiny_companion, tmp_path / "checkpoint", policy_type)
     _, tokens, bounds = table
-    n_codes = subject.config.tokens.n_codes
+    n_codes = examined.config.tokens.n_codes
 
     def accuracy(shift):
-        foresight = Foresight(subject, frames, n_rounds=1)
+        forecast_scores = ForecastScores(examined, frames, n_rounds=1)
         for part, batch in zip(frames.parts, frames.batches(), strict=True):
-            batch = subject.preprocess(dict(batch))
+            batch = examined.preprocess(dict(batch))
             rows = batch["index"].numpy()[:, None] + np.arange(1, 3)
             rows = np.minimum(rows, bounds[batch["index"].numpy(), 1, None] - 1)
             codes = (tokens[torch.from_numpy(rows)].long() + shift) % n_codes  # (b, k, n)
             logits = torch.nn.functional.one_hot(codes, n_codes).float().flatten(2)
-            handle = subject.policy.future_head.register_forward_hook(lambda *_, logits=logits: logits)
-            foresight.look(part, batch)
+            handle = examined.policy.future_head.register_forward_hook(lambda *_, logits=logits: logits)
+            forecast_scores.look(part, batch)
             handle.remove()
-        return summarise_foresight(foresight.rows(), "tokens", Bootstrap(100, 0))
+        return summarise_forecast(forecast_scores.rows(), "tokens", Bootstrap(100, 0))
 
     assert [row["value"] for row in accuracy(0)] == [1.0, 1.0]
     wrong = accuracy(1)
@@ -151,25 +154,24 @@ def test_token_accuracy_of_heads_that_know_all_or_nothing(policy_type, tiny_comp
         assert row["copy"] == pytest.approx(np.mean(same)) and row["frames"] == len(inside)
 
 
-def test_lenders_are_the_frames_that_they_claim_to_be(foreteller):
+def test_earlier_frames_are_those_of_the_same_episode(foreteller):
     _, frames = foreteller
-    for part, earlier, other in zip(frames.parts, frames.earlier(5), frames.of_other_tasks(0), strict=True):
+    for part, earlier in zip(frames.parts, frames.earlier(5), strict=True):
         back = np.minimum(5, frames.step[part])
         assert earlier["index"].tolist() == (frames.index[part] - back).tolist()
         assert earlier["episode_index"].tolist() == frames.episode[part].tolist()
-        assert (other["task_index"].numpy() != frames.task[part]).all()
-    assert scored_frames(frames, Source.stale, 5, 1).tolist() == (frames.step >= 5).tolist()
+    assert scored_frames(frames, MemorySource.stale, 5, 1).tolist() == (frames.step >= 5).tolist()
 
 
-def test_a_lent_memory_is_what_the_prophet_said_there(foreteller):
-    subject, frames = foreteller
+def test_another_frames_memory_is_what_the_prophet_predicts_there(foreteller):
+    examined, frames = foreteller
     seen = []
-    hook = subject.policy.memory.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    hook = examined.policy.memory.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     try:
         pred = {}
-        for part, _, _, _ in plans(subject, frames, Source.pred, 0, 5):
+        for part, _, _, _ in plans(examined, frames, MemorySource.pred, 0, 5):
             pred |= dict(zip(frames.index[part].tolist(), seen.pop(), strict=True))
-        for part, _, _, _ in plans(subject, frames, Source.stale, 0, 5):
+        for part, _, _, _ in plans(examined, frames, MemorySource.stale, 0, 5):
             memory = seen.pop()
             for place, index in enumerate(frames.index[part].tolist()):
                 at = index - min(5, int(frames.step[part][place]))
@@ -180,12 +182,12 @@ def test_a_lent_memory_is_what_the_prophet_said_there(foreteller):
 
 
 def test_raw_errors_are_in_the_units_of_the_dataset(foreteller, tiny_companion):
-    subject, frames = foreteller
+    examined, frames = foreteller
     stats = LeRobotDatasetMetadata(tiny_companion.source_repo_id, root=tiny_companion.source_root).stats["action"]
-    _, loaded, batch, plan = next(plans(subject, frames, Source.pred, 0, 4))
+    _, loaded, batch, plan = next(plans(examined, frames, MemorySource.pred, 0, 4))
     actions, is_pad = targets(loaded)
     expected = plan * torch.as_tensor(stats["std"]) + torch.as_tensor(stats["mean"])
-    raw = action_errors(subject.postprocess(plan), actions, is_pad)
+    raw = action_errors(examined.postprocess(plan), actions, is_pad)
     assert raw.tolist() == pytest.approx(action_errors(expected, actions, is_pad).tolist(), rel=1e-4)
     assert not np.allclose(raw, action_errors(plan, targets(batch)[0], is_pad), rtol=0.05)
 
@@ -203,19 +205,19 @@ def test_errors_and_changes_by_hand():
 
 
 def test_what_ratios_are_said_to_mean():
-    def reading(source, low, high, own=Source.pred, gate=0.2):
+    def reading(source, low, high, own=MemorySource.pred, gate=0.2):
         return read_source(source, {"ratio_low": low, "ratio_high": high}, own, gate)
 
-    assert reading(Source.shuffle, 1.1, 1.3) == "relies on its memory"
-    assert reading(Source.shuffle, 0.98, 1.3) == "not shown that it relies on its memory"
-    assert reading(Source.zero, 0.8, 0.9) == "better without its own memory"
-    assert reading(Source.copy_current, 1.1, 1.3).startswith("relies on the predicted change")
-    assert reading(Source.oracle, 0.8, 0.9) == "better predictions would improve its actions"
-    assert reading(Source.oracle, 0.8, 1.1) == "not shown that better predictions would help"
-    assert reading(Source.oracle, 1.1, 1.2) == "the true future makes its actions worse"
-    assert reading(Source.pred, 0.8, 0.9, own=Source.zero) == "the Prophet's memory would be better"
-    assert "the gate is shut" in reading(Source.shuffle, 1.1, 1.3, gate=SHUT_GATE / 2)
-    assert "at least 2 episodes" in reading(Source.shuffle, None, None)
+    assert reading(MemorySource.shuffle, 1.1, 1.3) == "relies on its memory"
+    assert reading(MemorySource.shuffle, 0.98, 1.3) == "not shown that it relies on its memory"
+    assert reading(MemorySource.zero, 0.8, 0.9) == "better without its own memory"
+    assert reading(MemorySource.copy_current, 1.1, 1.3).startswith("relies on the predicted change")
+    assert reading(MemorySource.oracle, 0.8, 0.9) == "better predictions would improve its actions"
+    assert reading(MemorySource.oracle, 0.8, 1.1) == "not shown that better predictions would help"
+    assert reading(MemorySource.oracle, 1.1, 1.2) == "the true future makes its actions worse"
+    assert reading(MemorySource.pred, 0.8, 0.9, own=MemorySource.zero) == "the Prophet's memory would be better"
+    assert "the gate is shut" in reading(MemorySource.shuffle, 1.1, 1.3, gate=SHUT_GATE / 2)
+    assert "at least 2 episodes" in reading(MemorySource.shuffle, None, None)
     assert gate_note({"a": {"gate": SHUT_GATE / 2}, "b": {"gate": 0.3}})[0] == 0.3
     assert "never opened" in gate_note({"a": {"gate": SHUT_GATE / 2}})[1] and gate_note({}) == (None, None)
 
@@ -225,8 +227,8 @@ def test_steps_that_no_episode_reaches_are_left_out():
         [("rollout", 0, 1, 1.0, 2.0, 4), ("rollout", 1, 1, 2.0, 2.0, 4), ("rollout", 0, 2, 1.0, 1.0, 1)],
         columns=["kind", "episode", "step", "value", "copy", "count"],
     )
-    first, second = summarise_foresight(rows, "rollout", Bootstrap(100, 0))
+    first, second = summarise_forecast(rows, "rollout", Bootstrap(100, 0))
     assert (first["value"], first["copy"], first["skill"], first["frames"]) == (3 / 8, 4 / 8, 0.25, 8)
     assert first["skill_low"] == 0.0 and first["skill_high"] == 0.5
     assert second["skill"] == 0.0 and second["skill_low"] is None  # one episode: no interval
-    assert summarise_foresight(rows, "tokens", Bootstrap(100, 0)) is None
+    assert summarise_forecast(rows, "tokens", Bootstrap(100, 0)) is None

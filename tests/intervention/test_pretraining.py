@@ -29,25 +29,25 @@ def test_a_policy_without_a_start_has_nothing_to_say():
 
 def test_episodes_that_the_prophet_learned_from_are_counted(tmp_path):
     start = write(tmp_path / "prophet", "a" * 64, [1, 2, 3])
-    told = seen_beforehand(policy(prophet=start), COMPANION, [2, 3, 9])
-    assert "its Prophet" in told and "on 2 of them, so that its skill is not that on new ones" in told
-    told = seen_beforehand(policy(prophet=start), COMPANION, [9])
-    assert told.endswith("on none of them")
-    told = seen_beforehand(policy(trunk=start), COMPANION, [1, 9])
-    assert "its trunk started from" in told and told.endswith("on 1 of them")
+    said = seen_beforehand(policy(prophet=start), COMPANION, [2, 3, 9])
+    assert "its Prophet" in said and "on 2 of them, so that its skill is not that on new ones" in said
+    said = seen_beforehand(policy(prophet=start), COMPANION, [9])
+    assert said.endswith("on none of them")
+    said = seen_beforehand(policy(trunk=start), COMPANION, [1, 9])
+    assert "its trunk started from" in said and said.endswith("on 1 of them")
 
 
-def test_what_cannot_be_told_is_said(tmp_path):
+def test_what_is_unknown_is_said(tmp_path):
     start = write(tmp_path / "prophet", "b" * 64, [1])
     assert "other companions than this one" in seen_beforehand(policy(prophet=start), COMPANION, [1])
     assert "without a companion" in seen_beforehand(policy(prophet=start), None, [1])
-    assert "nothing there tells" in seen_beforehand(policy(prophet=str(tmp_path / "gone")), COMPANION, [1])
+    assert "its folder does not say" in seen_beforehand(policy(prophet=str(tmp_path / "gone")), COMPANION, [1])
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"training": 3}', '{"training": {"companions": [{"x": 1}]}}'])
-def test_a_damaged_start_tells_nothing(tmp_path, content):
+def test_a_damaged_start_says_nothing(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    assert "nothing there tells" in seen_beforehand(policy(prophet=str(tmp_path)), COMPANION, [1])
+    assert "its folder does not say" in seen_beforehand(policy(prophet=str(tmp_path)), COMPANION, [1])
 
 
 def test_the_record_says_it(tiny_companion, tmp_path):

@@ -12,14 +12,15 @@ from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.utils.constants import OBS_STATE
 from safetensors.torch import load_file, save_file
 
+from lerobot_policy_world_modality.intervention.examined_policy import ExaminedPolicy
 from lerobot_policy_world_modality.intervention.frames import Frames
-from lerobot_policy_world_modality.intervention.memories import Source, plans
-from lerobot_policy_world_modality.intervention.subject import Subject
+from lerobot_policy_world_modality.intervention.memories import plans
 from lerobot_policy_world_modality.intervention.true_states import displacements, state_scale
 from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint
 from tests.intervention.helpers import HELD_OUT, make_checkpoint, run
 from tests.plugin.test_prophet_start import STATES, train
 from world_modality_core.configs import ProphetConfig
+from world_modality_core.memory.sources import MemorySource
 from world_modality_core.precompute.precompute_options import SourceConfig
 
 AHEAD = (2, 4)  # frames, of the two future steps
@@ -43,12 +44,12 @@ def checkpoint(tiny_companion, prophet, tmp_path_factory):
     return make_checkpoint(folder, tiny_companion, prophet=start, memory=STATES)
 
 
-def open_subject(tiny_companion, checkpoint):
+def open_examined(tiny_companion, checkpoint):
     opened = Checkpoint.open(str(checkpoint))
     dataset = SourceConfig(tiny_companion.source_repo_id, str(tiny_companion.source_root))
     meta = LeRobotDatasetMetadata(dataset.repo_id, root=dataset.root)
     config = PreTrainedConfig.from_pretrained(opened.folder)
-    return Subject(config, opened, meta), Frames(config, dataset, meta, HELD_OUT, 0, 16, 0, seed=1)
+    return ExaminedPolicy(config, opened, meta), Frames(config, dataset, meta, HELD_OUT, 0, 16, 0, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -68,26 +69,26 @@ def truth(tiny_companion, prophet):
 
 
 def test_the_robot_moved_as_recorded(tiny_companion, checkpoint, truth):
-    subject, frames = open_subject(tiny_companion, checkpoint)
-    scale = state_scale(subject)
-    for part, moved in zip(frames.parts, displacements(subject, frames, scale), strict=True):
+    examined, frames = open_examined(tiny_companion, checkpoint)
+    scale = state_scale(examined)
+    for part, moved in zip(frames.parts, displacements(examined, frames, scale), strict=True):
         torch.testing.assert_close(moved, truth[frames.index[part]])
     assert truth.abs().amax() > 0.1
 
 
-def test_oracle_is_pred_when_the_prophet_tells_the_truth(tiny_companion, checkpoint, truth):
-    subject, frames = open_subject(tiny_companion, checkpoint)
+def test_oracle_is_pred_when_the_prophet_is_right(tiny_companion, checkpoint, truth):
+    examined, frames = open_examined(tiny_companion, checkpoint)
 
     def chunks(source):
-        return torch.cat([plan for *_, plan in plans(subject, frames, source, 0, 4)])
+        return torch.cat([plan for *_, plan in plans(examined, frames, source, 0, 4)])
 
-    before = (chunks(Source.pred) - chunks(Source.oracle)).abs()
+    before = (chunks(MemorySource.pred) - chunks(MemorySource.oracle)).abs()
     assert before.amax() > 1e-3  # the control: this Prophet doesn't
-    told = iter([truth[frames.index[part]] for part in frames.parts])
-    handle = subject.prophet.register_forward_hook(lambda module, args, out: replace(out, displacement=next(told)))
-    truthful = chunks(Source.pred)
+    said = iter([truth[frames.index[part]] for part in frames.parts])
+    handle = examined.prophet.register_forward_hook(lambda module, args, out: replace(out, displacement=next(said)))
+    truthful = chunks(MemorySource.pred)
     handle.remove()
-    torch.testing.assert_close(truthful, chunks(Source.oracle), rtol=0, atol=1e-6)
+    torch.testing.assert_close(truthful, chunks(MemorySource.oracle), rtol=0, atol=1e-6)
 
 
 def test_the_record_has_the_oracle(checkpoint, tmp_path):
@@ -110,4 +111,4 @@ def test_without_the_prophets_measure_there_is_no_oracle(checkpoint, prophet, wh
     config["prophet"]["initialised_from"] = str(start)
     (copy / "config.json").write_text(json.dumps(config))
     record = run(copy, tmp_path / "record", sources="oracle", rollout_rounds=1)
-    assert "measures states in can't be told" in record["skipped"]["oracle"]
+    assert "unit of its Prophet's states is unknown" in record["skipped"]["oracle"]

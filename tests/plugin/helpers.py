@@ -16,6 +16,7 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.policies import make_policy, make_pre_post_processors
 from torch.utils.data import default_collate
 
+from tests.device import DEVICE
 from world_modality_core.memory.gated_attention import Gate
 
 TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F"]
@@ -28,7 +29,7 @@ SMALL = {
     "n_obs_steps": 3,
     "n_future_steps": 2,
     "dropout": 0.0,
-    "device": "cpu",
+    "device": DEVICE,
     "push_to_hub": False,
 }
 

@@ -9,6 +9,7 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.policies import make_policy, make_policy_config, make_pre_post_processors
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
+from tests.device import DEVICE
 
 TINY: dict[str, Any] = {
     "chunk_size": 4,
@@ -17,7 +18,7 @@ TINY: dict[str, Any] = {
     "n_future_steps": 2,
     "max_pixels": 1024,
     "train_backbone": "full",
-    "device": "cpu",
+    "device": DEVICE,
     "push_to_hub": False,
 }
 # The seed's experiments, as far as they need no labels.

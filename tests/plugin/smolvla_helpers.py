@@ -10,6 +10,7 @@ from lerobot.policies import make_policy, make_policy_config, make_pre_post_proc
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
 from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import FusionConfig
+from tests.device import DEVICE
 from wm_tools.doctor.smolvlm_backbone import TINY_SMOLVLA
 
 FUSIONS = ["f1", "f2", "f3a", "f3b"]
@@ -24,7 +25,9 @@ def fusion(*names: str) -> FusionConfig:
 def make_config(vlm, policy_type: str = "smolvla_world", companion_root=None, **options):
     """A tiny config; smolvla_world's own options only for that type."""
     world = WORLD if policy_type == "smolvla_world" else {}
-    config = make_policy_config(policy_type, vlm_model_name=str(vlm), **TINY_SMOLVLA | world | options)
+    config = make_policy_config(
+        policy_type, vlm_model_name=str(vlm), **TINY_SMOLVLA | {"device": DEVICE} | world | options
+    )
     if companion_root is not None and policy_type == "smolvla_world":
         config.companion.root = str(companion_root)
     return config

@@ -12,10 +12,12 @@ from lerobot.policies import get_policy_class, make_policy
 
 from lerobot_policy_world_modality.policies.shared.training_companion import check_encoder, policy_spec
 from lerobot_policy_world_modality.policies.world.modeling_world_modality import WorldFPolicy
+from tests.device import DEVICE, assert_same
 from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config, open_dataset
 from world_modality_core.configs import CompanionConfig, MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.memory.sources import TRAINING_SOURCES
 
 
 def episodes(dataset):
@@ -79,11 +81,11 @@ def test_windows_are_the_table_s_rows_and_never_leave_the_episode(tiny_companion
     for i, index in enumerate(indices):
         for j, offset in enumerate([-2, -1, 0]):
             if not world_batch.history_is_pad[i, j]:
-                row = space.standardise_rows(torch.tensor(table.latents[index + offset]))
+                row = space.standardise_rows(torch.tensor(table.latents[index + offset], device=DEVICE))
                 torch.testing.assert_close(world_batch.history[i, j], row)
         for j, offset in enumerate([1, 2, 3]):
             if not world_batch.future_is_pad[i, j]:
-                row = space.standardise_rows(torch.tensor(table.latents[index + offset]))
+                row = space.standardise_rows(torch.tensor(table.latents[index + offset], device=DEVICE))
                 torch.testing.assert_close(world_batch.future[i, j], row)
 
 
@@ -138,7 +140,8 @@ def test_saved_and_loaded_without_dataset_it_acts_the_same(tiny_companion, polic
         assert torch.equal(loaded.state_dict()[name], value), name
     batch = live_batch(dataset, preprocessor, [3, 20])
     policy.reset()
-    assert torch.equal(loaded.select_action(batch), policy.select_action(batch))
+    mine, theirs = policy.select_action(batch), loaded.select_action(batch)
+    assert_same(theirs, mine)
     assert (
         loaded.config.image_features.keys()
         == (
@@ -287,7 +290,18 @@ def test_detach_keeps_the_action_loss_from_the_prophet(tiny_companion):
     assert policy.memory.to_out.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("source", list(MemorySource))
+def test_readers_are_looked_for_once(tiny_companion, monkeypatch):
+    policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F")
+    batch, walks, walk = batch_of(dataset, preprocessor, range(8)), [], policy.named_modules
+    monkeypatch.setattr(policy, "named_modules", lambda *args, **kwargs: walks.append(1) or walk(*args, **kwargs))
+    for _ in range(3):  # as LeRobot's trainer
+        policy.train()
+        policy.forward(batch)
+        policy.update()
+    assert len(walks) == 1
+
+
+@pytest.mark.parametrize("source", TRAINING_SOURCES)
 def test_every_memory_source_trains_and_acts(tiny_companion, source):
     policy, dataset, (preprocessor, _) = build(
         tiny_companion, "world_F", memory=MemoryConfig(source=source, schedule_steps=2)
@@ -310,7 +324,7 @@ def test_sources_change_the_action_once_the_gate_is_open(tiny_companion):
     (first, _), (second, _) = episodes(dataset)[:2]
     policy.eval()
     out = {}
-    for source in MemorySource:
+    for source in TRAINING_SOURCES:
         world_batch = policy.recorded_batch(batch_of(dataset, preprocessor, [first + 2, second + 2]))
         out[source] = policy._act(world_batch, source)[0]
     reference = out.pop(MemorySource.pred)
@@ -438,7 +452,7 @@ def test_imagine_gives_latents_as_the_companion_stores_them(tiny_companion):
     spec = policy.config.encoder
     assert imagined.shape == (2, 2, spec.n_tokens, spec.dim)
     # an untrained residual Prophet copies the current latent
-    current = torch.from_numpy(policy.latent_reader.companion.table.latents[[3, 20]]).float()
+    current = torch.tensor(policy.latent_reader.companion.table.latents[[3, 20]], device=DEVICE).float()
     torch.testing.assert_close(imagined.flatten(2), current[:, None].expand(-1, 2, -1), rtol=1e-3, atol=1e-2)
 
 

@@ -166,13 +166,14 @@ def test_explanations_follow_the_act(tiny_companion, vlms, tmp_path, family, mod
     observation = live_batch(dataset, preprocessor, [3, 20, 30]) | {"task": ["push", "open the drawer now", "push"]}
     policy.reset()
     silent = [policy.select_action(observation) for _ in range(4)]
+    assert policy._prefix is None  # plans that nobody asks about keep no keys and values
     vision = count_calls(policy.backbone.model.visual)
     policy.reset()
     spoken, said = [], []
     for _ in range(4):
         spoken.append(policy.select_action(observation))
         said.append(policy.explain(max_tokens=6))
-    assert vision == [2]  # two plans, and nothing for the explanations
+    assert vision == [4]  # two plans, each looked at once more for its explanations
     assert torch.equal(torch.stack(spoken), torch.stack(silent))
     assert said[0] == said[1] and all(len(texts) == 3 for texts in said)
     # What the model says without any cache, one sample at a time.

@@ -1,6 +1,7 @@
 """smolvla_world on tiny models of the real SmolVLM classes: does no harm, can learn, saves, loads, plans."""
 
 import importlib
+import inspect
 import json
 from pathlib import Path
 
@@ -9,13 +10,17 @@ import pytest
 import torch
 from lerobot.policies import get_policy_class
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
 
+from lerobot_policy_world_modality.policies.smolvla_world.fusion import WorldSmolVLMWithExpert
+from tests.device import DEVICE
 from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.smolvla_helpers import FUSIONS, build, fusion
 from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.configs import MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention
+from world_modality_core.memory.sources import TRAINING_SOURCES
 
 EPISODE = [12, 13, 14, 15, 16, 17]  # frames of the second episode
 
@@ -43,6 +48,10 @@ def step(policy, batch, seed=1, reduction="mean"):
     loss, logged = policy.forward(dict(batch), reduction=reduction)
     loss.sum().backward()
     return loss.detach(), dict(logged.items()), {name: p.grad for name, p in policy.named_parameters()}
+
+
+def noise_of(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, 4, 8, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def plan(policy, batch, seed=2):
@@ -83,7 +92,7 @@ def test_at_closed_gates_it_is_smolvla_bit_for_bit(tiny_companion, vlm, names, g
         assert not torch.equal(plan(world, observation), plan(plain, observation))
 
 
-@pytest.mark.parametrize("source", [source for source in MemorySource if source is not MemorySource.scheduled])
+@pytest.mark.parametrize("source", [source for source in TRAINING_SOURCES if source is not MemorySource.scheduled])
 def test_no_memory_does_harm_at_closed_gates(tiny_companion, vlm, source):
     plain, dataset, (preprocessor, _) = build(tiny_companion, vlm, "smolvla")
     world, *_ = build(tiny_companion, vlm, fusion=fusion(*FUSIONS), memory=MemoryConfig(source=source))
@@ -96,7 +105,7 @@ def test_under_autocast_it_is_smolvla_too_and_gates_stay_fp32(tiny_companion, vl
     world, *_ = build(tiny_companion, vlm, load_vlm_weights=True, dtype="bfloat16", fusion=fusion(*FUSIONS))
     assert world.model.vlm_with_expert.vlm.dtype == torch.bfloat16  # as SmolVLA loads it
     batch = batch_of(dataset, preprocessor, range(3, 9))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         assert step(world, batch)[1]["loss_action"] == step(plain, batch)[1]["loss"]
         observation = live_batch(dataset, preprocessor, [3, 20])
         expected = plan(plain, observation)
@@ -172,13 +181,13 @@ def test_no_sample_touches_another(tiny_companion, vlm, names):
     policy, dataset, (preprocessor, _) = build(tiny_companion, vlm, fusion=fusion(*names))
     open_gates(policy)
     batch = batch_of(LongTask(dataset), preprocessor, [5, 13, 33])
-    noise = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    noise = noise_of(3)
     together = policy.plan_recorded(batch, "oracle", noise)
     for i, index in enumerate([5, 13, 33]):
         alone = policy.plan_recorded(batch_of(LongTask(dataset), preprocessor, [index]), "oracle", noise[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
     world_batch = policy.recorded_batch(batch, everything=True)
-    world_batch.future[1] += torch.randn(world_batch.future[1].shape)
+    world_batch.future[1] += torch.randn_like(world_batch.future[1])
     with policy.reading(world_batch, MemorySource.oracle), torch.no_grad():
         changed = super(type(policy), policy)._get_action_chunk(batch, noise)
     assert torch.equal(changed[[0, 2]], together[[0, 2]])
@@ -193,7 +202,7 @@ def test_sampling_reads_the_memory_as_training_does(tiny_companion, vlm):
     batch = batch_of(dataset, preprocessor, [5, 13, 33])
     seen = []
     policy.model.action_out_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
-    noise, ones = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)), torch.ones(3)
+    noise, ones = noise_of(3), torch.ones(3, device=DEVICE)
     with torch.no_grad():
         policy.forward(dict(batch), noise=noise, time=ones)  # at time 1 the noisy actions are the noise
     policy.plan_recorded(batch, "pred", noise)
@@ -216,9 +225,9 @@ def test_keys_and_values_are_projected_once_per_chunk(tiny_companion, vlm):
 def test_every_source_fills_another_memory(tiny_companion, vlm, source):
     policy, dataset, (preprocessor, _) = build(tiny_companion, vlm)
     open_gates(policy)
-    policy.world.prophet.head.bias.data += torch.randn(len(policy.world.prophet.head.bias))  # predicts more than a copy
+    policy.world.prophet.head.bias.data += torch.randn_like(policy.world.prophet.head.bias)  # predicts more than a copy
     batch = batch_of(dataset, preprocessor, [3, 5, 14, 16, 31, 33])
-    noise = torch.randn(6, 4, 8, generator=torch.Generator().manual_seed(0))
+    noise = noise_of(6)
     plans = {each: policy.plan_recorded(batch, each, noise) for each in ("pred", source)}
     assert not torch.allclose(plans["pred"], plans[source], atol=1e-4)
 
@@ -229,7 +238,7 @@ def test_scheduled_goes_from_oracle_to_pred(tiny_companion, vlm):
     )
     open_gates(policy)
     batch = batch_of(dataset, preprocessor, [3, 5, 14, 16, 31, 33])
-    noise = torch.randn(6, 4, 8, generator=torch.Generator().manual_seed(0))
+    noise = noise_of(6)
     at_start = policy.plan_recorded(batch, "scheduled", noise)
     assert torch.equal(at_start, policy.plan_recorded(batch, "oracle", noise))
     for _ in range(4):
@@ -253,7 +262,7 @@ def test_a_rollout_has_no_oracle_and_a_layer_no_stale_memory(tiny_companion, vlm
         pass
     plan(policy, live_batch(dataset, preprocessor, [3]))
     with pytest.raises(RuntimeError, match="not filled"):
-        policy.model.action_out_proj(torch.zeros(1, 4, policy.model.action_out_proj.in_features))
+        policy.model.action_out_proj(torch.zeros(1, 4, policy.model.action_out_proj.in_features, device=DEVICE))
 
 
 def test_live_frames_give_the_actions_of_the_recorded_latents(tiny_companion, vlm):
@@ -264,7 +273,7 @@ def test_live_frames_give_the_actions_of_the_recorded_latents(tiny_companion, vl
     policy.reset()
     for index in EPISODE:
         observation = live_batch(dataset, preprocessor, [index])
-        noise = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(index))
+        noise = noise_of(1, index)
         live = policy.predict_action_chunk(observation, noise=noise)
         recorded = policy.plan_recorded(batch_of(dataset, preprocessor, [index]), "pred", noise)
         # recorded frames went through the video codec of the dataset in both cases
@@ -323,6 +332,7 @@ def test_memory_that_is_not_finite(tiny_companion, vlm):
     for name, gradient in gradients.items():
         assert gradient is None or torch.equal(world_gradients[name], gradient), name
     latents[16] = np.inf  # ... but frame 4 is the future of frame 3
+    policy.latent_reader._gpu_table = None  # a GPU holds what the table held
     with pytest.raises(ValueError, match=r"row 16 of companion .* \(episode 1\) holds NaN or Inf"):
         policy.forward(batch)
     policy.config.companion.on_device = True  # asked for, but refused: the host's gather can name the row
@@ -395,7 +405,7 @@ def test_compiled_it_sees_each_new_memory_and_compiles_once(tiny_companion, vlm,
     policy, dataset, (preprocessor, _) = build(tiny_companion, vlm, compile_model=True, num_steps=1)
     plain, *_ = build(tiny_companion, vlm, num_steps=1)
     batches = [batch_of(dataset, preprocessor, indices) for indices in ([3, 5], [14, 16], [31, 33])]
-    noise, time = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0)), torch.full((2,), 0.5)
+    noise, time = noise_of(2), torch.full((2,), 0.5, device=DEVICE)
     counts, losses = [], []
     torch._dynamo.utils.counters.clear()
     for gate in (0.5, -1.0):
@@ -413,6 +423,7 @@ def test_compiled_it_sees_each_new_memory_and_compiles_once(tiny_companion, vlm,
         torch.testing.assert_close(chunk, plain.plan_recorded(batch, "pred", noise), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="counts on a CPU what an accelerator would wait for")
 @pytest.mark.parametrize("names", [*[(name,) for name in FUSIONS], tuple(FUSIONS)], ids="+".join)
 def test_a_training_step_adds_no_wait_for_the_device(tiny_companion, vlm, names, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
@@ -436,3 +447,14 @@ def test_a_training_step_adds_no_wait_for_the_device(tiny_companion, vlm, names,
     world.config.companion.on_device, world.latent_reader._gpu_table = False, None
     waits(world)
     assert sum(waits(world).values()) == sum(expected.values()) + 1  # positive control: the index, to the host
+
+
+def test_the_wrapped_call_is_upstreams():
+    """F3a and F3b turn upstream's instance into `WorldSmolVLMWithExpert`: its call must be the one that they wrap."""
+    ours, theirs = (inspect.signature(cls.forward) for cls in (WorldSmolVLMWithExpert, SmolVLMWithExpertModel))
+    assert [(p.name, p.kind) for p in ours.parameters.values()] == [
+        (p.name, p.kind) for p in theirs.parameters.values()
+    ]
+    assert WorldSmolVLMWithExpert.__bases__ == (SmolVLMWithExpertModel,)
+    own = set(vars(WorldSmolVLMWithExpert)) - {"__module__", "__doc__", "__static_attributes__", "__firstlineno__"}
+    assert own == {"forward"}  # no state that upstream's constructor would have to make

@@ -11,8 +11,8 @@ import pytest
 
 from coc_tools.episodes import EpisodeReader
 from coc_tools.store import LabelFile
-from lerobot_policy_world_modality.hub.push import push
 from lerobot_policy_world_modality.hub.trusted_files import checkpoint_files
+from lerobot_policy_world_modality.hub.uploads import push
 from tests.coc.helpers import label_of
 from tests.intervention.helpers import make_checkpoint
 from tests.security.test_checkpoints import edit

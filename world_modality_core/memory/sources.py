@@ -1,57 +1,21 @@
-"""World memories: one function for every source, in training, offline interventions and rollouts (docs/memory.md)."""
+"""Memory sources: the one table of what may fill a memory in training, wm-intervene and wm-eval (docs/memory.md).
+
+A new source is one entry of `MemorySource` and the function that fills it (docs/adding_a_memory_source.md).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # commands read their options, which name the sources, without torch
     import torch
     from torch import Tensor
 
-
-class MemorySource(StrEnum):
-    """What the action path reads as world memory (docs/memory.md).
-
-    The same values are used in training, in offline interventions and in closed-loop rollouts.
-    """
-
-    pred = "pred"  # the Prophet's prediction
-    oracle = "oracle"  # the true future; needs recorded data
-    zero = "zero"  # all zeros: the capacity control E1
-    random = "random"  # Gaussian directions with the norm of a typical latent
-    shuffle = "shuffle"  # the memory of a sample of another episode of the batch
-    shuffle_within_task = "shuffle_within_task"  # the same, among episodes of the same task
-    copy_current = "copy_current"  # the current latent, repeated: more vision, no future
-    scheduled = "scheduled"  # oracle at the start of training, pred at its end
-
-
-@dataclass(frozen=True)
-class SourceTraits:
-    """What a source needs.
-
-    Attributes:
-        runs_prophet: Whether the Prophet has to run.
-        reads_history: Whether latents of the history are looked at, by the Prophet or as they are.
-        is_offline: Whether the recorded future is needed, which a rollout doesn't have.
-    """
-
-    runs_prophet: bool = False
-    reads_history: bool = False
-    is_offline: bool = False
-
-
-TRAITS = {
-    MemorySource.pred: SourceTraits(runs_prophet=True, reads_history=True),
-    MemorySource.oracle: SourceTraits(is_offline=True),
-    MemorySource.zero: SourceTraits(),
-    MemorySource.random: SourceTraits(),
-    MemorySource.shuffle: SourceTraits(runs_prophet=True, reads_history=True),
-    MemorySource.shuffle_within_task: SourceTraits(runs_prophet=True, reads_history=True),
-    MemorySource.copy_current: SourceTraits(reads_history=True),
-    MemorySource.scheduled: SourceTraits(runs_prophet=True, reads_history=True, is_offline=True),
-}
+MemoryContent = Literal["latents", "hidden", "states"]
+Partner = Literal["any_task", "same_task", "other_task"]
 
 
 @dataclass
@@ -69,16 +33,256 @@ class Memory:
     time: Tensor | None = None
 
 
+@dataclass
+class MemoryInputs:
+    """What memories are made of; a source reads what its entry says that it needs.
+
+    Attributes:
+        shape: (b, n, k, p, d) of the memory; sources that have a single future repeat it n times.
+        device: Where the memory is.
+        generator: Source of the draws, on that device.
+        predicted: (b, n, k, p, d) the Prophet's futures.
+        future: (b, k, p, d) true futures.
+        future_is_pad: (b, k) True beyond the end of the episode.
+        current: (b, p, d) current latents.
+        episode: (b,) episode of each sample; None in a rollout, where each sample is its own.
+        task: (b,) task of each sample.
+        oracle_share: Share of samples that get the true future (`scheduled`), see `oracle_share`.
+    """
+
+    shape: tuple[int, int, int, int, int]
+    device: torch.device
+    generator: torch.Generator | None = None
+    predicted: Tensor | None = None
+    future: Tensor | None = None
+    future_is_pad: Tensor | None = None
+    current: Tensor | None = None
+    episode: Tensor | None = None
+    task: Tensor | None = None
+    oracle_share: float = 0.0
+
+
+# Each fills a memory: latents (b, n or 1, k or 1, p, d), and (b, k or 1) True for steps with nothing to read, or None.
+
+
+def _predicted(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
+    return given.predicted, None
+
+
+def _future(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
+    return given.future[:, None], given.future_is_pad
+
+
+def _scheduled(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
+    import torch
+
+    is_oracle = torch.rand(given.shape[0], generator=given.generator, device=given.device) < given.oracle_share
+    future = given.future[:, None].to(given.predicted.dtype)
+    mixed = torch.where(is_oracle[:, None, None, None, None], future, given.predicted)
+    return mixed, given.future_is_pad & is_oracle[:, None]
+
+
+def _zeros(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
+    import torch
+
+    return torch.zeros(given.shape, device=given.device), None
+
+
+def _noise(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
+    import torch
+
+    noise = torch.randn(given.shape, generator=given.generator, device=given.device)
+    # A standardised latent token has d dimensions of unit variance on average: its typical norm is sqrt(d).
+    return noise * given.shape[-1] ** 0.5 / noise.norm(dim=-1, keepdim=True), None
+
+
+def _exchanged(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
+    import torch
+
+    b = given.shape[0]
+    if b < 2:
+        raise ValueError(
+            f"memory source {source.value!r} exchanges memories within a batch, but the batch has one sample; "
+            "use a batch size of at least 2 (in lerobot-eval: --eval.batch_size)"
+        )
+    episode = torch.arange(b, device=given.device) if given.episode is None else given.episode
+    partner = source.traits.partner
+    is_same_task = None if partner == "any_task" else given.task[:, None] == given.task
+    allowed = may_show(partner, episode[:, None] != episode, is_same_task)
+    partners, is_alone = random_partners(allowed, given.generator)
+    return given.predicted[partners], is_alone[:, None]
+
+
+def _current(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
+    return given.current[:, None, None], None
+
+
+@dataclass(frozen=True)
+class SourceTraits:
+    """What a source is, and what follows from it everywhere.
+
+    Attributes:
+        memory: What the memory holds, for people: the row in docs/memory.md.
+        fill: Makes the memory in training and in rollouts; None for what only a test can do to a policy's own memory.
+        runs_prophet: Whether the Prophet has to run.
+        reads_current: Whether latents of the current frame enter as they are.
+        is_offline: Whether the recorded future is needed, which a rollout doesn't have.
+        is_noise: Whether it is drawn. wm-eval draws for each scene what training draws for a batch.
+        partner: Whose memory is shown in place of a sample's own: another episode's, of the task that this says.
+        contents: The `memory.content` that it can fill.
+        relies_on: What a policy relies on that acts worse with this memory than with its own. A source that has this
+            takes something away: it is an arm of wm-eval.
+        is_tested: Whether wm-intervene tries it.
+    """
+
+    memory: str
+    fill: Callable[[MemoryInputs, MemorySource], tuple[Tensor, Tensor | None]] | None
+    runs_prophet: bool = False
+    reads_current: bool = False
+    is_offline: bool = False
+    is_noise: bool = False
+    partner: Partner | None = None
+    contents: tuple[MemoryContent, ...] = ("latents", "hidden", "states")
+    relies_on: str | None = None
+    is_tested: bool = True
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether latents of the history are looked at, by the Prophet or as they are."""
+        return self.runs_prophet or self.reads_current
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether nothing of any frame enters."""
+        return not (self.reads_history or self.is_offline)
+
+
+class MemorySource(StrEnum):
+    """What the action path reads as world memory: the same names in training, offline tests and rollouts."""
+
+    traits: SourceTraits
+
+    def __new__(cls, name: str, traits: SourceTraits):
+        member = str.__new__(cls, name)
+        member._value_, member.traits = name, traits
+        return member
+
+    pred = (
+        "pred",
+        SourceTraits("what the Prophet predicts from the history", _predicted, runs_prophet=True),
+    )
+    oracle = (
+        "oracle",
+        SourceTraits(
+            "the true future; steps beyond the episode are masked", _future, is_offline=True, contents=("latents",)
+        ),
+    )
+    scheduled = (
+        "scheduled",
+        SourceTraits(
+            "per sample, `oracle` with a probability that falls from 1 to 0 over `schedule_steps` steps, else `pred`",
+            _scheduled,
+            runs_prophet=True,
+            is_offline=True,
+            contents=("latents",),
+            is_tested=False,
+        ),
+    )
+    zero = (
+        "zero",
+        SourceTraits("zeros: E1, the control for the added capacity", _zeros, relies_on="its memory"),
+    )
+    random = (
+        "random",
+        SourceTraits(
+            "Gaussian directions, each token with the norm of a typical standardised latent, sqrt(d)",
+            _noise,
+            is_noise=True,
+            contents=("latents",),
+            relies_on="its memory",
+        ),
+    )
+    shuffle = (
+        "shuffle",
+        SourceTraits(
+            "what the Prophet predicts for another episode",
+            _exchanged,
+            runs_prophet=True,
+            partner="any_task",
+            relies_on="its memory",
+        ),
+    )
+    shuffle_within_task = (
+        "shuffle_within_task",
+        SourceTraits(
+            "the same, of an episode of the same task",
+            _exchanged,
+            runs_prophet=True,
+            partner="same_task",
+            relies_on="what this very episode's memory says",
+        ),
+    )
+    wrong_task = (
+        "wrong_task",
+        SourceTraits(
+            "the same, of an episode of another task",
+            _exchanged,
+            runs_prophet=True,
+            partner="other_task",
+            relies_on="its memory",
+        ),
+    )
+    copy_current = (
+        "copy_current",
+        SourceTraits(
+            "the current latent, repeated: is it the *future* that helps, or more vision? Of states: no movement",
+            _current,
+            reads_current=True,
+            contents=("latents", "states"),
+            relies_on="the predicted change, not only on more vision",
+        ),
+    )
+    stale = (
+        "stale",
+        SourceTraits(
+            "what the Prophet predicted `stale_plans` plans earlier in the same episode",
+            None,
+            runs_prophet=True,
+            relies_on="its memory being of now",
+        ),
+    )
+    gate_closed = (
+        "gate_closed",
+        SourceTraits("its own, behind gates that are shut", None, runs_prophet=True, relies_on="its memory"),
+    )
+
+
+TRAINING_SOURCES = tuple(source for source in MemorySource if source.traits.fill)
+TESTED_SOURCES = tuple(source for source in MemorySource if source.traits.is_tested)
+ARM_SOURCES = tuple(source for source in MemorySource if source.traits.relies_on)
+EXCHANGING_SOURCES = tuple(source for source in MemorySource if source.traits.partner)
+
+
 def oracle_share(step: int, schedule_steps: int) -> float:
     """Share of samples whose memory is the true future at an optimiser step of `scheduled`: linear from 1 to 0."""
     return max(0.0, 1.0 - step / schedule_steps)
+
+
+def may_show(partner: Partner, is_other_episode: Any, is_same_task: Any) -> Any:
+    """Whether an episode may be shown another one's memory; for bools, and for arrays and tensors of them."""
+    match partner:
+        case "same_task":
+            return is_other_episode & is_same_task
+        case "other_task":
+            return is_other_episode & (is_same_task ^ True)
+    return is_other_episode
 
 
 def random_partners(allowed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw for each sample another one whose memory it is shown.
 
     Args:
-        allowed: (b, b) True where sample j may lend its memory to sample i.
+        allowed: (b, b) True where sample i may be shown the memory of sample j.
         generator: Source of randomness, on the same device.
 
     Returns:
@@ -91,77 +295,17 @@ def random_partners(allowed: Tensor, generator: torch.Generator) -> tuple[Tensor
     return partner, best < 0
 
 
-def make_memory(
-    source: MemorySource,
-    *,
-    shape: tuple[int, int, int, int, int],
-    generator: torch.Generator,
-    predicted: Tensor | None = None,
-    future: Tensor | None = None,
-    future_is_pad: Tensor | None = None,
-    current: Tensor | None = None,
-    episode: Tensor | None = None,
-    task: Tensor | None = None,
-    share: float = 0.0,
-) -> Memory:
-    """Fill a memory from one of the sources.
-
-    Args:
-        source: Where the memory comes from.
-        shape: (b, n, k, p, d) of the memory; the sources that have a single future repeat it n times.
-        generator: Source of the draws of `random`, `shuffle` and `scheduled`, on the memory's device.
-        predicted: (b, n, k, p, d) the Prophet's futures (`pred`, `scheduled`, `shuffle*`).
-        future: (b, k, p, d) true futures (`oracle`, `scheduled`).
-        future_is_pad: (b, k) True beyond the end of the episode.
-        current: (b, p, d) current latents (`copy_current`).
-        episode: (b,) episode of each sample (`shuffle*`); None in a rollout, where each sample is its own.
-        task: (b,) task of each sample (`shuffle_within_task`).
-        share: Share of samples that get the oracle (`scheduled`), see `oracle_share`.
+def make_memory(source: MemorySource, given: MemoryInputs) -> Memory:
+    """Fill a memory from one of `TRAINING_SOURCES`.
 
     Returns:
-        The memory. In `shuffle*`, a sample without a partner reads nothing (all padded).
+        The memory. Where memories are exchanged, a sample without a partner reads nothing (all padded).
 
     Raises:
-        ValueError: if the batch can't be shuffled at all, because it has one sample.
+        ValueError: if nothing can be exchanged, because the batch has one sample.
     """
-    import torch
-
-    b, n, k, p, d = shape
-    device = generator.device
-
-    def tokens(latents: Tensor) -> Tensor:  # (b, n | 1, k | 1, p, d) -> (b, m, d)
-        return latents.expand(shape).reshape(b, n * k * p, d)
-
-    def pad(is_pad: Tensor) -> Tensor:  # (b, k) -> (b, m)
-        return is_pad[:, None, :, None].expand(b, n, k, p).reshape(b, n * k * p)
-
-    match source:
-        case MemorySource.pred:
-            return Memory(tokens(predicted))
-        case MemorySource.oracle:
-            return Memory(tokens(future[:, None]), pad(future_is_pad))
-        case MemorySource.scheduled:
-            is_oracle = torch.rand(b, generator=generator, device=device) < share
-            mixed = torch.where(is_oracle[:, None, None, None, None], future[:, None].to(predicted.dtype), predicted)
-            return Memory(tokens(mixed), pad(future_is_pad & is_oracle[:, None]))
-        case MemorySource.zero:
-            return Memory(torch.zeros(b, n * k * p, d, device=device))
-        case MemorySource.random:
-            noise = torch.randn(b, n * k * p, d, generator=generator, device=device)
-            # A standardised latent token has d dimensions of unit variance on average: its typical norm is sqrt(d).
-            return Memory(noise * d**0.5 / noise.norm(dim=-1, keepdim=True))
-        case MemorySource.copy_current:
-            return Memory(tokens(current[:, None, None]))
-        case MemorySource.shuffle | MemorySource.shuffle_within_task:
-            if b < 2:
-                raise ValueError(
-                    f"memory source {source.value!r} exchanges memories within a batch, but the batch has one sample; "
-                    "use a batch size of at least 2 (in lerobot-eval: --eval.batch_size)"
-                )
-            episode = torch.arange(b, device=device) if episode is None else episode
-            allowed = episode[:, None] != episode[None]
-            if source is MemorySource.shuffle_within_task:
-                allowed = allowed & (task[:, None] == task[None])
-            partner, is_alone = random_partners(allowed, generator)
-            return Memory(tokens(predicted[partner]), is_alone[:, None].expand(b, n * k * p))
-    raise AssertionError(source)
+    b, n, k, p, d = given.shape
+    latents, is_pad = source.traits.fill(given, source)
+    if is_pad is not None:
+        is_pad = is_pad[:, None, :, None].expand(b, n, k, p).reshape(b, n * k * p)
+    return Memory(latents.expand(given.shape).reshape(b, n * k * p, d), is_pad)

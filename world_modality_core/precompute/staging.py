@@ -1,4 +1,4 @@
-"""Latents on their way: one file per episode beside the output, so that a killed run can go on where it was.
+"""Staged latents: one file per episode beside the output, so that a killed run can go on where it stopped.
 
 A file is written aside and renamed, so whatever carries its final name is whole; a kill costs the episodes in flight.
 """
@@ -36,7 +36,7 @@ class Staging(WorkFolder):
         return self._episodes / f"episode-{episode:06d}.npy"
 
     def has(self, episode: int) -> bool:
-        """Whether the latents of an episode are here."""
+        """Whether the latents of an episode are staged."""
         return self._path(episode).exists()
 
     def write(self, episode: int, latents: np.ndarray) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 
 from accelerate import PartialState
@@ -16,6 +15,7 @@ from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.hub_transfer import HubError, check_upload
 from world_modality_core.io.option_differences import option_differences
+from world_modality_core.io.processes import join_processes
 from world_modality_core.latents.companion import (
     INFO_FILE,
     Companion,
@@ -49,9 +49,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
     Raises:
         ConfigError: before any work, if it cannot be done as asked for.
     """
-    # Processes wait for the first one while it writes, which takes as long as it takes.
-    state = PartialState(cpu=cfg.device == "cpu", timeout=timedelta(days=7))
-    device = state.device if state.num_processes > 1 or cfg.device is None else cfg.device
+    state, device = join_processes(cfg.device)
     source = SourceDataset(cfg.dataset.repo_id or Path(cfg.dataset.root).name, cfg.dataset.root, cfg.dataset.revision)
     fingerprint = SourceFingerprint.of(source.meta)
     reused = _open_reused(cfg.reuse_from) if cfg.reuse_from else None

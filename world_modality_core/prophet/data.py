@@ -92,7 +92,7 @@ class CompanionFrames:
         self.states = None
         if states_from is not None:
             self.states = _read_states(companions, states_from)
-        self._device_tables: list[GpuLatentTable] | None = None
+        self._gpu_tables: list[GpuLatentTable] | None = None
 
     @property
     def n_frames(self) -> int:
@@ -118,7 +118,7 @@ class CompanionFrames:
         n_bytes = sum(companion.table.latents.nbytes for companion in self.companions)
         if device.type != "cuda" or n_bytes > ON_DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
             return False
-        self._device_tables = [GpuLatentTable(companion.table, device) for companion in self.companions]
+        self._gpu_tables = [GpuLatentTable(companion.table, device) for companion in self.companions]
         return True
 
     def latents(self, index: Tensor, offsets: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -137,8 +137,8 @@ class CompanionFrames:
         for i in np.unique(owner):
             place = torch.from_numpy(np.flatnonzero(owner == i))
             local = index[place] - int(self._starts[i])
-            if self._device_tables is not None:
-                parts.append(self._device_tables[i].gather(local.to(device), offsets))
+            if self._gpu_tables is not None:
+                parts.append(self._gpu_tables[i].gather(local.to(device), offsets))
             else:
                 latents, is_pad = self.companions[i].table.gather(local, offsets)
                 parts.append((latents.to(device), is_pad.to(device)))

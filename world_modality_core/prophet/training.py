@@ -310,11 +310,11 @@ class ProphetTraining:
         """Begin a folder, or take up the state of the run in it."""
         described, config_file = json.loads(json.dumps(self.describe())), self.root / CONFIG_FILE
         if config_file.is_file():
-            there = read_json(config_file, dict)
-            if there != described:
+            stored = read_json(config_file, dict)
+            if stored != described:
                 raise ConfigError(
                     f"output_dir={str(self.root)!r} holds a Prophet of other options "
-                    f"({'; '.join(option_differences(there, described))}). Give another --output_dir, or delete that "
+                    f"({'; '.join(option_differences(stored, described))}). Give another --output_dir, or delete that "
                     "folder"
                 )
         elif self.root.exists() and any(self.root.iterdir()):

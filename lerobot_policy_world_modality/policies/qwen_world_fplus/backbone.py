@@ -148,8 +148,8 @@ def add_adapters(model: PreTrainedModel, options: LoraOptions) -> None:
     found = [(name, match) for name in linear if (match := layer.fullmatch(name))]
     unknown = sorted(set(options.targets) - {match[2] for _, match in found})
     if unknown:
-        there = sorted({match[2] for _, match in found})
-        raise ValueError(f"lora.targets names {unknown}; a decoder layer of this backbone has {there}")
+        known = sorted({match[2] for _, match in found})
+        raise ValueError(f"lora.targets names {unknown}; a decoder layer of this backbone has {known}")
     n_layers = len(model.model.language_model.layers)
     layers = range(n_layers) if options.layers is None else options.layers
     beyond = [i for i in layers if not 0 <= i < n_layers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lerobot.datasets import LeRobotDatasetMetadata
@@ -35,6 +36,7 @@ class Labels:
         self._lookup = labels_by_index(dataset_meta) if jsonl is None else labels_from_jsonl(jsonl, dataset_meta)
         which = self._lookup.ids(torch.arange(dataset_meta.total_frames))
         n_labelled = int((which >= 0).sum())
+        first_frame = dict(zip(*np.unique(which, return_index=True), strict=True))
         if not n_labelled:
             place = f"text.jsonl={jsonl!r}" if jsonl else f"{dataset_meta.repo_id!r} (language rows of style 'coc')"
             raise ValueError(
@@ -44,7 +46,7 @@ class Labels:
         end = inputs.tokenizer.eos_token_id
         self._tokens: list[list[int]] = []
         for i, text in enumerate(self._lookup.texts):
-            where = f"the label of frame {int((which == i).argmax())}"
+            where = f"the label of frame {first_frame[i]}"
             inputs.check_words(text, where)
             tokens = inputs.tokenizer(text, add_special_tokens=False)["input_ids"] + [end]
             if len(tokens) > config.max_tokens:
@@ -78,7 +80,7 @@ def text_loss(model: PreTrainedModel, states: Tensor, sequences: Sequences) -> T
 
 @dataclass
 class Prefix:
-    """What a plan leaves behind for an explanation.
+    """What an explanation goes on from.
 
     Attributes:
         cache: Keys and values of the sequence, n tokens long.
@@ -94,7 +96,7 @@ class Prefix:
 
 
 def prefix_of(sequences: Sequences, states: Tensor, cache: Cache, sees_act: bool) -> Prefix:
-    """Remember the sequence of a plan.
+    """The prefix of an explanation of a plan.
 
     Args:
         sequences: Prompt and action tokens.

@@ -232,7 +232,7 @@ class QwenWorldFPlusConfig(VLAWorldOptions, PreTrainedConfig):
 
     @property
     def runs_remote_code(self) -> bool:
-        """Whether this process was told in its command to run code of the backbone's repository."""
+        """Whether this process's command allows running code of the backbone's repository."""
         return is_typed("policy.trust_remote_code")
 
     @property

@@ -140,7 +140,7 @@ class QwenInputs:
         if key in self._prompts:
             return self._prompts[key]
         if not task.strip():
-            raise ValueError("a sample of the batch has an empty task; qwen_world_fplus is told what to do in words")
+            raise ValueError("a sample of the batch has an empty task; qwen_world_fplus needs the task as text")
         self.check_words(task, "a task")
         parts = [{"type": "image"} for _ in images] + [{"type": "text", "text": task}]
         chat = [{"role": "user", "content": parts}]
@@ -186,7 +186,7 @@ class QwenInputs:
             raise ValueError(f"the batch lacks the images {missing}; it has {sorted(k for k in batch if 'image' in k)}")
         tasks = batch.get("task")
         if tasks is None:
-            raise ValueError("the batch has no `task`; qwen_world_fplus is told what to do in words")
+            raise ValueError("the batch has no `task`; qwen_world_fplus needs the task as text")
         # The dataset's frames were bytes: as such the processor rounds and clips them as in the backbone's training.
         stacks = [batch[key].mul(255).round().clamp(0, 255).to(torch.uint8) for key in self.cameras]
         tasks = [tasks] * len(stacks[0]) if isinstance(tasks, str) else tasks

@@ -163,11 +163,12 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
     def reset(self) -> None:
         """Forget the episode; LeRobot calls this before each one."""
         super().reset()
+        self._last_plan: Sequences | None = None  # what `explain` reads, and the prefix that it makes of it
         self._prefix: Prefix | None = None
 
     def _plan(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
         world_batch = self._live_batch(batch) if self.config.use_memory else None
-        states, _ = self._see(batch, None, remembers=self.config.lambda_text > 0)
+        states, _ = self._see(batch, None)
         states = self._inform(states, batch, world_batch, self.config.memory.rollout_source)
         return self.action_head.sample(states, noise)
 
@@ -182,8 +183,7 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
         """Say why, after the act. Actions are the same whether or not anybody asks.
 
         Args:
-            batch: An observation to plan from first. None: about the last plan, whose images and prompt are not read
-                again.
+            batch: An observation to explain the plan of. None: the last plan.
             max_tokens: Most tokens; `text.max_tokens` by default.
 
         Returns:
@@ -193,30 +193,36 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
             RuntimeError: if there is no last plan to explain.
         """
         self.eval()
+        self._check_weights()
         text = self.config.text
+        if batch is not None:
+            self._last_plan, self._prefix = self.inputs(batch, self.device), None
+        if self._last_plan is None:
+            raise RuntimeError(
+                "there is no plan to explain: none was made since reset, or the policy was trained with "
+                "lambda_text=0 and keeps none; give explain an observation"
+            )
+        first_act, end = int(self.inputs.act_ids[0]), self.inputs.tokenizer.eos_token_id
         with self._autocast():
-            if batch is not None:
-                self._see(batch, None, remembers=True)
-            if self._prefix is None:
-                raise RuntimeError(
-                    "there is no plan to explain: none was made since reset, or the policy was trained with "
-                    "lambda_text=0 and keeps none; give explain an observation"
-                )
-            first_act, end = int(self.inputs.act_ids[0]), self.inputs.tokenizer.eos_token_id
+            if self._prefix is None:  # plans keep no cache: few are asked about
+                out = self.backbone.model(**self._last_plan.model_inputs(), use_cache=True)
+                is_joint = text.mode == "joint_after_act"
+                self._prefix = prefix_of(self._last_plan, out.last_hidden_state, out.past_key_values, is_joint)
             said = generate(self.backbone, self._prefix, first_act, end, max_tokens or text.max_tokens)
         return [self.inputs.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]
 
     # How the parts go together.
 
-    def _see(
-        self, batch: dict[str, Tensor], labels: list[list[int] | None] | None, remembers: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run the backbone: states at the action tokens (b, h, d), and the text loss (b,) where there are labels."""
+    def _check_weights(self) -> None:
         if self._awaits_weights:
             raise RuntimeError(
                 "weights='checkpoint' says that the backbone's weights are in a checkpoint, and none was loaded; use "
                 "from_pretrained, or weights='pretrained' for a new run"
             )
+
+    def _see(self, batch: dict[str, Tensor], labels: list[list[int] | None] | None) -> tuple[Tensor, Tensor | None]:
+        """Run the backbone: states at the action tokens (b, h, d), and the text loss (b,) where there are labels."""
+        self._check_weights()
         is_joint = self.config.text.mode == "joint_after_act"
         joint = labels if is_joint else None
         b, size = len(batch[self.inputs.cameras[0]]), self.config.micro_batch_size
@@ -230,18 +236,16 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
             loss_text = None if joint is None else torch.cat([part[1] for part in parts])
         else:
             sequences = self.inputs(batch, self.device, joint)
-            acting, loss_text = self._read(sequences, joint is not None, remembers)
+            acting, loss_text = self._read(sequences, joint is not None)
+            if not self.training and self.config.lambda_text > 0:
+                self._last_plan, self._prefix = sequences, None
         if labels is not None and not is_joint:
             loss_text = self._separate_text_loss(batch, labels)
         return acting, loss_text
 
-    def _read(self, sequences: Sequences, has_text: bool, remembers: bool = False) -> tuple[Tensor, Tensor | None]:
+    def _read(self, sequences: Sequences, has_text: bool) -> tuple[Tensor, Tensor | None]:
         """One pass of the backbone: states at the action tokens (b, h, d), and the text loss (b,) if there is text."""
-        out = self.backbone.model(**sequences.model_inputs(), use_cache=remembers)
-        states = out.last_hidden_state
-        if remembers:
-            is_joint = self.config.text.mode == "joint_after_act"
-            self._prefix = prefix_of(sequences, states, out.past_key_values, is_joint)
+        states = self.backbone.model(**sequences.model_inputs(), use_cache=False).last_hidden_state
         acting = states.gather(1, sequences.act_at[..., None].expand(-1, -1, states.shape[-1]))
         return acting, text_loss(self.backbone, states, sequences) if has_text else None
 

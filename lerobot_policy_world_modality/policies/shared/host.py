@@ -148,7 +148,8 @@ class PolicyWithWorld(OnHub):
     def _found(self, kind: type[nn.Module]) -> dict[str, Any]:
         """All modules of a kind by name, without the frozen originals that adapters keep beside the trained copies.
 
-        Found anew after each `train` or `eval`, since adapters wrap and copy modules.
+        Looked for once: a walk through a VLA's modules in every step costs milliseconds. It is done again once adapters
+        have wrapped and copied modules, and where training turns into evaluation.
         """
         found = self.__dict__.setdefault("_modules_found", {})
         if kind not in found:
@@ -159,8 +160,13 @@ class PolicyWithWorld(OnHub):
         return found[kind]
 
     def train(self, mode: bool = True):
-        self.__dict__.pop("_modules_found", None)
+        if mode != self.training:
+            self.__dict__.pop("_modules_found", None)
         return super().train(mode)
+
+    def _validate_peft_config(self, peft_config) -> None:
+        self.__dict__.pop("_modules_found", None)
+        super()._validate_peft_config(peft_config)
 
     # Training.
 
@@ -221,7 +227,7 @@ class PolicyWithWorld(OnHub):
         return self.latent_reader.live(batch, self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 arithmetic of a rollout where `dtype` says so; in training accelerate does it, told by the same."""
+        """bf16 arithmetic of a rollout where `dtype` says so; in training accelerate does it, by the same option."""
         if self.config.rollout_dtype != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)

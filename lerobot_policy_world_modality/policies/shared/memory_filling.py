@@ -12,7 +12,7 @@ from lerobot_policy_world_modality.policies.shared.world_options import MemoryOp
 from world_modality_core.configs import MemoryConfig
 from world_modality_core.memory.gated_attention import GatedCrossAttention
 from world_modality_core.memory.modulation import MemoryModulation
-from world_modality_core.memory.sources import TRAITS, Memory, MemorySource, make_memory, oracle_share
+from world_modality_core.memory.sources import Memory, MemoryInputs, MemorySource, make_memory, oracle_share
 from world_modality_core.prophet.losses import future_latent_loss, future_latent_metrics
 from world_modality_core.prophet.network import Futures, Prophet
 
@@ -100,7 +100,8 @@ def fill_memory(
     Raises:
         ValueError: if the source needs the recorded future and there is none.
     """
-    if TRAITS[source].is_offline and world_batch.future is None:
+    traits = source.traits
+    if traits.is_offline and world_batch.future is None:
         raise ValueError(f"memory source {source.value!r} needs the recorded future, which a rollout doesn't have")
     config.check_content(source)
     if shape[1] == 0:
@@ -111,22 +112,23 @@ def fill_memory(
             shape,
         )
     predicted = None
-    if TRAITS[source].runs_prophet:
+    if traits.runs_prophet:
         futures = predict_futures(prophet, world_batch)
         predicted = _content(futures, config.content)
         predicted = predicted.detach() if config.detach else predicted
-    memory = make_memory(
-        source,
+    given = MemoryInputs(
         shape=(world_batch.batch_size, *shape),
+        device=generator.device,
         generator=generator,
         predicted=predicted,
         future=world_batch.future,
         future_is_pad=world_batch.future_is_pad,
-        current=current_content(world_batch, config.content, shape) if source is MemorySource.copy_current else None,
+        current=current_content(world_batch, config.content, shape) if traits.reads_current else None,
         episode=world_batch.episode,
         task=world_batch.task,
-        share=oracle_share(step, config.schedule_steps),
+        oracle_share=oracle_share(step, config.schedule_steps),
     )
+    memory = make_memory(source, given)
     if world_batch.intervention is not None:
         memory = world_batch.intervention(memory, world_batch, shape)
     return _beside_what_was_seen(memory, world_batch, config, shape)

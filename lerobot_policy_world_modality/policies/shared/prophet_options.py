@@ -29,19 +29,22 @@ def take_over_prophet(config: PreTrainedConfig) -> None:
     start = config.prophet.init_from
     if not start:
         return
-    made = ProphetCheckpoint.read(start, "prophet.init_from")
-    wanted = [
-        (config, "", config.history_field, made.n_obs_steps),
-        *((config, "", name, getattr(made, name)) for name in ("history_stride", "n_future_steps", "future_stride")),
-        *((config.prophet, "prophet.", name, getattr(made.prophet, name)) for name in _OF_THE_WEIGHTS),
+    checkpoint = ProphetCheckpoint.read(start, "prophet.init_from")
+    required = [
+        (config, "", config.history_field, checkpoint.n_obs_steps),
+        *(
+            (config, "", name, getattr(checkpoint, name))
+            for name in ("history_stride", "n_future_steps", "future_stride")
+        ),
+        *((config.prophet, "prophet.", name, getattr(checkpoint.prophet, name)) for name in _OF_THE_WEIGHTS),
     ]
-    if made.prophet.use_language:
+    if checkpoint.prophet.use_language:
         names = ("model_id", "revision", "dim")
-        wanted += [(config.language, "language.", name, getattr(made.language, name)) for name in names]
+        required += [(config.language, "language.", name, getattr(checkpoint.language, name)) for name in names]
     if "dropout" not in config.prophet._given:
-        config.prophet.dropout = made.prophet.dropout
+        config.prophet.dropout = checkpoint.prophet.dropout
     wrong = []
-    for owner, path, name, value in wanted:
+    for owner, path, name, value in required:
         if name in owner._given and getattr(owner, name) not in (value, 0 if name in ("d_model", "dim") else value):
             wrong.append(f"{path}{name}={getattr(owner, name)} was given, it has {value}")
         setattr(owner, name, value)
@@ -61,27 +64,27 @@ def check_trunk_start(config: PreTrainedConfig) -> None:
     start = config.trunk_init_from
     if not start:
         return
-    made = ProphetCheckpoint.read(start, "trunk_init_from")
-    wanted = {
-        "d_model": made.prophet.d_model,
-        "n_layers": made.prophet.n_layers,
-        "n_heads": made.prophet.n_heads,
-        "per_cell": made.prophet.per_cell,
-        "n_obs_steps": made.n_obs_steps,
-        "history_stride": made.history_stride,
+    checkpoint = ProphetCheckpoint.read(start, "trunk_init_from")
+    required = {
+        "d_model": checkpoint.prophet.d_model,
+        "n_layers": checkpoint.prophet.n_layers,
+        "n_heads": checkpoint.prophet.n_heads,
+        "per_cell": checkpoint.prophet.per_cell,
+        "n_obs_steps": checkpoint.n_obs_steps,
+        "history_stride": checkpoint.history_stride,
         "use_vision": True,
     }
-    wanted |= {f"use_{part}": True for part in ("state", "language") if getattr(made.prophet, f"use_{part}")}
+    required |= {f"use_{part}": True for part in ("state", "language") if getattr(checkpoint.prophet, f"use_{part}")}
     if config.d_feedforward != 4 * config.d_model:
-        wanted["d_feedforward"] = 0
+        required["d_feedforward"] = 0
     flags = [
-        f"--policy.{name}={str(value).lower()}" for name, value in wanted.items() if getattr(config, name) != value
+        f"--policy.{name}={str(value).lower()}" for name, value in required.items() if getattr(config, name) != value
     ]
-    if made.prophet.use_language and (made.language.model_id, made.language.revision) != (
+    if checkpoint.prophet.use_language and (checkpoint.language.model_id, checkpoint.language.revision) != (
         config.language.model_id, config.language.revision,
     ):  # fmt: skip
-        flags.append(f"--policy.language.model_id={made.language.model_id}")
-        flags += [f"--policy.language.revision={made.language.revision}"] if made.language.revision else []
+        flags.append(f"--policy.language.model_id={checkpoint.language.model_id}")
+        flags += [f"--policy.language.revision={checkpoint.language.revision}"] if checkpoint.language.revision else []
     if flags:
         raise ConfigError(
             f"trunk_init_from={start!r} holds layers of other sizes or inputs than the trunk's; set {' '.join(flags)}"

@@ -68,15 +68,15 @@ def check_starts(config: PreTrainedConfig, companion: Companion | None) -> None:
                 "with lerobot-train and --policy.companion.root=FOLDER, or drop it"
             )
         mode = config.normalization_mapping.get("STATE")
-        made = ProphetCheckpoint.read(start, name)
-        if made.prophet.use_state and mode is not NormalizationMode.MEAN_STD:
+        checkpoint = ProphetCheckpoint.read(start, name)
+        if checkpoint.prophet.use_state and mode is not NormalizationMode.MEAN_STD:
             raise ConfigError(
                 f"normalization_mapping: STATE is {mode}, and the Prophet of {name}={start!r} reads the state "
                 "standardised; use MEAN_STD for STATE, or a Prophet without prophet.use_state"
             )
         # The companion's cameras as the policy names them, or as they are.
-        wrong = made.encoder.differences(config.encoder)
-        if wrong and made.encoder.differences(companion.spec):
+        wrong = checkpoint.encoder.differences(config.encoder)
+        if wrong and checkpoint.encoder.differences(companion.spec):
             raise ConfigError(
                 f"{name}={start!r} was trained on other latents than those of companion {companion.root} (Prophet's != "
                 f"companion's): {'; '.join(wrong)}. Make the companion with wm-precompute --reuse_from=ONE_OF_THE_"
@@ -121,9 +121,9 @@ def start_trunk(config: PreTrainedConfig, trunk: WorldTrunk, space: LatentNormal
     start = config.trunk_init_from
     if not start:
         return
-    made = ProphetCheckpoint.read(start, "trunk_init_from")
-    weights, field = made.weights(), f"trunk_init_from={start!r}"
-    t = made.n_obs_steps
+    checkpoint = ProphetCheckpoint.read(start, "trunk_init_from")
+    weights, field = checkpoint.weights(), f"trunk_init_from={start!r}"
+    t = checkpoint.n_obs_steps
     copied = {
         "latent": _part(weights.prophet, "embed."),
         "encoder": _part(weights.prophet, "encoder."),
@@ -133,7 +133,7 @@ def start_trunk(config: PreTrainedConfig, trunk: WorldTrunk, space: LatentNormal
     for name, values in copied.items():
         if values:
             _load(getattr(trunk, name), values, field)
-    if made.prophet.use_state:
+    if checkpoint.prophet.use_state:
         _fit_state(trunk.state, weights, stats, field)
     with torch.no_grad():
         trunk.time.copy_(weights.prophet["time"][:t])

@@ -19,7 +19,6 @@ from world_modality_core.configs import (
 )
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.memory.sources import TRAITS
 
 if TYPE_CHECKING:
     from world_modality_core.latents.companion import Companion
@@ -177,22 +176,22 @@ class MemoryOptions(WorldOptions):
     @property
     def trains_prophet(self) -> bool:
         """Whether a training step runs the Prophet."""
-        reads_it = self.reads_memory and TRAITS[self.memory.source].runs_prophet
+        reads_it = self.reads_memory and self.memory.source.traits.runs_prophet
         return self.n_future_steps > 0 and (self.world_weight > 0 or reads_it)
 
     @property
     def needs_history(self) -> bool:
-        from_memory = self.reads_memory and (TRAITS[self.memory.source].reads_history or self.memory.shows_seen)
+        from_memory = self.reads_memory and (self.memory.source.traits.reads_history or self.memory.shows_seen)
         return super().needs_history or self.trains_prophet or from_memory
 
     @property
     def needs_future(self) -> bool:
-        from_memory = self.reads_memory and self.n_future_steps > 0 and TRAITS[self.memory.source].is_offline
+        from_memory = self.reads_memory and self.n_future_steps > 0 and self.memory.source.traits.is_offline
         return super().needs_future or self.trains_prophet or from_memory
 
     @property
     def needs_live_history(self) -> bool:
-        from_memory = TRAITS[self.memory.rollout_source].reads_history or self.memory.shows_seen
+        from_memory = self.memory.rollout_source.traits.reads_history or self.memory.shows_seen
         from_memory = self.reads_memory and from_memory
         return super().needs_live_history or from_memory
 

@@ -127,7 +127,7 @@ class WorldSmolVLMWithExpert(SmolVLMWithExpertModel):
 def insert_tokens(mask: Tensor, n_prefix: int, is_used: Tensor, has_prefix_rows: bool) -> Tensor:
     """Make room for memory tokens after the prefix: they see the prefix and each other, and the suffix sees them.
 
-    The prefix doesn't see them, so that it stays what it was. A token that isn't used is seen by nobody.
+    The prefix doesn't see them, so that it stays what it was. Nothing attends to a token that isn't used.
 
     Args:
         mask: (b, q, P + h) True where a query may attend; q = P + h, P or h.

@@ -67,7 +67,7 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
 
 
 def check_tasks(dataset_meta: LeRobotDatasetMetadata) -> None:
-    """Refuse a dataset with a task that has no text: SmolVLA is told what to do in words.
+    """Refuse a dataset with a task that has no text: SmolVLA reads the task as text.
 
     Raises:
         ValueError: naming the task.

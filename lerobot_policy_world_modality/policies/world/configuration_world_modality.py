@@ -13,7 +13,6 @@ from lerobot_policy_world_modality.policies.shared.prophet_options import check_
 from lerobot_policy_world_modality.policies.shared.world_options import MemoryOptions, WorldOptions
 from world_modality_core.configs import MemoryConfig, ProphetConfig, TokenizerConfig, check_at_least
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.memory.sources import MemorySource
 
 if TYPE_CHECKING:
     from world_modality_core.latents.companion import Companion
@@ -299,10 +298,8 @@ class WorldFConfig(WorldModalityConfig, MemoryOptions):
                 "memory.content='states', but the Prophet tells no states; start from one that does "
                 "(wm-prophet --prophet.tells_state=true --state_loss_weight=1, --policy.prophet.init_from=FOLDER)"
             )
-        blind_sources = (MemorySource.zero, MemorySource.random)
-        is_blind = not self.memory.shows_seen and all(
-            source in blind_sources for source in (self.memory.source, self.memory.rollout_source)
-        )
+        sources = (self.memory.source, self.memory.rollout_source)
+        is_blind = not self.memory.shows_seen and all(source.traits.is_blind for source in sources)
         if self.see_through_memory and (self.use_vision or is_blind):
             wrong = "use_vision=true" if self.use_vision else f"memory.source={self.memory.source.value!r}"
             raise ConfigError(
@@ -327,4 +324,4 @@ class WorldFConfig(WorldModalityConfig, MemoryOptions):
 
     @property
     def reads_world(self) -> bool:
-        return self.memory.shows_seen or self.memory.rollout_source not in (MemorySource.zero, MemorySource.random)
+        return self.memory.shows_seen or not self.memory.rollout_source.traits.is_blind

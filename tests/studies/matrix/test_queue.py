@@ -9,9 +9,7 @@ from collections import Counter
 
 import pytest
 
-from lerobot_policy_world_modality.evaluation.arms import BANK_ARMS
 from tests.studies.matrix.helpers import BASE, Fakes, is_alive
-from world_modality_core.studies.matrix.job_record import EXCHANGING_ARMS
 
 JOBS = [f"{kind}-{model}-s{seed}" for seed in (1, 2) for model in "AF" for kind in ("train", "eval")]
 
@@ -202,7 +200,6 @@ def test_arms_and_scenes_may_be_added_to_a_finished_evaluation(fakes):
 
 
 def test_arms_that_exchange_memories_are_refused_where_none_were_kept(fakes):
-    assert set(BANK_ARMS) == EXCHANGING_ARMS
     fakes.write()
     assert fakes.run()[0] == 0
     fakes.write(models={"A": {}, "F": {"arms": ["intact", "zero", "shuffle"]}})

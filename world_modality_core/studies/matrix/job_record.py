@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import checked, parse_json, read_json, write_text
+from world_modality_core.memory.sources import EXCHANGING_SOURCES
 from world_modality_core.studies.matrix.expand import Job
 
 JOB_FILE = "job.json"
@@ -25,9 +26,6 @@ LOCKS = ".locks"
 
 # Flags by which a finished evaluation may be added to.
 _MAY_GROW = ("--arms", "--eval.n_episodes", "--eval.batch_size", "--videos")
-
-# Arms that need what `intact` keeps for them only if it is run together with one of them.
-EXCHANGING_ARMS = frozenset({"shuffle", "shuffle_within_task", "wrong_task"})
 
 _PACKAGES = (
     "lerobot_policy_world_modality", "lerobot", "torch", "numpy", "transformers", "metaworld", "mujoco", "gymnasium",
@@ -107,7 +105,9 @@ def adds_episodes(job: Job, record: dict[str, Any]) -> bool:
     """
     if job.kind != "eval" or not record or record["command"] == list(job.command):
         return False
-    if _arms(job.command) & EXCHANGING_ARMS and not _arms(record["command"]) & EXCHANGING_ARMS:
+    # Arms that exchange memories need those that `intact` keeps, which it does only if it is run beside such an arm.
+    exchanging = set(EXCHANGING_SOURCES)
+    if _arms(job.command) & exchanging and not _arms(record["command"]) & exchanging:
         return False
     return _pinned(record["command"]) == _pinned(job.command)
 

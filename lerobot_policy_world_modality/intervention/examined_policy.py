@@ -17,7 +17,7 @@ from world_modality_core.memory.gated_attention import GatedReader
 from world_modality_core.prophet.network import Prophet
 
 
-class Subject:
+class ExaminedPolicy:
     """A loaded policy, seen through what all policy types share.
 
     Args:

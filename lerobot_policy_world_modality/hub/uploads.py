@@ -55,7 +55,7 @@ def push(given: argparse.Namespace) -> str:
     if (path / "meta/info.json").is_file():
         files = dataset_files(path)
         card = _dataset_card(given)
-        _tell_left_out(path, [file for room in ("data", "meta", "videos") for file in (path / room).rglob("*")], files)
+        _print_left_out(path, [file for room in ("data", "meta", "videos") for file in (path / room).rglob("*")], files)
         return _done(given, card, lambda: push_dataset(given.repo_id, path, card, **_where(given)))
     if path.suffix == ".jsonl" and path.is_file():
         files = own_files(path.parent, [escape(path.name)])
@@ -85,11 +85,11 @@ def _done(given: argparse.Namespace, card: str, upload) -> str:
     return card
 
 
-def _tell_left_out(folder: Path, there: Iterable[Path], uploaded: Iterable[str]) -> None:
+def _print_left_out(folder: Path, files: Iterable[Path], uploaded: Iterable[str]) -> None:
     """Name the files that stay here, although they lie among those that are uploaded."""
-    names = {path.relative_to(folder).as_posix() for path in there if path.is_file()} - {*uploaded, CARD_FILE}
+    names = {path.relative_to(folder).as_posix() for path in files if path.is_file()} - {*uploaded, CARD_FILE}
     if names:
-        print(f"wm-push: not uploaded, since no part of it: {', '.join(map(repr, sorted(names)))}")
+        print(f"wm-push: not part of what is uploaded: {', '.join(map(repr, sorted(names)))}")
 
 
 def _dataset_card(given: argparse.Namespace) -> str:
@@ -136,7 +136,7 @@ def _push_policy(given: argparse.Namespace) -> str:
     if given.eval:
         _add_results(facts, checkpoint_hash(folder), given)
     card = policy_card(config, facts)
-    _tell_left_out(folder, folder.rglob("*"), uploaded)
+    _print_left_out(folder, folder.rglob("*"), uploaded)
     for need in needs:
         print(f"wm-push: {need} is a folder of this disk: nobody else can load the checkpoint; upload that folder too "
               "and train with its name on the Hub")  # fmt: skip
