@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import torch
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
@@ -205,26 +206,27 @@ class LatentReader:
             Latents (b, t + w, p * d), is_pad (b, w) of the windows, and is_pad and age (b, t) of the past.
         """
         on_device, table = self._uses_gpu_table(device), self.companion.table
-        if on_device:
-            index = index.to(device)
-            rows, is_pad = self._gpu_table.rows(index, offsets)
-        else:
-            # The trainer has just read the last step's loss, so that this waits for the copy of the batch only.
-            index = index.cpu()
-            rows, is_pad = map(torch.from_numpy, table.rows(index, offsets))
-        past, all_pad = None, is_pad
+        # On the host this waits for the copy of the batch only: the trainer has just read the last step's loss.
+        index = index.to(device) if on_device else index.cpu()
+        past_rows, past = None, None
         if self._past_choice is not None:
             if self._recorded_past is None:
                 self._recorded_past = RecordedPast(table.latents, table.bounds, *self._past_choice, index.device)
             past_rows, *past = self._recorded_past.rows(index)
-            rows, all_pad = torch.cat([past_rows, rows], dim=1), torch.cat([past[0], is_pad], dim=1)
         if on_device:
+            rows, is_pad = self._gpu_table.rows(index, offsets)
+            rows = rows if past_rows is None else torch.cat([past_rows, rows], dim=1)
             return self._gpu_table.latents[rows], is_pad, past
-        latents = table.read(rows.numpy())
+        rows, is_pad = table.rows(index, offsets)
+        is_pad = all_pad = torch.from_numpy(is_pad)
+        if past is not None:
+            rows = np.concatenate([past_rows.numpy(), rows], axis=1)
+            all_pad = torch.cat([past[0], is_pad], dim=1)
+            past = [part.to(device) for part in past]
+        latents = table.read(rows)
         check_finite(self.companion, rows, latents, all_pad)
         if device.type == "cuda":
             latents, is_pad = latents.pin_memory(), is_pad.pin_memory()
-        past = past and [part.to(device) for part in past]
         return latents.to(device, non_blocking=True), is_pad.to(device, non_blocking=True), past
 
     def _uses_gpu_table(self, device: torch.device) -> bool:
@@ -245,7 +247,7 @@ def task_list(batch: dict) -> list[str]:
     return [tasks] if isinstance(tasks, str) else list(tasks)
 
 
-def check_finite(companion: Companion, rows: Tensor, latents: Tensor, is_pad: Tensor) -> None:
+def check_finite(companion: Companion, rows: np.ndarray, latents: Tensor, is_pad: Tensor) -> None:
     """Refuse latents that are not finite; zero them where they are padding, which nothing reads.
 
     Args:
@@ -262,7 +264,7 @@ def check_finite(companion: Companion, rows: Tensor, latents: Tensor, is_pad: Te
         return
     used = is_bad & ~is_pad
     if used.any():
-        row = int(rows[used][0])
+        row = int(rows[used.numpy()][0])
         raise ValueError(
             f"row {row} of companion {companion.root} (episode {int(companion.table.episode_index[row])}) holds NaN or "
             "Inf; encode that episode again: run wm-precompute with the same options into a new folder"
