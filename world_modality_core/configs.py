@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.memory.sources import TRAINING_SOURCES, MemoryContent, MemorySource
+from world_modality_core.memory.sources import PAST_SOURCES, TRAINING_SOURCES, MemoryContent, MemorySource
 
 # Closed choices have names: the help reads a field's comment only where its type has no quotes.
 GateKind = Literal["scalar", "per_head", "per_token"]
@@ -151,11 +151,21 @@ class PastConfig:
     # "stride": the newest. "change": those at which the latent moved most, of the whole episode so far. "both": half of
     # each.
     select: PastChoice = "stride"
+    # Train and act with a past that says less: one of docs/memory.md's that change the past, such as past_reversed.
+    source: MemorySource | None = None
 
     def __post_init__(self) -> None:
         check_choices(self, "memory.past.")
         check_at_least(self, 0, "n_frames", prefix="memory.past.")
         check_at_least(self, 1, "stride", prefix="memory.past.")
+        if self.source is not None and self.source not in PAST_SOURCES:
+            raise ConfigError(f"memory.past.source={str(self.source)!r}: expected one of {_names(PAST_SOURCES)}")
+        self.source = self.source and MemorySource(self.source)  # in Python a plain string will do
+        if self.source is not None and self.n_frames == 0:
+            raise ConfigError(
+                f"memory.past.source={self.source.value!r} changes past frames, of which there are none; set "
+                "--policy.memory.past.n_frames"
+            )
 
 
 @dataclass
@@ -239,6 +249,8 @@ class MemoryConfig:
         Raises:
             ConfigError: naming source and remedy.
         """
+        if source.traits.past and not self.past.n_frames:
+            raise ConfigError(f"{source.value!r} changes past frames, of which this memory has none")
         if self.content not in source.traits.contents:
             fitting = _names(s for s in TRAINING_SOURCES if self.content in s.traits.contents)
             raise ConfigError(

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from lerobot_policy_world_modality.evaluation.arms import MemoryArm
+from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank
 from tests.plugin import helpers, qwen_helpers, smolvla_helpers
 from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.variant_helpers import Hosts
@@ -12,6 +14,7 @@ from wm_tools.doctor.smolvlm_backbone import make_smolvlm
 from world_modality_core.configs import MemoryConfig, PastConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.memory.modulation import MemoryModulation
+from world_modality_core.memory.sources import PAST_SOURCES
 
 PAST = {"past": PastConfig(n_frames=4, stride=2), "use_current": True}
 # Frames of episodes that start at 0, 12, 29 and 43.
@@ -158,3 +161,62 @@ def test_an_empty_memory_is_refused_and_so_is_a_past_beside_states():
         MemoryConfig(content="hidden", use_current=True)
     with pytest.raises(ConfigError, match="memory.past.stride=0"):
         PastConfig(stride=0)
+
+
+@pytest.mark.parametrize("family", ["world_F", "act_world"])
+def test_what_changes_the_past_changes_plans_and_nothing_where_there_is_no_past(build, family):
+    policy, dataset, (preprocessor, _) = build(family, memory=PAST | {"use_current": False})
+    open_gates(policy, 2.0)
+    batch = batch_of(dataset, preprocessor, [START, LATER, 40, 60])
+    noise = torch.zeros(4, 4, 4)
+    own = policy.plan_recorded(dict(batch), "pred", noise, seed=1)
+    for source in PAST_SOURCES:
+        plan = policy.plan_recorded(dict(batch), source, noise, seed=1)
+        assert not torch.allclose(plan[1:], own[1:], atol=1e-5), source
+        assert torch.equal(plan[0], own[0]), source  # the first frame of an episode
+        trained, *_ = build(family, memory={"past": PastConfig(4, 2, source=source)})
+        trained.load_state_dict(policy.state_dict())
+        assert torch.equal(trained.plan_recorded(dict(batch), "pred", noise, seed=1), plan), source
+
+
+def test_arms_change_the_past_of_a_rollout(build, tmp_path):
+    policy, dataset, (preprocessor, _) = build("act_world", memory=PAST | {"use_current": False})
+    open_gates(policy, 2.0)
+    plain = helpers.LeRobotDataset(dataset.repo_id, root=dataset.root)
+    scenes = [("push", seed) for seed in (0, 1, 2)]
+    bank, starts = MemoryBank(tmp_path, scenes), {0: 12, 1: 29, 2: 43}
+
+    def roll(name, seeds):
+        arm, read = MemoryArm(name, bank, config=policy.config.memory), []
+        arm.start("push", seeds)
+        policy.eval().reset()
+        keep = policy.memory_of
+        policy.memory_of = lambda *args: read.append(keep(*args)) or read[-1]
+        with arm.applied_to(policy):
+            for t in range(9):
+                policy.select_action(live_batch(plain, preprocessor, [starts[seed] + t for seed in seeds]))
+        del policy.memory_of
+        return arm, read
+
+    p = policy.config.encoder.n_tokens
+    arm, own = roll("intact", [0, 1])
+    for i, seed in enumerate((0, 1)):
+        bank.save("push", seed, torch.stack([memory[i] for memory in arm.for_bank]))
+    arm, other = roll("intact", [2])
+    bank.save("push", 2, torch.stack([memory[0] for memory in arm.for_bank]))
+    _, alone = roll("intact", [1])
+    torch.testing.assert_close(alone[-1].tokens[0], own[-1].tokens[1])  # environments of a batch have their own pasts
+    for source in PAST_SOURCES:
+        _, read = roll(source.value, [0])
+        for plan, (mine, memory) in enumerate(zip(own, read, strict=True)):
+            past, expected = memory.tokens[0, : 4 * p], mine.tokens[0, : 4 * p]
+            torch.testing.assert_close(memory.tokens[0, 4 * p :], mine.tokens[0, 4 * p :])  # the forecast is its own
+            assert torch.equal(memory.is_pad[0], mine.is_pad[0]) and torch.equal(memory.time[0], mine.time[0])
+            seen = ~mine.is_pad[0, : 4 * p]
+            assert plan == 0 or seen.sum() == min(plan, 4) * p
+            if plan > 1:
+                assert not torch.allclose(past[seen], expected[seen]), source
+            if source == "past_shuffle":
+                whose = bank.draw_scene(source.value, "push", 0, 0)[1]
+                held = {1: own[plan].tokens[1], 2: other[plan].tokens[0]}[whose][: 4 * p]
+                torch.testing.assert_close(past[seen], held[seen], rtol=1e-2, atol=1e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ def fill_memory(
     Args:
         prophet: The policy's Prophet; run only where `source` needs it.
         world_batch: What the policy sees.
-        source: Where the memory comes from.
+        source: Where the memory comes from; of one that changes the past only, the futures are those of rollouts.
         config: The memory's options.
         shape: (n, k, p, d) of one sample's memory.
         generator: See `draw_generator`.
@@ -100,19 +101,14 @@ def fill_memory(
     Raises:
         ValueError: if the source needs the recorded future and there is none.
     """
+    config.check_content(source)
+    past_source = source if source.traits.past else config.past.source
+    source = config.rollout_source if source.traits.past else source
     traits = source.traits
     if traits.is_offline and world_batch.future is None:
         raise ValueError(f"memory source {source.value!r} needs the recorded future, which a rollout doesn't have")
-    config.check_content(source)
-    if shape[1] == 0:
-        return _beside_what_was_seen(
-            Memory(torch.zeros(world_batch.batch_size, 0, shape[-1], device=generator.device)),
-            world_batch,
-            config,
-            shape,
-        )
     predicted = None
-    if traits.runs_prophet:
+    if traits.runs_prophet and shape[1]:
         futures = predict_futures(prophet, world_batch)
         predicted = _content(futures, config.content)
         predicted = predicted.detach() if config.detach else predicted
@@ -128,7 +124,13 @@ def fill_memory(
         task=world_batch.task,
         oracle_share=oracle_share(step, config.schedule_steps),
     )
-    memory = make_memory(source, given)
+    if shape[1]:
+        memory = make_memory(source, given)
+    else:
+        memory = Memory(torch.zeros(world_batch.batch_size, 0, shape[-1], device=generator.device))
+    if past_source is not None:
+        changed = past_source.traits.past(world_batch.past, world_batch.past_is_pad, given)
+        world_batch = replace(world_batch, past=changed[0], past_is_pad=changed[1])
     if world_batch.intervention is not None:
         memory = world_batch.intervention(memory, world_batch, shape)
     return _beside_what_was_seen(memory, world_batch, config, shape)
