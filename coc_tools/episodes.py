@@ -17,9 +17,11 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from PIL import Image
 
 from coc_tools.language_rows import COC_STYLE
+from world_modality_core.io.dataset_files import numbers
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import open_parquet, reading
-from world_modality_core.precompute.source import decode_image, open_metadata, video_frames
+from world_modality_core.latents.fingerprint import whole_fps
+from world_modality_core.precompute.source import decode_image, episode_bounds, open_metadata, video_frames
 
 
 class EpisodeError(UserError):
@@ -82,10 +84,7 @@ class Episode:
         """(t, width) float32 of a numeric feature; None if the dataset has none of that name."""
         if key not in self.table.column_names:
             return None
-        values = self.table[key].combine_chunks()
-        while pa.types.is_nested(values.type):
-            values = values.flatten()
-        return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(self.n_frames, -1)
+        return numbers(self.table[key]).astype(np.float32).reshape(self.n_frames, -1)
 
     @property
     def state(self) -> np.ndarray | None:
@@ -128,21 +127,15 @@ class EpisodeReader:
         """Open a dataset, downloading what is missing.
 
         Raises:
-            EpisodeError: if it, or one of its episodes, has no frames, or it cannot be opened.
+            EpisodeError: if none is named.
+            ConfigError: if it can't be opened, or its metadata doesn't fit together.
         """
         if not repo_id and not root:
             raise EpisodeError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
         name = repo_id or Path(root).name
-        try:
-            self.meta = open_metadata(name, root, revision)
-        except Exception as error:
-            raise EpisodeError(
-                f"dataset.repo_id={repo_id!r}, dataset.root={root!r}, dataset.revision={revision!r}: cannot be opened "
-                f"({type(error).__name__}: {error}). Give the root of a local LeRobotDataset, or the id of one on the "
-                "Hub"
-            ) from error
-        if self.meta.total_frames == 0:
-            raise EpisodeError(f"dataset.repo_id={name!r} has no frames")
+        self.meta = open_metadata(name, root, revision)
+        bounds = episode_bounds(self.meta)
+        self._lengths = bounds[:, 1] - bounds[:, 0]
         self.root = Path(self.meta.root)
         self.cameras = [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
         images = {key for key in self.meta.camera_keys if key not in self.meta.video_keys}
@@ -150,13 +143,6 @@ class EpisodeReader:
         self.small_columns = [key for key in schema.names if key not in images]
         # Without the statistics, which make up most of a row of the episodes' table.
         self._episodes = self.meta.episodes.select_columns(["tasks", "dataset_from_index", "dataset_to_index"])
-        if len(empty := np.flatnonzero(self.lengths() < 1)):
-            row = self._episodes[int(empty[0])]
-            raise EpisodeError(
-                f"{self.root}/meta/episodes: {len(empty)} of {len(self)} episodes have no frames, the first is episode "
-                f"{empty[0]} (dataset_from_index={row['dataset_from_index']}, dataset_to_index="
-                f"{row['dataset_to_index']}); remove them with lerobot-edit-dataset (delete_episodes), or record again"
-            )
         self._lock = threading.Lock()
         self._file: tuple[Path, pq.ParquetFile, np.ndarray] | None = None
 
@@ -170,16 +156,14 @@ class EpisodeReader:
             reader=self,
             index=index,
             task="; ".join(row["tasks"]),
-            fps=self.meta.fps,
+            fps=whole_fps(self.meta),
             start=int(row["dataset_from_index"]),
             stop=int(row["dataset_to_index"]),
         )
 
     def lengths(self) -> np.ndarray:
         """(e,) frames of each episode."""
-        columns = ["dataset_from_index", "dataset_to_index"]
-        bounds = self._episodes.with_format("numpy", columns=columns)[:]
-        return bounds["dataset_to_index"] - bounds["dataset_from_index"]
+        return self._lengths
 
     def frame_size(self, camera: str) -> tuple[int, int]:
         """(height, width) of a camera's frames."""

@@ -19,6 +19,7 @@ from lerobot_policy_world_modality.intervention.cli import InterveneConfig
 from lerobot_policy_world_modality.record.record_options import RecordConfig
 from wm_tools.push.cli import make_parser as push_parser
 from world_modality_core.memory.sources import ARM_SOURCES, TESTED_SOURCES, TRAINING_SOURCES, MemorySource
+from world_modality_core.monitor.cli import make_parser as monitor_parser
 from world_modality_core.precompute.precompute_options import PrecomputeConfig
 from world_modality_core.prophet.training_options import ProphetTrainingConfig
 from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
@@ -40,7 +41,12 @@ CONFIGS = {
     "coc-eval": EvalConfig,
     "coc-view": ViewConfig,
 }
-PARSERS = {"wm-matrix": matrix_parser(), "wm-report": report_parser(), "wm-push": push_parser()}
+PARSERS = {
+    "wm-matrix": matrix_parser(),
+    "wm-monitor": monitor_parser(),
+    "wm-report": report_parser(),
+    "wm-push": push_parser(),
+}
 CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "wm_tools", "examples", "benchmarks"]
 VARIABLES = {"USER": "me", "type": "F", "source": "zero", "arm": "E2", "suite": "libero_goal", "tier": "easy"}
 

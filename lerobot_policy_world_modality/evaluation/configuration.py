@@ -32,6 +32,8 @@ class WorldEvalConfig(EvalPipelineConfig):
     # For arms that exchange memories, such as `shuffle`: of how many scenes of each task, from the first on, `intact`
     # keeps the memories.
     bank_scenes: int = 16
+    # A monitor that watches (docs/monitor.md): folder of wm-monitor fit, or a repository. None if not given.
+    monitor: str = ""
     # Seed of the arms' draws: of `random`, and of whose memories a scene is shown.
     draw_seed: int = 0
 

@@ -26,6 +26,7 @@ from lerobot_policy_world_modality.evaluation.arms import BANK_ARMS
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.evaluation.pinned_policy import noise_shape
 from lerobot_policy_world_modality.evaluation.tasks import LIBERO, METAWORLD
+from lerobot_policy_world_modality.live_monitor.evaluated_monitor import monitor_hash
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.studies.evidence.checkpoint import checkpoint_hash
@@ -49,6 +50,7 @@ def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
     policy = draccus.encode(cfg.policy)
     policy.pop("pretrained_path", None)  # where it lies is no matter: its hash is here
     packages = (*PACKAGES, *LIBERO_PACKAGES) if cfg.env.type in LIBERO else PACKAGES
+    watched = {"monitor": monitor_hash(cfg.monitor)} if cfg.monitor else {}
     images = [feature.shape for feature in cfg.env.features.values() if feature.type is FeatureType.VISUAL]
     return {
         "model": cfg.model,
@@ -84,6 +86,7 @@ def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "threads": torch.get_num_threads(),
+        **watched,
     }
 
 

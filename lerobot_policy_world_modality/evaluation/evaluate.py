@@ -18,7 +18,7 @@ from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.device_utils import get_safe_torch_device
 from lerobot.utils.io_utils import write_video
 from lerobot.utils.random_utils import set_seed
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from lerobot_policy_world_modality.envs.libero_setup import check_libero_is_set_up
@@ -30,8 +30,11 @@ from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
 from lerobot_policy_world_modality.evaluation.pinned_policy import PinnedPolicy
 from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
 from lerobot_policy_world_modality.evaluation.tasks import LIBERO, Task, tasks_of
+from lerobot_policy_world_modality.live_monitor.evaluated_monitor import EvaluatedMonitor, mark_alarm
 from lerobot_policy_world_modality.policies.shared.host import host_of
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.monitor.monitor_rows import write_monitor_rows
+from world_modality_core.monitor.saved_monitor import Monitor
 from world_modality_core.studies.evidence.episode_records import EpisodeWriter, write_eval_info
 
 
@@ -47,12 +50,13 @@ def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
     folder = cfg.resolve()
     if cfg.env.type in LIBERO:
         check_libero_is_set_up()
+    monitor = Monitor.load(cfg.monitor) if cfg.monitor else None
     info = describe(cfg, folder)
     output_dir = Path(cfg.output_dir).resolve()
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output_dir / ".lock", timeout=0):
-            return Evaluation(cfg, folder, info, output_dir).run()
+            return Evaluation(cfg, folder, info, output_dir, monitor).run()
     except Timeout:
         raise ConfigError(f"another wm-eval is writing {output_dir}: wait, or choose another --output_dir") from None
 
@@ -65,10 +69,13 @@ class Evaluation:
         folder: The checkpoint's, as it was checked and hashed.
         info: What `describe` says of them.
         output_dir: Where everything is written.
+        monitor: What watches, if anything does.
     """
 
-    def __init__(self, cfg: WorldEvalConfig, folder: Path, info: dict[str, Any], output_dir: Path):
-        self.cfg, self.folder, self.output_dir = cfg, folder, output_dir
+    def __init__(
+        self, cfg: WorldEvalConfig, folder: Path, info: dict[str, Any], output_dir: Path, monitor: Monitor | None
+    ):
+        self.cfg, self.folder, self.output_dir, self.monitor = cfg, folder, output_dir, monitor
         self._envs: dict[str, dict[int, Any]] | None = self._make_envs()
         self.tasks = tasks_of(cfg.env, self._envs)
         if "wrong_task" in cfg.arm_names and len(self.tasks) < 2:
@@ -157,6 +164,10 @@ class Evaluation:
             pretrained_path=str(self.folder),
             preprocessor_overrides=overrides,
         )
+        self.watch = None
+        if self.monitor is not None:
+            self.watch = EvaluatedMonitor(self.monitor.to(self.policy.config.device), self.policy, preprocessor)
+            preprocessor = self.watch.preprocess
         env_preprocessor, env_postprocessor = make_env_pre_post_processors(env_cfg=cfg.env, policy_cfg=cfg.policy)
         self.processors = {
             "env_preprocessor": env_preprocessor,
@@ -196,13 +207,23 @@ class Evaluation:
         env.filmed[:] = filmed
         arm.start(task.name, seeds)
         log = PlanLog(self.policy, arm, self.info["n_action_steps"])
+
+        def after_action(policy: nn.Module) -> None:
+            log(policy)
+            if self.watch is not None:
+                self.watch.after_action()
+
+        if self.watch is not None:
+            self.watch.start()
         # What is drawn for the batch as a whole is the same in every arm, and in a run that was killed and goes on.
         set_seed(pinned_number(cfg.seed, task.name, seeds[0]) % 2**32)
         self.pinned_policy.start(task.name, seeds)
         start = perf_counter()
         amp = torch.autocast(self.device.type) if cfg.policy.use_amp else nullcontext()
         with torch.no_grad(), amp:
-            data = rollout(env, self.pinned_policy, **self.processors, seeds=seeds, predicted_latents_callback=log)
+            data = rollout(
+                env, self.pinned_policy, **self.processors, seeds=seeds, predicted_latents_callback=after_action
+            )
         if self.pinned_policy.has_drawn and not self.info["depends_on_batch"]:
             self.info["depends_on_batch"] = True
             write_eval_info(self.output_dir, self.info)
@@ -210,7 +231,7 @@ class Evaluation:
         results = reduce_rollout(data)
         n_plans = [-(-int(steps) // self.info["n_action_steps"]) for steps in results["steps"]]
         summaries = log.summaries(n_plans)
-        rows = []
+        rows, watched = [], []
         for i, seed in enumerate(seeds):
             if seed not in wanted:
                 continue
@@ -219,6 +240,9 @@ class Evaluation:
             if arm.for_bank and (task.name, seed) in self.bank.scenes:
                 self.bank.save(task.name, seed, torch.stack([memory[i] for memory in arm.for_bank[: n_plans[i]]]))
             success = bool(results["success"][i])
+            if self.watch is not None:
+                watched.append(self._watched(arm.name, task.name, seed, success, int(results["steps"][i]), i))
+                env.films[i] = mark_alarm(env.films[i], watched[-1]["alarm_step"])
             video = self._save_film(env, arm.name, task.name, seed, i) if self._keeps_film(filmed[i], success) else None
             rows.append(
                 {
@@ -245,12 +269,25 @@ class Evaluation:
                     "video": video,
                 }
             )
+        if watched:  # first: an episode that is done has been watched
+            write_monitor_rows(self.output_dir, watched, self.monitor.score_names)
         self.writer.write(rows)
         self.done |= {(arm.name, task.name, seed) for seed in wanted}
         count = self.counts[arm.name, task.name]
         count += [row["success"] for row in rows]
         self.bar.set_postfix_str(f"{arm.name} {task.name} {sum(count)}/{len(count)}")
         self.bar.update(len(rows))
+
+    def _watched(self, arm: str, task: str, seed: int, success: bool, steps: int, i: int) -> dict[str, Any]:
+        """A monitor's row."""
+        env = self.cfg.env
+        return {
+            **{key: self.info[key] for key in ("model", "train_seed")},
+            **{"arm": arm, "task": task, "seed": seed, "success": success, "steps": steps},
+            "disturbance": getattr(env, "disturbance", ""),
+            "disturbed_at": env.disturb_at if getattr(env, "disturbance", "") else None,
+            **self.watch.row(i, steps),
+        }
 
     def _check_scene(self, task: str, seed: int, init_hash: str) -> None:
         known = self.init_hashes.setdefault((task, seed), init_hash)

@@ -1,10 +1,11 @@
-"""What `wm-push` uploads of a checkpoint, a companion, a labelled dataset or labels, and the card that goes with it."""
+"""What `wm-push` uploads of a checkpoint, companion, labelled dataset, labels or a monitor, with the card of each."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Iterable
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.hub_transfer import CARD_FILE, dataset_files, own_files, push_dataset, push_folder
 from world_modality_core.latents.companion import INFO_FILE, open_companion
 from world_modality_core.latents.fingerprint import SOURCE_FILE
+from world_modality_core.monitor.monitor_card import monitor_card
+from world_modality_core.monitor.saved_monitor import MONITOR_FILE, TENSORS_FILE, Monitor
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license
 from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_hash
 from world_modality_core.studies.evidence.compare import INTACT, compare
@@ -57,6 +60,12 @@ def push(given: argparse.Namespace) -> str:
         card = _dataset_card(given)
         _print_left_out(path, [file for room in ("data", "meta", "videos") for file in (path / room).rglob("*")], files)
         return _done(given, card, lambda: push_dataset(given.repo_id, path, card, **_where(given)))
+    if (path / MONITOR_FILE).is_file():
+        card = monitor_card(Monitor.load(path, "path"), given.repo_id, given.license)
+        files = own_files(path, [MONITOR_FILE, TENSORS_FILE])
+        _print_left_out(path, path.rglob("*"), files)
+        upload = partial(push_folder, given.repo_id, path, repo_type="model", card=card, files=files, **_where(given))
+        return _done(given, card, upload)
     if path.suffix == ".jsonl" and path.is_file():
         files = own_files(path.parent, [escape(path.name)])
         card = labels_card(path, given.repo_id, given.license)
@@ -68,8 +77,8 @@ def push(given: argparse.Namespace) -> str:
             ),
         )
     raise ConfigError(
-        f"path={str(path)!r} is neither a checkpoint (config.json), a LeRobotDataset (meta/info.json) nor a .jsonl of "
-        "labels; for a checkpoint name its folder `pretrained_model`"
+        f"path={str(path)!r} is neither a checkpoint (config.json), a LeRobotDataset (meta/info.json), a monitor "
+        "(monitor.json) nor a .jsonl of labels; for a checkpoint name its folder `pretrained_model`"
     )
 
 

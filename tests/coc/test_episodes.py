@@ -15,7 +15,7 @@ from coc_tools.dataset_writer import write_in_place
 from coc_tools.episodes import EpisodeError, EpisodeReader, SignalDimension
 from tests.coc.helpers import label_of
 from tests.fixtures_datasets import CAMERAS, TASKS, make_dataset, solid_frame
-from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.errors import ConfigError, UserError
 
 LENGTHS = (12, 17, 14, 20)
 # Two episodes of a Unitree G1 (MIT), which lie beside the checkout where there are any.
@@ -74,10 +74,10 @@ def test_coc_rows_are_no_context_but_other_rows_are(coc_source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"), [({}, "both empty"), ({"root": "nowhere/at/all"}, "cannot be opened"), ]
+    ("kwargs", "message"), [({}, "both empty"), ({"root": "nowhere/at/all"}, "there is no LeRobotDataset"), ]
 )  # fmt: skip
 def test_what_cannot_be_opened(kwargs, message):
-    with pytest.raises(EpisodeError, match=message):
+    with pytest.raises(UserError, match=message):
         EpisodeReader(**kwargs)
 
 
@@ -124,5 +124,5 @@ def test_an_episode_without_frames_is_named(coc_source, tmp_path):
     for name, values in {"dataset_from_index": [0, 12, 12, 43], "dataset_to_index": [12, 12, 43, 63]}.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
     pq.write_table(table, path)
-    with pytest.raises(EpisodeError, match="1 of 4 episodes have no frames, .* episode 1 .*=12, .*=12.* remove"):
+    with pytest.raises(ConfigError, match="1 of 4 episodes have no frames, .* episode 1 .*=12, .*=12.* remove"):
         EpisodeReader(root=str(root))

@@ -163,7 +163,7 @@ def read_numbers(root: Path) -> tuple[dict[str, torch.Tensor], dict]:
     tensors["prophet.imagined"] = _imagined(root, meta)
     lookup = labels_from_jsonl(root / "labels.jsonl", meta)
     values["labels"] = [lookup.texts[i] for i in lookup.ids(index).tolist()]
-    report = compare(read_episodes(root / "evaluation"), n_bootstrap=100)
+    report = compare(read_episodes(root / "evaluation"))
     counts = report.comparisons[0].parts[0].counts
     values["evaluation"] = [counts.wins, counts.losses, counts.n, round(report.comparisons[0].evidence.p, 6)]
     return tensors, json.loads(json.dumps(values))

@@ -93,3 +93,16 @@ def test_what_is_wrong_is_named():
     live.append(frame(0))
     with pytest.raises(ValueError, match="number of environments changed from 2 to 1"):
         live.append({camera: image[:1] for camera, image in frame(1).items()})
+
+
+def test_a_frame_that_comes_late_takes_its_place_and_one_that_is_too_old_leaves_it_empty():
+    live, encoder = FrameHistory(CAMERAS, 3, 5, 1, 1, tolerance=2), TaggingEncoder()
+    for step in (100, 110, 106):  # wanted: 100, 105, 110
+        live.append(frame(step), step)
+    latents, is_pad = live.latents(encoder)
+    assert latents[0, :, 0, 0].tolist() == [1000, 1060, 1100] and not is_pad.any()
+    live.append(frame(150), 150)
+    latents, is_pad = live.latents(encoder)
+    assert is_pad[0].tolist() == [True, True, False] and latents[0, -1, 0, 0] == 1500
+    with pytest.raises(ValueError, match="step=110 is long before step 150"):
+        live.append(frame(110), 110)

@@ -116,7 +116,7 @@ def study(tmp_path_factory):
 
 
 def report_options(study: Path, page: Path) -> list[str]:
-    return [str(study), f"--output={page}", "--no_videos", "--n_bootstrap=100"]
+    return [str(study), f"--output={page}", "--no_videos"]
 
 
 @pytest.fixture(scope="module")

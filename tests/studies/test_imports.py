@@ -41,7 +41,7 @@ def test_no_module_brings_torch_or_lerobot():
 
 @pytest.mark.parametrize(
     ("module", "wrong"),
-    [("evidence.compare_cli", "--alpha=7"), ("matrix.cli", "--jobs=0"), ("report.cli", "--n_bootstrap=1")],
+    [("evidence.compare_cli", "--alpha=7"), ("matrix.cli", "--jobs=0"), ("report.cli", "--max_videos=-1")],
 )
 def test_help_and_wrong_options_bring_nothing_heavy(module, wrong):
     module = f"world_modality_core.studies.{module}"

@@ -19,8 +19,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="wm-push", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "path", type=Path, metavar="PATH",
-        help="a checkpoint's `pretrained_model`, a companion, its merged or stripped copy, a dataset with labels, or a "
-        "JSONL of labels",
+        help="a checkpoint's `pretrained_model`, a companion, its merged or stripped copy, a dataset with labels, a "
+        "monitor, or a JSONL of labels",
     )  # fmt: skip
     parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="where to; made if it isn't there")
     parser.add_argument("--private", action="store_true", help="a private repository (an existing one must be)")

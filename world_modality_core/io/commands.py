@@ -76,7 +76,10 @@ def _parsed(command: str, options: type | argparse.ArgumentParser, arguments: li
             cause = cause.__cause__
         if isinstance(cause, UserError):
             raise ConfigError(str(cause)) from error
-        raise ConfigError(str(error) if isinstance(error, DecodingError) else f"{error} {cause or ''}") from error
+        said = str(error) if isinstance(error, DecodingError) else f"{error} {cause or ''}"
+        if "list" in said:
+            said += '. A list is given as --option=\'["a", "b"]\''
+        raise ConfigError(said) from error
 
 
 def _parsed_by_lerobot(options: type, arguments: list[str]) -> Any:

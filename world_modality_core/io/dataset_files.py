@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
 
+import numpy as np
+import pyarrow as pa
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.datasets.utils import DEFAULT_DATA_PATH, DEFAULT_VIDEO_PATH, INFO_PATH
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.files import check_own, inside
+from world_modality_core.io.files import check_own, inside, read_parquet, reading
 
 
 def data_files(root: str | Path) -> list[Path]:
@@ -23,6 +27,55 @@ def data_files(root: str | Path) -> list[Path]:
     for path in files:
         check_own(path, Path(root))
     return files
+
+
+def read_column(root: str | Path, name: str, shape: Sequence[int] = (1,)) -> np.ndarray:
+    """One column of a dataset's parquet files, (n, width) in the order of `index`, width being the shape's product.
+
+    Raises:
+        ConfigError: if frames are not in that order.
+        DamagedFileError: if a row holds more or fewer values.
+    """
+    width, parts, n_rows = math.prod(shape), [], 0
+    for path in data_files(root):
+        table = read_parquet(path, ["index", name])
+        if not np.array_equal(table["index"].to_numpy(), np.arange(n_rows, n_rows + table.num_rows)):
+            raise ConfigError(f"{path}: frames are not in the order of `index`; write the dataset again")
+        n_rows += table.num_rows
+        with reading(path, f"{name} of shape {tuple(shape)}", "meta/info.json and the data must say the same"):
+            parts.append(column_values(table[name], width))
+    return np.concatenate(parts)
+
+
+def column_values(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A parquet column of numbers, or of (nested) lists of `width` numbers, as (n, width).
+
+    Raises:
+        ValueError: if a row holds more or fewer.
+    """
+    values = numbers(column)
+    if len(values) != len(column) * width:
+        raise ValueError(f"{len(values)} values in {len(column)} rows, expected {width} in each")
+    return values.reshape(-1, width)
+
+
+def numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) all numbers of a column of numbers or of (nested) lists of them."""
+    values = column.combine_chunks()
+    while pa.types.is_nested(values.type) or isinstance(values, pa.ExtensionArray):  # `datasets` has one for 2-D lists
+        values = values.storage if isinstance(values, pa.ExtensionArray) else values.flatten()
+    return values.to_numpy(zero_copy_only=False)
+
+
+def first_bad_frame(root: str | Path, name: str, shape: Sequence[int]) -> str | None:
+    """The first frame of a dataset at which a column isn't finite, in words; None if there is none."""
+    bad = np.flatnonzero(~np.isfinite(read_column(root, name, shape)).all(axis=1))
+    if not len(bad):
+        return None
+    episode, frame = (read_column(root, each)[bad[0], 0] for each in ("episode_index", "frame_index"))
+    return (
+        f"{name} is NaN or Inf in {len(bad)} frames, the first is frame {frame} of episode {episode} (index {bad[0]})"
+    )
 
 
 def named_files(meta: LeRobotDatasetMetadata) -> set[str]:

@@ -17,5 +17,9 @@ class DamagedFileError(UserError, ValueError):
     """A file that can't be read as what it should be: truncated, overwritten, or of another kind."""
 
 
+class ObservationError(UserError, ValueError):
+    """What a robot or a simulator shows isn't what a policy was trained on."""
+
+
 class DiskFullError(UserError, OSError):
     """There is no room for a file."""

@@ -39,7 +39,7 @@ from world_modality_core.io.files import (
 )
 from world_modality_core.io.hub_transfer import downloaded_dataset, hub_errors
 from world_modality_core.latents.codebook import Codebook
-from world_modality_core.latents.fingerprint import SourceFingerprint
+from world_modality_core.latents.fingerprint import SourceFingerprint, whole_fps
 from world_modality_core.latents.latent_table import LATENTS, TOKENS, LatentTable, build_table
 from world_modality_core.latents.pca import LatentPCA
 
@@ -76,6 +76,7 @@ class CompanionInfo:
         n_codes: Codes of the codebook, 0 without one.
         tokens_per_frame: World tokens per frame, 0 without a codebook.
         quality: The figures that `wm-precompute` prints.
+        episodes: What tells each episode from any other (`episode_keys`); empty in older files.
         format_version: Version of this file's layout.
     """
 
@@ -87,6 +88,7 @@ class CompanionInfo:
     n_codes: int = 0
     tokens_per_frame: int = 0
     quality: dict = field(default_factory=dict)
+    episodes: list[str] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
 
     def write(self, root: Path) -> None:
@@ -143,7 +145,7 @@ class Companion:
     codebook: Codebook | None
     mean: Tensor
     std: Tensor
-    fps: int
+    fps: int | float
     source: SourceFingerprint
     camera_shapes: dict[str, list[int]]
     quality: dict
@@ -314,7 +316,7 @@ def _load(meta: LeRobotDatasetMetadata, base: Path, revision: str | None) -> Com
         codebook=Codebook.load(base / CODEBOOK_FILE) if info.n_codes else None,
         mean=stats["mean"],
         std=stats["std"],
-        fps=meta.fps,
+        fps=whole_fps(meta),
         source=source,
         camera_shapes=info.camera_shapes,
         quality=info.quality,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import pyarrow as pa
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.utils.constants import DEFAULT_FEATURES
 
+from world_modality_core.io.dataset_files import numbers, read_column
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import as_dataclass, open_parquet, read_json, read_parquet, write_text
 from world_modality_core.latents.latent_table import LATENTS, TOKENS
 
@@ -43,7 +47,7 @@ class SourceFingerprint:
     revision: str | None
     total_frames: int
     total_episodes: int
-    fps: int
+    fps: int | float
     episode_lengths_sha256: str
     content: dict[str, str] = field(default_factory=dict)
 
@@ -55,14 +59,14 @@ class SourceFingerprint:
         content = {}
         for key in sorted(set(meta.features) - _NOT_CONTENT):
             if f"stats/{key}/mean" in table.column_names:
-                means = _flat(table[f"stats/{key}/mean"]).astype("<f8")
+                means = numbers(table[f"stats/{key}/mean"]).astype("<f8")
                 content[key] = hashlib.sha256(means.tobytes()).hexdigest()
         return cls(
             repo_id=meta.repo_id,
             revision=snapshot_commit(Path(meta.root)),
             total_frames=meta.total_frames,
             total_episodes=meta.total_episodes,
-            fps=meta.fps,
+            fps=whole_fps(meta),
             episode_lengths_sha256=hashlib.sha256(lengths.tobytes()).hexdigest(),
             content=content,
         )
@@ -106,23 +110,56 @@ class SourceFingerprint:
         return as_dataclass(cls, read_json(path), path) if path.exists() else None
 
 
+def whole_fps(meta: LeRobotDatasetMetadata) -> int | float:
+    """A dataset's frames per second, as a whole number where it is one: some files say 10.0.
+
+    Raises:
+        ConfigError: if it is no rate.
+    """
+    fps = meta.fps
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        raise ConfigError(f"{meta.root}/meta/info.json: fps={fps!r}, expected a positive number")
+    return int(fps) if fps == int(fps) else fps
+
+
+def episode_keys(meta: LeRobotDatasetMetadata, bounds: np.ndarray, cameras: Sequence[str]) -> list[str]:
+    """What tells each episode from any other, wherever LeRobot's tools move it: empty where that isn't known.
+
+    A hash of its length, of the numbers that were recorded in it, and of the statistics of its images.
+
+    Args:
+        meta: Metadata of the dataset.
+        bounds: (e, 2) first frame and one past the last frame of each episode.
+        cameras: The images that count.
+    """
+    root = Path(meta.root)
+    table = _episodes_table(root, ("/min", "/max", "/mean", "/std"))
+    names = [f"stats/{camera}/{each}" for camera in cameras for each in ("min", "max", "mean", "std")]
+    if not set(names) <= set(table.column_names):
+        return [""] * len(bounds)
+    keys = [hashlib.sha256(f"{whole_fps(meta)} {stop - start}".encode()) for start, stop in bounds]
+    for name in names:
+        for key, value in zip(keys, table[name], strict=True):
+            key.update(numbers(pa.chunked_array([value.values])).astype("<f8").tobytes())
+    for name in sorted(set(meta.features) - _NOT_CONTENT - set(meta.camera_keys)):
+        values = read_column(root, name, meta.features[name]["shape"])
+        for key, (start, stop) in zip(keys, bounds, strict=True):
+            key.update(np.ascontiguousarray(values[start:stop]))
+    return [key.hexdigest()[:16] for key in keys]
+
+
 def snapshot_commit(root: Path) -> str | None:
     """The commit of a dataset that lies in the Hub's snapshot cache (`.../snapshots/<commit>`), None elsewhere."""
     return root.name if root.parent.name == "snapshots" else None
 
 
-def _episodes_table(root: Path) -> pa.Table:
-    """Episode index, length and per-episode means of all episodes, in the order of `episode_index`."""
+def _episodes_table(root: Path, statistics: tuple[str, ...] = ("/mean",)) -> pa.Table:
+    """Episode index, length and some per-episode statistics of all episodes, in the order of `episode_index`."""
     tables = []
     for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
         names = open_parquet(path).schema_arrow.names
-        wanted = [n for n in names if n in ("episode_index", "length") or (n[:6] == "stats/" and n[-5:] == "/mean")]
+        wanted = [
+            n for n in names if n in ("episode_index", "length") or (n[:6] == "stats/" and n.endswith(statistics))
+        ]
         tables.append(read_parquet(path, wanted))
     return pa.concat_tables(tables, promote_options="permissive").sort_by("episode_index")
-
-
-def _flat(column: pa.ChunkedArray) -> np.ndarray:
-    values = column.combine_chunks()
-    while pa.types.is_nested(values.type):
-        values = values.flatten()
-    return values.to_numpy(zero_copy_only=False)

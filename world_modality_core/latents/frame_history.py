@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from world_modality_core.encoders import WorldEncoder
+from world_modality_core.io.errors import ObservationError
 from world_modality_core.latents.past_frames import choose_past, movement
 
 
@@ -23,8 +24,8 @@ class FrameHistory:
         stride: Steps between two latents of a history.
         n_window: Frames that one latent is made of, m.
         window_stride: Steps between two of these frames.
-        tolerance: Steps by which a frame may miss its place in a history, where frames come irregularly (see `append`);
-            a place that no frame comes near to is padding.
+        tolerance: Steps by which a frame may miss its place in a history, where frames come irregularly (`append` is
+            told their steps); a place that no frame comes near to is padding.
         past: Frames, stride and choice of the past that is kept, see `past_frames`; None for none.
     """
 
@@ -42,7 +43,8 @@ class FrameHistory:
         self.n_history, self.stride = n_history, stride
         self.n_window, self.window_stride = n_window, window_stride
         self.tolerance, self._past = tolerance, past
-        self._span = (n_history - 1) * stride + (n_window - 1) * window_stride + 1
+        self.steps_back = sorted({-i * stride - j * window_stride for i in range(n_history) for j in range(n_window)})
+        self._span = 1 - self.steps_back[0]
         self.clear()
 
     def clear(self) -> None:
@@ -50,8 +52,8 @@ class FrameHistory:
         self._frames: dict[int, dict[str, Tensor]] = {}  # by step, oldest first
         self._latents: dict[int, Tensor] = {}
         self._candidates: list[int] = []  # steps of the past that are kept, oldest first
-        self._waiting: list[int] = []  # those of them that are not encoded yet
-        self._moved: list[Tensor] = []  # (b,) of each that is
+        self._moved: list[Tensor] = []  # (b,) of the first of them, as many as are encoded
+        self._is_irregular = False
         self.n_encoded = 0  # frames encoded per environment since the last `clear`, for logs and tests
 
     @property
@@ -65,15 +67,17 @@ class FrameHistory:
         Args:
             batch: Observation with each camera's image (b, c, h, w), uint8 or float in [0, 1].
             step: When this frame was taken, in steps; by default one step after the last frame. A caller that shows
-                frames irregularly (a policy server) must say it. A frame of the same step is replaced.
+                frames irregularly (a policy server) must say it, and may show one late. A frame of the same step is
+                replaced.
 
         Raises:
-            ValueError: if a camera is missing, the number of environments changed without `clear`, or time went back.
+            ObservationError: if a camera is missing.
+            ValueError: if the number of environments changed without `clear`, or time went back by more than a history.
         """
         missing = [camera for camera in self.cameras if camera not in batch]
         if missing:
             images = sorted(key for key in batch if key.startswith("observation.image"))
-            raise ValueError(
+            raise ObservationError(
                 f"the observation has no {missing}, which the policy's world encoder reads; it has {images}. "
                 'Rename with --rename_map=\'{"theirs": "ours"}\', or train on a companion of these cameras'
             )
@@ -86,19 +90,35 @@ class FrameHistory:
                     f"the number of environments changed from {n_before} to {n} within an episode; call policy.reset() "
                     "first"
                 )
+        self._is_irregular |= step is not None
         step = now + 1 if step is None else step
-        if step < now:
-            raise ValueError(f"step={step} is before step {now}, which was seen already; call policy.reset() first")
-        if self._latents.pop(step, None) is not None and step in self._candidates:  # seen anew
-            self._waiting.append(step)
-            self._moved.pop()
-        self._frames[step] = frame
+        oldest = now - self._span + 1 - self.tolerance
+        if self._frames and step < oldest:
+            raise ValueError(
+                f"step={step} is long before step {now}, which was seen already; call policy.reset() first"
+            )
+        if step <= now:  # a window of a frame that was encoded may hold this one
+            self._latents = {at: latent for at, latent in self._latents.items() if at < step}
+            self._moved = self._moved[: sum(at < step for at in self._candidates)]
+        oldest += max(0, step - now)
         if self._past is not None and self._is_due(step):
             self._candidates.append(step)
-            self._waiting.append(step)
-        window = (self.n_window - 1) * self.window_stride
-        oldest = min([step - self._span + 1, *(at - window for at in self._waiting[:1])]) - self.tolerance
-        self._frames = {at: seen for at, seen in self._frames.items() if at >= oldest}
+        if self._waiting:
+            oldest = min(oldest, self._waiting[0] - (self.n_window - 1) * self.window_stride - self.tolerance)
+        frames = self._frames | {step: frame}
+        self._frames = {at: frames[at] for at in sorted(frames) if at >= oldest}
+
+    def past_due(self, now: int) -> list[int]:
+        """Steps of the frames that the past of a plan at step `now` still lacks."""
+        if not self._candidates:
+            return []
+        first, last, stride = self._candidates[0], self._candidates[-1], self._past[1]
+        return list(range(first + ((last - first) // stride + 1) * stride, now, stride))
+
+    def adopt(self, other: FrameHistory) -> None:
+        """Take over the latents that another history of the same frames has made by an encoder of the same spec."""
+        if other.now == self.now:
+            self._latents = other._latents | self._latents
 
     def latents(self, encoder: WorldEncoder) -> tuple[Tensor, Tensor]:
         """Latents of the history that ends at the current frame.
@@ -118,7 +138,8 @@ class FrameHistory:
         kept = {step for step in self._latents if step > self.now - self._span} | {*steps, *self._candidates}
         self._latents = {step: latent for step, latent in self._latents.items() if step in kept}
         latents = torch.stack([self._latents[step] for step in steps], dim=1)
-        missed = [abs(step - at) > self.tolerance for step, at in zip(wanted, steps, strict=True)]
+        slack = self.tolerance if self._is_irregular else 0
+        missed = [abs(step - at) > slack for step, at in zip(wanted, steps, strict=True)]
         is_pad = torch.tensor(missed, device=latents.device)
         return latents, is_pad.expand(len(latents), -1)
 
@@ -139,6 +160,11 @@ class FrameHistory:
         rows = torch.arange(b, device=device)[:, None]
         return latents[rows, chosen], is_pad, age.masked_fill(is_pad, 0)
 
+    @property
+    def _waiting(self) -> list[int]:
+        """Candidates that are not encoded yet, oldest first."""
+        return self._candidates[len(self._moved) :]
+
     def _is_due(self, step: int) -> bool:
         """Whether a frame is the first at or after its place in the past."""
         if not self._candidates:
@@ -147,13 +173,12 @@ class FrameHistory:
         return (step - first) // stride > (self._candidates[-1] - first) // stride
 
     def _keep_past(self) -> None:
-        for step in self._waiting:
+        for step in [*self._waiting]:
             latent = self._latents[step].flatten(1)
             i = len(self._moved)
             before = self._latents[self._candidates[i - 1]].flatten(1) if i else None
             first = torch.full((len(latent),), float("inf"), device=latent.device)
             self._moved.append(first if before is None else movement(latent, before))
-        self._waiting = []
 
     def _nearest(self, step: int) -> int:
         return min(self._frames, key=lambda at: abs(at - step))

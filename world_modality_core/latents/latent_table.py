@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from world_modality_core.io.dataset_files import column_values
 from world_modality_core.io.errors import DamagedFileError
 from world_modality_core.io.files import open_parquet, reading, writing
 
@@ -240,10 +241,3 @@ def _row_groups(path: Path, columns: list[str]) -> Iterator[pa.Table]:
             if missing := sorted(set(columns) - set(table.column_names)):
                 raise ValueError(f"no column {missing[0]!r}")
         yield table
-
-
-def column_values(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """A parquet column of numbers or of lists of `width` numbers, as (n, width)."""
-    column = column.combine_chunks()
-    values = column.flatten() if pa.types.is_nested(column.type) else column
-    return values.to_numpy(zero_copy_only=False).reshape(-1, width)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.files import check_own, inside, open_parquet, read_parquet
 from world_modality_core.latents.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE
-from world_modality_core.latents.fingerprint import SOURCE_FILE
+from world_modality_core.latents.fingerprint import SOURCE_FILE, whole_fps
 
 # Not copied with a dataset's other metadata: written anew here, or belonging to the companion.
 _OWN_META = {"info.json", "stats.json"} | {
@@ -57,19 +57,21 @@ def write_derived(
     new_features = new_features or {}
     kept = {*keep, *DEFAULT_FEATURES}
     features = {key: feature for key, feature in source.features.items() if key in kept} | new_features
-    dropped = set(source.features) - set(features)
+    # What is new replaces a column of that name: a merged copy can be a source.
+    dropped = (set(source.features) - set(features)) | set(new_features)
     videos = [key for key in source.video_keys if key in features]
     (root / "meta").mkdir(parents=True)
     video_path = source.video_path if videos else None
-    write_info(replace(source.info, features=features, data_path=DEFAULT_DATA_PATH, video_path=video_path), root)
+    fps = whole_fps(source)
+    write_info(
+        replace(source.info, fps=fps, features=features, data_path=DEFAULT_DATA_PATH, video_path=video_path), root
+    )
     stats = {key: value for key, value in (load_stats(src) or {}).items() if key in features}
     write_stats(stats | (new_stats or {}), root)
-    for path in sorted((src / "meta").rglob("*")):
-        name = path.relative_to(src / "meta")
-        if path.is_file() and name.parts[0] != "episodes" and path.name not in _OWN_META:
-            check_own(path, src)
-            (root / "meta" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, root / "meta" / name)
+    for name in copied_meta_files(src):
+        check_own(src / "meta" / name, src)
+        (root / "meta" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(src / "meta" / name, root / "meta" / name)
     files = _write_data(source, root, features, dropped, new_features, new_columns)
     _write_episodes(src, root, dropped, files)
     for name in sorted({source.get_video_file_path(e, key) for key in videos for e in range(source.total_episodes)}):
@@ -86,6 +88,12 @@ def link_or_copy(src: Path, dst: Path) -> None:
         os.link(src.resolve(), dst)
     except OSError:
         shutil.copy(src, dst)
+
+
+def copied_meta_files(root: Path) -> list[Path]:
+    """What of a dataset's `meta/` goes as it is into what is derived from it; relative to that folder."""
+    names = [path.relative_to(root / "meta") for path in sorted((root / "meta").rglob("*")) if path.is_file()]
+    return [name for name in names if name.parts[0] != "episodes" and name.name not in _OWN_META]
 
 
 def _write_data(source, root, features, dropped, new_features, new_columns) -> dict[int, tuple[int, int]]:

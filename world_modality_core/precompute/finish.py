@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from world_modality_core.latents.companion import (
     Companion,
     CompanionInfo,
 )
-from world_modality_core.latents.fingerprint import SourceFingerprint
+from world_modality_core.latents.fingerprint import SourceFingerprint, episode_keys
 from world_modality_core.latents.latent_quality import RANK_SAMPLE, LatentStatistics, token_figures
 from world_modality_core.latents.latent_table import LATENTS, TOKENS, ContentHash
 from world_modality_core.precompute.assemble import write_derived
+from world_modality_core.precompute.copied_parts import stale_parts
 from world_modality_core.precompute.precompute_options import TokensConfig
 from world_modality_core.precompute.source import SourceDataset
 from world_modality_core.precompute.staging import Staging
@@ -104,6 +106,7 @@ def finish(
         n_codes=book.n_codes if book is not None else 0,
         tokens_per_frame=n_per_frame,
         quality=quality,
+        episodes=episode_keys(source.meta, source.bounds, spec.cameras),
     ).write(new_root)
     staging.publish(root)
 
@@ -133,9 +136,6 @@ def write_merged(source: SourceDataset, companion: Companion, overwrite: bool = 
     """
     table, book = companion.table, companion.codebook
     features = _features(table.latents.shape[1], companion.info.tokens_per_frame)
-    taken = sorted(set(features) & set(source.meta.features))
-    if taken:
-        raise ConfigError(f"--merge: {source.meta.repo_id!r} has {taken} already")
 
     def columns(episode: int) -> dict[str, np.ndarray]:
         rows = slice(*source.bounds[episode])
@@ -149,7 +149,7 @@ def write_merged(source: SourceDataset, companion: Companion, overwrite: bool = 
             if (companion.root / name).exists():
                 shutil.copy(companion.root / name, root / name)
 
-    return _write_copy("merged", source, companion, overwrite, write)
+    return _write_copy("merged", source, companion, source.meta.features, overwrite, write)
 
 
 def write_stripped(source: SourceDataset, companion: Companion, overwrite: bool = False) -> Path:
@@ -161,11 +161,15 @@ def write_stripped(source: SourceDataset, companion: Companion, overwrite: bool 
     Raises:
         ConfigError: if something else is there.
     """
-    keep = set(source.meta.features) - set(source.meta.camera_keys)
-    return _write_copy("stripped", source, companion, overwrite, lambda root: write_derived(source.meta, root, keep))
+    keep = set(source.meta.features) - {*source.meta.camera_keys, LATENTS, TOKENS}
+    return _write_copy(
+        "stripped", source, companion, keep, overwrite, lambda root: write_derived(source.meta, root, keep)
+    )
 
 
-def _write_copy(kind: str, source: SourceDataset, companion: Companion, overwrite: bool, write) -> Path:
+def _write_copy(
+    kind: str, source: SourceDataset, companion: Companion, keep: Iterable[str], overwrite: bool, write
+) -> Path:
     root = copy_root(companion.root, kind)
     fingerprint = SourceFingerprint.of(source.meta)
     if root.exists() and any(root.iterdir()):
@@ -175,6 +179,11 @@ def _write_copy(kind: str, source: SourceDataset, companion: Companion, overwrit
         if not overwrite:
             if marked != fingerprint or (kind == "merged" and CompanionInfo.read(root) != companion.info):
                 raise ConfigError(f"{root} exists and was made from something else; give --overwrite to replace it")
+            if stale := stale_parts(source.meta, root, keep):
+                raise ConfigError(
+                    f"{root} exists, and its {', '.join(stale)} are not what {source.root} has now; give --overwrite "
+                    "to replace it (latents that are still right are kept)"
+                )
             return root
 
     def write_marked(aside: Path) -> None:

@@ -78,12 +78,14 @@ class PrecomputeConfig:
     pca_n_frames: int = 2048
     # Seed of the samples and of the codebook.
     seed: int = 0
+    # Seconds by which a video's frame may miss its timestamp, as LeRobot's option of this name.
+    tolerance_s: float = 1e-4
 
     def __post_init__(self) -> None:
         if not self.dataset.repo_id and not self.dataset.root:
             raise ConfigError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
         check_at_least(self, 1, "batch_size", "pca_n_frames")
-        check_at_least(self, 0, "num_workers")
+        check_at_least(self, 0, "num_workers", "tolerance_s")
         check_choices(self.tokens, "tokens.")
         check_at_least(self.tokens, 1, "n_samples", prefix="tokens.")
         if self.reuse_from and (self.encoder != EncoderSpec() or self.tokens != TokensConfig()):

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from world_modality_core.io.dataset_files import data_files, named_files
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import open_parquet, read_parquet, reading
-from world_modality_core.io.hub_transfer import hub_errors
+from world_modality_core.io.hub_transfer import HubError, hub_errors
+from world_modality_core.latents.fingerprint import whole_fps
 
 # LeRobot's own default (`LeRobotDataset.tolerance_s`).
 TOLERANCE_S = 1e-4
@@ -65,15 +66,76 @@ def open_metadata(repo_id: str, root: str | Path | None = None, revision: str | 
     """The metadata of a dataset whose files are all at hand, and its own; what is missing is downloaded.
 
     Raises:
-        ConfigError: if a file leads out of the dataset's folder.
-        HubError: if it can't be had from the Hub.
+        ConfigError: if it can't be opened, or a file of it is missing or leads out of the dataset's folder.
     """
-    with hub_errors(repo_id, revision):
-        meta = LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
-        if not all((Path(meta.root) / name).exists() for name in named_files(meta)):
-            meta = LeRobotDataset(repo_id, root=root, revision=revision).meta
-            named_files(meta)
+    where = f"dataset.repo_id={repo_id!r}, dataset.root={root and str(root)!r}, dataset.revision={revision!r}"
+    is_missing = root is not None and not (Path(root) / "meta/info.json").exists()
+    if is_missing and "/" not in repo_id:  # no name on the Hub
+        raise ConfigError(
+            f"dataset.root={str(root)!r}: there is no LeRobotDataset (no meta/info.json); name its folder"
+        )
+    try:
+        with hub_errors(repo_id, revision):
+            meta = LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
+    except Exception as error:
+        why = "there is none in that folder, and it can't be downloaded" if is_missing else type(error).__name__
+        raise ConfigError(
+            f"{where}: cannot be opened ({why}: {error}). Give the root of a local LeRobotDataset, or the id of one on "
+            "the Hub"
+        ) from error
+    missing = sorted(name for name in named_files(meta) if not (Path(meta.root) / name).exists())
+    if missing:
+        try:
+            with hub_errors(repo_id, revision):
+                meta = LeRobotDataset(repo_id, root=root, revision=revision).meta
+        except HubError as error:
+            raise ConfigError(
+                f"{meta.root} lacks {len(missing)} of its files, the first is {missing[0]}: copy them there (they "
+                f"can't be downloaded: {error})"
+            ) from None
+        named_files(meta)
     return meta
+
+
+def episode_bounds(meta: LeRobotDatasetMetadata) -> np.ndarray:
+    """(e, 2) first frame and one past the last frame of each episode, held against the rest of the metadata.
+
+    Raises:
+        ConfigError: naming the episode that has no frames, or the numbers that don't fit together.
+        DamagedFileError: if the episodes' table can't be read.
+    """
+    where, columns = f"{meta.root}/meta/episodes", ["dataset_from_index", "dataset_to_index"]
+    if meta.total_frames == 0 or meta.total_episodes == 0:
+        raise ConfigError(f"{meta.repo_id!r} ({meta.root}) has no frames")
+    with reading(Path(meta.root) / "meta", "a LeRobotDataset's metadata", "copy or download the dataset again"):
+        episodes = meta.episodes.with_format("numpy", columns=[*columns, "episode_index", "length"])[:]
+        bounds = np.stack([episodes[name] for name in columns], axis=1)
+    lengths = bounds[:, 1] - bounds[:, 0]
+    if len(empty := np.flatnonzero(lengths < 1)):
+        first = empty[0]
+        raise ConfigError(
+            f"{where}: {len(empty)} of {len(bounds)} episodes have no frames, the first is episode {first} "
+            f"(dataset_from_index={bounds[first, 0]}, dataset_to_index={bounds[first, 1]}); remove them with "
+            "lerobot-edit-dataset (delete_episodes), or record again"
+        )
+    ends = np.cumsum(lengths)
+    wrong = (
+        (bounds[:, 1] != ends) | (episodes["length"] != lengths) | (episodes["episode_index"] != np.arange(len(bounds)))
+    )
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise ConfigError(
+            f"{where}: episode {first} has episode_index={episodes['episode_index'][first]}, length="
+            f"{episodes['length'][first]}, dataset_from_index={bounds[first, 0]}, dataset_to_index={bounds[first, 1]}, "
+            f"and the one before ends at {bounds[first - 1, 1] if first else 0}: they don't fit together; convert or "
+            "record the dataset again"
+        )
+    if (len(bounds), ends[-1]) != (meta.total_episodes, meta.total_frames):
+        raise ConfigError(
+            f"{meta.root}/meta/info.json: total_episodes={meta.total_episodes}, total_frames={meta.total_frames}, but "
+            f"meta/episodes has {len(bounds)} episodes with {ends[-1]} frames; copy or convert the dataset again"
+        )
+    return bounds
 
 
 class SourceDataset:
@@ -87,51 +149,67 @@ class SourceDataset:
         timestamps: (n,) float32 seconds of every frame within its episode.
     """
 
-    def __init__(self, repo_id: str, root: str | None = None, revision: str | None = None) -> None:
+    def __init__(
+        self, repo_id: str, root: str | None = None, revision: str | None = None, tolerance_s: float = TOLERANCE_S
+    ) -> None:
         """Open the dataset, downloading what is missing.
 
         Raises:
-            ConfigError: if it cannot be opened, is empty, or its frames are not in the order of `index`.
+            ConfigError: if it cannot be opened, or its metadata and its frames don't fit together.
         """
-        try:
-            self.meta = open_metadata(repo_id, root, revision)
-        except Exception as error:
-            raise ConfigError(
-                f"dataset.repo_id={repo_id!r}, dataset.root={root!r}, dataset.revision={revision!r}: cannot be opened "
-                f"({type(error).__name__}: {error}). Give the root of a local LeRobotDataset, or the id of one on the "
-                "Hub"
-            ) from error
-        self.root = Path(self.meta.root)
-        if self.meta.total_frames == 0:
-            raise ConfigError(f"dataset.repo_id={repo_id!r} has no frames")
-        columns = ["dataset_from_index", "dataset_to_index"]
-        with reading(self.root / "meta", "a LeRobotDataset's metadata", "copy or download the dataset again"):
-            episodes = self.meta.episodes.with_format("numpy", columns=columns)[:]
-            self.bounds = np.stack([episodes[name] for name in columns], axis=1)
+        self.meta = open_metadata(repo_id, root, revision)
+        self.root, self.tolerance_s = Path(self.meta.root), tolerance_s
+        whole_fps(self.meta)
+        self.bounds = episode_bounds(self.meta)
         self.lengths = self.bounds[:, 1] - self.bounds[:, 0]
         self.timestamps = self._read_timestamps()
 
     def _read_timestamps(self) -> np.ndarray:
-        tables = [read_parquet(path, ["index", "timestamp"]) for path in data_files(self.root)]
-        index = np.concatenate([table["index"].to_numpy() for table in tables])
+        names = ["index", "episode_index", "task_index", "timestamp"]
+        tables = [read_parquet(path, names) for path in data_files(self.root)]
+        index, episode, task, timestamp = (
+            np.concatenate([table[name].to_numpy() for table in tables]) for name in names
+        )
         if not np.array_equal(index, np.arange(self.bounds[-1, 1])):
             raise UserError(
                 f"{self.root}: `index` does not count its {len(index)} frames from 0 upwards, as LeRobot 3.0 datasets "
                 "do; rewrite it with lerobot-edit-dataset"
             )
-        return np.concatenate([table["timestamp"].to_numpy() for table in tables])
+        said = np.repeat(np.arange(len(self.bounds)), self.lengths)
+        wrong = {
+            "`episode_index` is not what meta/episodes says": episode != said,
+            "`task_index` is no task of meta/tasks.parquet": ~np.isin(task, self.meta.tasks["task_index"]),
+            "`timestamp` is no increasing time": ~np.isfinite(timestamp)
+            | (np.diff(timestamp, prepend=-np.inf) <= 0) & (np.diff(said, prepend=-1) == 0),
+        }
+        for what, is_bad in wrong.items():
+            if is_bad.any():
+                first = int(is_bad.argmax())
+                raise ConfigError(
+                    f"{self.root}: {what} at {is_bad.sum()} of {len(index)} frames, the first is frame "
+                    f"{first - self.bounds[said[first], 0]} of episode {said[first]} (index {first}); convert or "
+                    "record the dataset again"
+                )
+        return timestamp
 
     def cameras(self, wanted: Sequence[str]) -> list[str]:
-        """The cameras to encode: those wanted, or all colour cameras of the dataset.
+        """The cameras to encode: those wanted, or all of the dataset whose images have three channels.
 
         Raises:
             ConfigError: if one is not a colour camera of this dataset, or there is none.
         """
-        usable = [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
+        usable = [
+            key for key in self.meta.camera_keys if key not in self.meta.depth_keys and self.camera_shape(key)[2] == 3
+        ]
+        if gray := [key for key in wanted if key in self.meta.camera_keys and key not in usable]:
+            raise ConfigError(
+                f"encoder.cameras={list(wanted)}: {gray[0]!r} has {self.camera_shape(gray[0])[2]} channels, or is "
+                f"depth; encoders read colour images of 3 channels, which {usable} are"
+            )
         if not usable:
             raise ConfigError(
-                f"{self.meta.repo_id!r} has no colour image or video feature to encode; its features are "
-                f"{sorted(self.meta.features)}"
+                f"{self.meta.repo_id!r} has no colour image or video feature (3 channels) to encode; its features "
+                f"are {sorted(self.meta.features)}"
             )
         unknown = [key for key in wanted if key not in usable]
         if unknown:
@@ -165,7 +243,7 @@ class SourceDataset:
             work.append((int(e), streams, self.timestamps[slice(*self.bounds[e])], int(self.bounds[e, 0])))
         n_workers = min(n_workers, len(work))
         loader = DataLoader(
-            _FrameReader(work, n_frames),
+            _FrameReader(work, n_frames, self.tolerance_s),
             batch_size=None,
             num_workers=n_workers,
             prefetch_factor=2 if n_workers else None,
@@ -187,8 +265,10 @@ class SourceDataset:
 class _FrameReader(IterableDataset):
     """Yields (episode, start, is_last, frames) for the episodes of this worker."""
 
-    def __init__(self, work: list[tuple[int, dict[str, _Stream], np.ndarray, int]], n_frames: int) -> None:
-        self.work, self.n_frames = work, n_frames
+    def __init__(
+        self, work: list[tuple[int, dict[str, _Stream], np.ndarray, int]], n_frames: int, tolerance_s: float
+    ) -> None:
+        self.work, self.n_frames, self.tolerance_s = work, n_frames, tolerance_s
         self.images = _ImageColumn()
 
     def __iter__(self):
@@ -202,7 +282,9 @@ class _FrameReader(IterableDataset):
         mine = self.work if worker is None else self.work[worker.id :: worker.num_workers]
         for episode, streams, timestamps, first_index in mine:
             iterators = {
-                camera: video_frames(s.path, s.size, s.start_s + timestamps.astype(np.float64), episode)
+                camera: video_frames(
+                    s.path, s.size, s.start_s + timestamps.astype(np.float64), episode, self.tolerance_s
+                )
                 if s.is_video
                 else self.images.frames(s.path, s.size, camera, first_index, len(timestamps))
                 for camera, s in streams.items()
@@ -243,7 +325,9 @@ def decode_image(data: bytes, size: tuple[int, int], where: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def video_frames(path: Path, size: tuple[int, int], timestamps: np.ndarray, episode: int = 0) -> Iterator[np.ndarray]:
+def video_frames(
+    path: Path, size: tuple[int, int], timestamps: np.ndarray, episode: int = 0, tolerance_s: float = TOLERANCE_S
+) -> Iterator[np.ndarray]:
     """Decode the frames nearest to some increasing timestamps: one seek, then front to back.
 
     Gives the frames of LeRobot's `decode_video_frames_pyav`, without keeping an episode in memory.
@@ -253,12 +337,13 @@ def video_frames(path: Path, size: tuple[int, int], timestamps: np.ndarray, epis
         size: (height, width) that the dataset declares.
         timestamps: Seconds in the file, increasing.
         episode: Named in the error.
+        tolerance_s: Seconds by which a frame may miss its timestamp.
 
     Yields:
         (h, w, 3) uint8.
 
     Raises:
-        UserError: if the frames have another size, or a timestamp has no frame within LeRobot's tolerance.
+        UserError: if the frames have another size, or a timestamp has no frame within the tolerance.
         DamagedFileError: if the file is no video.
     """
     with reading(path, "video", _REPAIR), av.open(str(path)) as container:
@@ -277,10 +362,10 @@ def video_frames(path: Path, size: tuple[int, int], timestamps: np.ndarray, epis
                 before, after = after, next(decoded, None)
             near = [frame for frame in (before, after) if frame is not None]
             errors = [abs(float(frame.pts * stream.time_base) - wanted) for frame in near]
-            if not near or min(errors) >= TOLERANCE_S:
+            if not near or min(errors) >= tolerance_s:
                 raise UserError(
-                    f"{path}: episode {episode} has no frame at {wanted:.4f} s (within {TOLERANCE_S} s); the video and "
-                    "the timestamps of this dataset do not fit together"
+                    f"{path}: episode {episode} has no frame at {wanted:.4f} s (within {tolerance_s} s); the video and "
+                    "the timestamps of this dataset do not fit together (--tolerance_s allows for more)"
                 )
             yield near[int(np.argmin(errors))].to_ndarray(format="rgb24")
 

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
 from tqdm import tqdm
 
@@ -24,10 +25,12 @@ from world_modality_core.latents.companion import (
     open_companion,
     partial_root,
 )
-from world_modality_core.latents.fingerprint import SourceFingerprint
+from world_modality_core.latents.fingerprint import SourceFingerprint, episode_keys
 from world_modality_core.latents.latent_quality import format_quality
+from world_modality_core.latents.latent_table import LATENTS
 from world_modality_core.latents.pca import LatentPCA
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license
+from world_modality_core.precompute.copied_parts import stale_parts
 from world_modality_core.precompute.encode import fit_pca, stage_latents
 from world_modality_core.precompute.finish import copy_root, finish, push, write_merged, write_stripped
 from world_modality_core.precompute.precompute_options import PrecomputeConfig
@@ -50,11 +53,17 @@ def precompute(cfg: PrecomputeConfig) -> Path:
         ConfigError: before any work, if it cannot be done as asked for.
     """
     state, device = join_processes(cfg.device)
-    source = SourceDataset(cfg.dataset.repo_id or Path(cfg.dataset.root).name, cfg.dataset.root, cfg.dataset.revision)
+    name = cfg.dataset.repo_id or Path(cfg.dataset.root).name
+    source = SourceDataset(name, cfg.dataset.root, cfg.dataset.revision, cfg.tolerance_s)
     fingerprint = SourceFingerprint.of(source.meta)
     reused = _open_reused(cfg.reuse_from) if cfg.reuse_from else None
     encoder = _build_encoder(cfg, source, reused, device)
     repo_id = cfg.output.repo_id or f"{source.meta.repo_id}_world_{encoder.spec.family}"
+    if cfg.merge and LATENTS in source.meta.features:
+        raise ConfigError(
+            f"merge=true: {source.meta.repo_id!r} ({source.root}) has {LATENTS!r} already, it is a merged copy itself; "
+            "merge into the dataset that it was made from"
+        )
     if cfg.push_to_hub and not cfg.dry_run:
         _check_upload(repo_id)
     # A link is followed: the folder that it leads to is replaced as a whole, and unfinished work lies beside that one.
@@ -149,6 +158,11 @@ def _check_output(root: Path, source: SourceDataset, request: dict, cfg: Precomp
             f"output.root={str(root)!r} exists and is the companion of another request ("
             f"{'; '.join(found)}). Give --overwrite to replace it, or another --output.root"
         )
+    if stale := stale_parts(source.meta, root, ()):
+        raise ConfigError(
+            f"output.root={str(root)!r} exists, and its {', '.join(stale)} are not what the source has now. Give "
+            "--overwrite to write it again: its latents are kept, nothing is encoded anew"
+        )
     return True
 
 
@@ -215,6 +229,39 @@ def _mb(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB"
 
 
+def _companion_at(root: Path) -> Companion | None:
+    """The companion that is to be replaced, if it can be read."""
+    try:
+        return open_companion(root=root) if (root / INFO_FILE).exists() else None
+    except (UserError, OSError):
+        return None
+
+
+def _pca_of(root: Path, request: dict) -> LatentPCA | None:
+    """The PCA of a companion that is written again for something else than its latents."""
+    old = _companion_at(root)
+    return old.pca if old is not None and old.info.request["latents"] == request["latents"] else None
+
+
+def _keep_latents(source: SourceDataset, spec: EncoderSpec, staging: Staging, olds: list[Companion]) -> None:
+    """Stage the latents of the episodes that an older companion holds already, by the same encoder."""
+    missing = [e for e in range(source.meta.total_episodes) if not staging.has(e)]
+    if not olds or not missing:
+        return
+    keys = episode_keys(source.meta, source.bounds, spec.cameras)
+    n = 0
+    for old in olds:
+        known = {
+            key: bounds for key, bounds in zip(old.info.episodes, old.bounds, strict=bool(old.info.episodes)) if key
+        }
+        for e in [e for e in missing if keys[e] in known and not staging.has(e)]:
+            staging.write(e, np.array(old.table.latents[slice(*known[keys[e]])]))
+            n += 1
+    print(
+        f"Latents of {n} of {source.meta.total_episodes} episodes are taken from {', '.join(str(o.root) for o in olds)}"
+    )
+
+
 def _encode(
     cfg: PrecomputeConfig, source: SourceDataset, encoder: WorldEncoder, reused: Companion | None, staging: Staging,
     root: Path, request: dict, state: PartialState,
@@ -224,11 +271,16 @@ def _encode(
     try:
         if encoder.spec.pca_dim and encoder.pca is None:
             if state.is_main_process and not staging.pca_path.exists():
-                fit_pca(source, encoder, cfg.pca_n_frames, cfg.seed, cfg.batch_size, cfg.num_workers).save(
-                    staging.pca_path
-                )
+                pca = _pca_of(root, request)
+                if pca is None:
+                    pca = fit_pca(source, encoder, cfg.pca_n_frames, cfg.seed, cfg.batch_size, cfg.num_workers)
+                pca.save(staging.pca_path)
             state.wait_for_everyone()
             encoder.attach_pca(LatentPCA.load(staging.pca_path))
+        state.wait_for_everyone()
+        if state.is_main_process:
+            olds = [old for old in (_companion_at(root), reused) if old and not old.spec.differences(encoder.spec)]
+            _keep_latents(source, encoder.spec, staging, olds)
         state.wait_for_everyone()
         mine = list(range(state.process_index, source.meta.total_episodes, state.num_processes))
         missing = [e for e in mine if not staging.has(e)]

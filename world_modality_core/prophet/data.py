@@ -11,22 +11,21 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from world_modality_core.io.dataset_files import data_files
+from world_modality_core.io.dataset_files import first_bad_frame, read_column
 from world_modality_core.io.errors import ConfigError, DiskFullError, UserError
-from world_modality_core.io.files import read_parquet
 from world_modality_core.latents.companion import Companion, CompanionError, default_root, open_companion
 from world_modality_core.latents.gpu_latent_table import GpuLatentTable
-from world_modality_core.latents.latent_table import column_values
 
 # Share of the accelerator's free memory that the latents may take.
 ON_DEVICE_SHARE = 0.5
 
 
-def open_companions(names: Sequence[str]) -> list[Companion]:
+def open_companions(names: Sequence[str], field: str = "companions") -> list[Companion]:
     """Open companions and hold them against each other.
 
     Args:
         names: Folders or repository ids.
+        field: The option that named them, for messages.
 
     Raises:
         ConfigError: if one can't be opened, or two were not made by the same encoder and PCA, or at another frame rate.
@@ -39,10 +38,10 @@ def open_companions(names: Sequence[str]) -> list[Companion]:
         except DiskFullError:
             raise
         except (UserError, OSError) as error:
-            raise ConfigError(f"companions={name!r}: {error}") from error
+            raise ConfigError(f"{field}={name!r}: {error}") from error
         if len(bad):
             raise ConfigError(
-                f"companions={name!r}: row {bad[0]} and {len(bad) - 1} others hold NaN or Inf; run wm-precompute with "
+                f"{field}={name!r}: row {bad[0]} and {len(bad) - 1} others hold NaN or Inf; run wm-precompute with "
                 "the same options into a new folder"
             )
         first = companions[0] if companions else companion
@@ -158,7 +157,7 @@ class CompanionFrames:
     def _read_tasks(self, companion: Companion) -> Tensor:
         meta = LeRobotDatasetMetadata(companion.repo_id, root=companion.root)
         texts = {int(row.task_index): str(task) for task, row in meta.tasks.iterrows()}
-        own = _read_column(companion.root, "task_index").reshape(-1)
+        own = read_column(companion.root, "task_index").reshape(-1)
         number = np.zeros(max(texts) + 1, dtype=np.int64)
         for index, text in texts.items():
             if text not in self.tasks:
@@ -186,19 +185,13 @@ def _read_states(companions: Sequence[Companion], sources: Sequence[str | Path])
             raise ConfigError(str(error)) from error
         if OBS_STATE not in meta.features:
             raise ConfigError(f"{str(source)!r} has no feature {OBS_STATE!r}, only {sorted(meta.features)}; {remedy}")
-        parts.append(torch.tensor(_read_column(Path(source), OBS_STATE, meta.features[OBS_STATE]["shape"][0])).float())
+        shape = meta.features[OBS_STATE]["shape"]
+        if bad := first_bad_frame(source, OBS_STATE, shape):
+            raise ConfigError(f"{str(source)!r}: {bad}; mend the values, or leave the state out")
+        parts.append(torch.tensor(read_column(source, OBS_STATE, shape)).float())
     if len({part.shape[1] for part in parts}) > 1:
         raise ConfigError(
             f"the states of the companions' sources have widths {[part.shape[1] for part in parts]}; one Prophet reads "
             "one kind of robot"
         )
     return torch.cat(parts)
-
-
-def _read_column(root: Path, name: str, width: int = 1) -> np.ndarray:
-    """One column of a dataset's parquet files, (n, width), in the order of `index`."""
-    tables = [read_parquet(file, ["index", name]) for file in data_files(root)]
-    index = np.concatenate([table["index"].to_numpy() for table in tables])
-    if not np.array_equal(index, np.arange(len(index))):
-        raise ConfigError(f"{root}: frames are not in the order of `index`; write the dataset again")
-    return np.concatenate([column_values(table[name], width) for table in tables])

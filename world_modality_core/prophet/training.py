@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
@@ -91,6 +92,25 @@ class ProphetModel(nn.Module):
         return {name: value for name, value in self.state_dict().items() if not name.startswith("future_state.")}
 
 
+def _check_tasks(frames: CompanionFrames) -> None:
+    """Refuse frames whose task has no text, where the Prophet reads it.
+
+    Raises:
+        ConfigError: naming the first such episode.
+    """
+    blank = [number for number, text in enumerate(frames.tasks) if not text.strip()]
+    bad = np.flatnonzero(np.isin(frames.task.numpy(), blank))
+    if len(bad):
+        episode = np.searchsorted(frames.bounds[:, 0], bad, side="right") - 1
+        companion, first = frames.origin[episode[0]]
+        raise ConfigError(
+            f"prophet.use_language=true, but {len(np.unique(episode))} episodes have an empty task, the first is "
+            f"episode {first} of {frames.companions[companion].root}; give the source's episodes one with "
+            "lerobot-edit-dataset (--operation.type=modify_tasks) and run wm-precompute again, or use "
+            "--prophet.use_language=false"
+        )
+
+
 class ProphetTraining:
     """A run: its model, data, optimiser and curve.
 
@@ -110,6 +130,7 @@ class ProphetTraining:
         self.root = Path(cfg.output_dir).resolve()
         self.language = None
         if cfg.prophet.use_language:
+            _check_tasks(frames)
             sentences = SentenceEncoder(cfg.language.model_id, revision=cfg.language.revision)
             self.language = sentences.encode(frames.tasks).to(device)
             cfg.language.dim = sentences.dim

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.policies import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot.utils.device_utils import resolve_safetensors_device
 from safetensors.torch import load_model
 from torch import Tensor, nn
@@ -47,6 +46,7 @@ from lerobot_policy_world_modality.policies.shared.planning_policy import (
 )
 from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts
 from lerobot_policy_world_modality.policies.shared.training_companion import open_world
+from lerobot_policy_world_modality.policies.shared.vectors import action_vectors, state_vectors
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from world_modality_core.memory.sources import MemorySource
 from world_modality_core.prophet.logged_values import LoggedValues
@@ -77,8 +77,6 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
     ):
         super().__init__(config)
         config.validate_features()
-        if dataset_meta is not None:
-            config.fps = float(dataset_meta.fps)
         companion = open_world(config, dataset_meta)
         check_starts(config, companion)
         vlm_config = load_backbone_config(config)
@@ -136,7 +134,7 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
         world_batch = self.recorded_batch(batch)
         states, loss_text = self._see(batch, labels)
         states = self._inform(states, batch, world_batch, None)
-        error = self.action_head.error(states, batch[ACTION])
+        error = self.action_head.error(states, action_vectors(batch, config))
         loss = loss_action = masked_mean(error.mean(-1), action_padding(batch, error), dim=-1)  # (b,)
         loss_world, values = self._objectives(states, world_batch)
         loss = loss + loss_world
@@ -150,7 +148,7 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
         if self.proprioception is not None:
             values["state_gate"] = torch.tanh(self.proprioception.gate.value.detach()).mean()
         logged = LoggedValues({"loss_action": (loss_action * share).mean()} | values)
-        self._take_log(logged)
+        self._take_log(logged, loss, batch)
         return (loss.mean() if reduction == "mean" else loss), logged
 
     def get_optim_params(self) -> list[dict[str, Any]]:
@@ -267,7 +265,7 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
     ) -> Tensor:
         """Let the action states (b, h, d) see the robot's state and the world memory."""
         if self.proprioception is not None:
-            states = self.proprioception(states, batch[OBS_STATE])
+            states = self.proprioception(states, state_vectors(batch, self.config))
         if self.world.reader is None:
             return states
         memory = self.memory_of(world_batch, source)

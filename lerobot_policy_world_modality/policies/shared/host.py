@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.hub.on_hub import OnHub
@@ -30,6 +31,7 @@ from lerobot_policy_world_modality.policies.shared.prophet_start import start_pr
 from lerobot_policy_world_modality.policies.shared.training_log import TrainingLog
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from lerobot_policy_world_modality.policies.shared.world_options import MemoryOptions, WorldOptions
+from world_modality_core.io.errors import ObservationError
 from world_modality_core.latents.companion import Companion
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
 from world_modality_core.memory.gated_attention import Gate, GatedReader
@@ -97,11 +99,13 @@ class PolicyWithWorld(OnHub):
             if config.prophet is not None:
                 start_prophet(config, world.prophet, world.space, stats)
         self._log = TrainingLog(config.metrics_file, config.metrics_every)
-        self._step = 0
+        self._step, self._last = 0, None
+        self._is_loaded = False
         world.register_load_state_dict_post_hook(lambda *_: self._read_step())
 
     def _read_step(self) -> None:
         self._step = int(self.world.train_step)
+        self._is_loaded = True
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +119,15 @@ class PolicyWithWorld(OnHub):
         return self.latent_reader.recorded(batch, self.device, everything and self.config.has_world)
 
     def remember(self, batch: dict[str, Tensor]) -> None:
-        """Remember the current frame of a rollout, if any memory or input needs it."""
+        """Remember the current frame of a rollout, if any memory or input needs it.
+
+        Raises:
+            ObservationError: if the robot's state isn't finite.
+        """
+        state = batch.get(OBS_STATE)
+        if state is not None and not torch.isfinite(state).all():
+            bad = (~torch.isfinite(state)).reshape(-1, state.shape[-1]).any(0).nonzero().flatten().tolist()
+            raise ObservationError(f"{OBS_STATE} is NaN or Inf in dimension(s) {bad}: no action can follow from it")
         if self.config.needs_live_history or self.config.needs_live_tokens:
             self.latent_reader.remember(batch)
 
@@ -202,13 +214,17 @@ class PolicyWithWorld(OnHub):
         """Modules whose gradient norm is logged."""
         return {}
 
-    def _take_log(self, logged: LoggedValues) -> None:
+    def _take_log(self, logged: LoggedValues, loss: Tensor, batch: dict[str, Tensor]) -> None:
         if self.training:
+            self._last = loss.detach(), batch
             self._log.watch(self._watched)
             self._log.take(logged)
 
     def update(self) -> None:
         """Count an optimiser step; LeRobot's trainer calls this after each."""
+        if self._last is not None:
+            check_finite_loss(*self._last, self._step)
+            self._last = None  # holds a batch
         self._step += 1
         self.world.train_step.add_(1)
         self._log.write(self._step)
@@ -218,13 +234,28 @@ class PolicyWithWorld(OnHub):
     def _forget_episode(self) -> None:
         """What `reset` does for the world."""
         self._n_plans = 0
-        if "latent_reader" in self.__dict__:  # upstream's constructors reset before there is a world
-            self.latent_reader.frames.clear()
+        if "latent_reader" not in self.__dict__:  # upstream's constructors reset before there is a world
+            return
+        self.latent_reader.frames.clear()
+        if self._is_loaded and self.latent_reader.companion is None:  # a rollout begins, or will
+            self.latent_reader.load(self.device)
 
     def _live_batch(self, batch: dict[str, Tensor]) -> WorldBatch:
         """Count a plan, and look at the world as it is now."""
         self._n_plans += 1
         return self.latent_reader.live(batch, self.device)
+
+    def _finite(self, actions: Tensor) -> Tensor:
+        """The actions, if a robot can be given them.
+
+        Raises:
+            ObservationError: if one is NaN or Inf.
+        """
+        if not torch.isfinite(actions).all():
+            raise ObservationError(
+                f"{self.config.type} planned actions that are NaN or Inf: its weights or its input aren't finite"
+            )
+        return actions
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """bf16 arithmetic of a rollout where `dtype` says so; in training accelerate does it, by the same option."""
@@ -261,6 +292,30 @@ class PolicyWithWorld(OnHub):
         """Close the gates of all readers, or give them back to what training made of them."""
         for reader in self.readers.values():
             reader.gate.is_closed = is_closed
+
+
+def check_finite_loss(loss: Tensor, batch: dict[str, Tensor], step: int) -> None:
+    """Stop a training that can only go wrong from here on. The trainer reads the loss next, so this waits for nothing.
+
+    Args:
+        loss: Of the last step, () or (b,).
+        batch: What it is of.
+        step: Optimiser steps before it.
+
+    Raises:
+        ValueError: naming the frames, and what of them isn't finite.
+    """
+    if torch.isfinite(loss).all():
+        return
+    floats = {key: value for key, value in batch.items() if torch.is_tensor(value) and value.is_floating_point()}
+    bad = {key: (~torch.isfinite(value)).reshape(len(value), -1).any(1) for key, value in floats.items() if value.ndim}
+    found = [
+        f"{key} isn't finite at index {batch['index'][rows.to(batch['index'].device)].tolist()}"
+        for key, rows in bad.items()
+        if rows.any() and len(rows) == len(batch["index"])
+    ]
+    what = "; ".join(found) or f"inputs are finite (index {batch['index'].tolist()}); lower the learning rate"
+    raise ValueError(f"the loss of step {step + 1} is {loss.mean().item()}: {what}")
 
 
 def host_of(policy: nn.Module) -> PolicyWithWorld | None:

@@ -61,8 +61,6 @@ class InjectedWorldPolicy(PolicyWithWorld):
                 f"init_from={config.init_from!r} starts a new run, pretrained_path={str(config.pretrained_path)!r} "
                 "goes on from a checkpoint of this type; give one of them"
             )
-        if dataset_meta is not None:
-            config.fps = float(dataset_meta.fps)
         companion = open_world(config, dataset_meta)
         if config.prophet.use_state and config.robot_state_feature is None:
             raise ValueError("prophet.use_state=true needs a feature `observation.state`, which the dataset hasn't")
@@ -121,7 +119,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
         logged.add(world_values)
         if isinstance(loss_world, Tensor):
             loss = loss + (loss_world if reduction == "none" else loss_world.mean())
-        self._take_log(logged)
+        self._take_log(logged, loss, batch)
         return loss, logged
 
     @property
@@ -167,13 +165,13 @@ class InjectedWorldPolicy(PolicyWithWorld):
     def select_action(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Remember the current frame, and return the next action of the plan (b, a), as the base does."""
         with self._acting(batch):
-            return super().select_action(batch, *args, **kwargs)
+            return self._finite(super().select_action(batch, *args, **kwargs))
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Remember the current frame and plan from it, as the base does: (b, h, a) normalised actions."""
         with self._acting(batch), self._reading_live(batch):
-            return super().predict_action_chunk(batch, *args, **kwargs)
+            return self._finite(super().predict_action_chunk(batch, *args, **kwargs))
 
     def _get_action_chunk(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         # Where SmolVLA and X-VLA plan, whoever asked: select_action, predict_action_chunk, real-time chunking.

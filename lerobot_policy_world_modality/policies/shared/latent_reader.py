@@ -10,6 +10,7 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_world_modality.policies.shared.kept_frames import KEPT
+from lerobot_policy_world_modality.policies.shared.vectors import state_vectors
 from lerobot_policy_world_modality.policies.shared.world_batch import Intervention, WorldBatch
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.encoders import make_world_encoder
@@ -33,6 +34,8 @@ class LatentReader:
 
     Attributes:
         space: The policy's latent normaliser, once it is built.
+        now_s: When the frame that is shown next was taken, in seconds of the robot's clock, where the caller knows it
+            (`examples/policy_server.py`); None for this machine's clock, or none (`frame_clock`).
         intervention: Set by an evaluation, for as long as its arm runs; training and offline look-ups know nothing of
             it.
         frames: The frames of a running rollout.
@@ -42,6 +45,7 @@ class LatentReader:
         self.config = config
         self.companion = companion
         self.space: LatentNormaliser | None = None
+        self.now_s: float | None = None
         self.intervention: Intervention | None = None
         self._encoder = None
         self._sentences: SentenceEncoder | None = None
@@ -55,7 +59,7 @@ class LatentReader:
             config.history_stride,
             spec.n_frames,
             spec.frame_stride,
-            tolerance=0 if config.clock_fps is None else max(1, config.history_stride // 2),
+            tolerance=max(1, config.history_stride // 2),
             past=self._past_choice,
         )
         self._recorded_past: RecordedPast | None = None
@@ -63,10 +67,31 @@ class LatentReader:
             config.language.dim = self.sentences(torch.device("cpu")).dim
 
     def remember(self, batch: dict[str, Tensor]) -> None:
-        """Remember the current frame: one step after the last, or by the clock where frames come irregularly."""
-        fps = self.config.clock_fps
-        kept = {key.removeprefix(KEPT): value for key, value in batch.items() if key.startswith(KEPT)}
-        self.frames.append(batch | kept, None if fps is None else round(time.monotonic() * fps))
+        """Remember the current frame: one step after the last, or by a clock where frames come irregularly."""
+        batch = batch | {key.removeprefix(KEPT): value for key, value in batch.items() if key.startswith(KEPT)}
+        if self.now_s is None and self.config.clock_fps is None:
+            self.frames.append(batch)
+        else:
+            now_s = time.monotonic() if self.now_s is None else self.now_s
+            self.frames.append(batch, round(now_s * self.config.fps))
+
+    def frame_times(self, now_s: float) -> list[float]:
+        """Seconds of the frames that a plan at `now_s` needs, oldest first; none without a history.
+
+        Those of its history, and those of the memory's past that it was not shown yet.
+        """
+        if not (self.config.needs_live_history or self.config.needs_live_tokens):
+            return []
+        fps = self.config.fps
+        past = [step / fps for step in self.frames.past_due(round(now_s * fps))]
+        return sorted({*past, *(now_s + step / fps for step in self.frames.steps_back)})
+
+    def load(self, device: torch.device) -> None:
+        """Load what a rollout looks through, so that its first plan takes no longer than the others."""
+        if self.config.needs_live_history or self.config.needs_live_tokens:
+            self.encoder(device)
+        if self.config.world_reads_language:
+            self.sentences(device)
 
     def common(self, batch: dict[str, Tensor], device: torch.device) -> WorldBatch:
         """Inputs that are the same recorded and live: state and language.
@@ -74,9 +99,9 @@ class LatentReader:
         Raises:
             ValueError: if the task is missing or empty although the policy uses it.
         """
-        state = batch[OBS_STATE] if self.config.world_reads_state else None
-        if state is not None and state.ndim == 3:  # (b, n_obs_steps, s) of a policy that sees several
-            state = state[:, -1]
+        if batch.get(OBS_STATE) is not None and batch[OBS_STATE].ndim == 3:  # a policy that sees n_obs_steps frames
+            batch = batch | {OBS_STATE: batch[OBS_STATE][:, -1]}
+        state = state_vectors(batch, self.config) if self.config.world_reads_state else None
         language, tasks = None, task_list(batch)
         if self.config.world_reads_language:
             if not tasks:
@@ -85,9 +110,10 @@ class LatentReader:
                     "with --policy.use_language=false"
                 )
             language = self.sentences(device).encode(tasks).to(device)
-        known = [value for key, value in batch.items() if key.startswith("observation.")]
-        batch_size = len(known[0]) if known else len(tasks)
-        return WorldBatch(batch_size, state, language, future_stride=self.config.future_stride)
+        # Not the state of the batch: of one number, it has no axis of its own (see `state_vectors`).
+        images = [each for key, each in batch.items() if key.startswith("observation.") and key != OBS_STATE]
+        known = [batch["index"]] if "index" in batch else [each for each in (state, *images) if each is not None]
+        return WorldBatch(len(known[0] if known else tasks), state, language, future_stride=self.config.future_stride)
 
     def recorded(self, batch: dict[str, Tensor], device: torch.device, everything: bool = False) -> WorldBatch:
         """Look up a batch of recorded frames by `batch["index"]`.

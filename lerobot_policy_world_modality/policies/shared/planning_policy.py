@@ -47,6 +47,7 @@ class PlanningPolicy(PolicyWithWorld):
         """Forget the episode; LeRobot calls this before each one."""
         self._forget_episode()
         self._action_queue: deque[Tensor] = deque()
+        self.last_plan: Tensor | None = None  # for who watches
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
@@ -80,7 +81,8 @@ class PlanningPolicy(PolicyWithWorld):
         self.eval()
         self.remember(batch)
         with self._autocast():
-            return self._plan(batch, noise)
+            self.last_plan = self._finite(self._plan(batch, noise))
+        return self.last_plan
 
     @torch.no_grad()
     def plan_recorded(

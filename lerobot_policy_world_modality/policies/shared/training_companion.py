@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lerobot.datasets import LeRobotDatasetMetadata
 
+from lerobot_policy_world_modality.policies.shared.training_data import check_training_data
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.companion import Companion, open_companion
@@ -22,8 +23,12 @@ def open_world(config: WorldOptions, dataset_meta: LeRobotDatasetMetadata | None
         The companion; None at evaluation, and for a policy without a world.
 
     Raises:
+        ConfigError: if the dataset can't be trained on.
         ValueError: if the companion doesn't fit, or nothing tells the shape of the latents.
     """
+    if dataset_meta is not None:
+        check_training_data(config, dataset_meta, config.reads_task)
+        config.fps = float(dataset_meta.fps)
     if not config.has_world:
         return None
     if dataset_meta is not None:

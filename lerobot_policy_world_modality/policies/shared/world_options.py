@@ -45,6 +45,17 @@ class WorldOptions(TracksGivenFields):
     future_stride: int = 1
     # The sentence encoder that embeds tasks.
     language: LanguageConfig = field(default_factory=LanguageConfig)
+    # "calls": every call of the policy is one step (simulators, lerobot-eval, synchronous robots). "wall": frames come
+    # when they come (real-time chunking), and the clock tells which step they belong to. examples/policy_server.py goes
+    # by the robot's own clock, whatever is said here.
+    frame_clock: FrameClock = "calls"
+    # Steps a second of the dataset. Set in training; `frame_clock=wall` reads it.
+    fps: float = 0.0
+    # Let entries of the robot's state that never moved in training enter as they do there, in rollouts too: LeRobot
+    # normalises by their standard deviation, 0, and the slightest move would be a huge one.
+    clamp_constant_state: bool = True
+    # These entries. Set in training.
+    constant_state: list[int] = field(default_factory=list)
     # Append logged values to this JSON Lines file, for those who train without an experiment tracker.
     metrics_file: str | None = None
     # Optimiser steps that one of its lines averages over.
@@ -54,6 +65,8 @@ class WorldOptions(TracksGivenFields):
     prophet: ClassVar[ProphetConfig | None] = None
     # What enters the memory, and the gates that it is read through; a type that has one declares it as a field.
     memory: ClassVar[MemoryConfig | None] = None
+    # Whether a processor step keeps a rollout's frames for the encoder, whatever is made of them for the policy.
+    keeps_frames: ClassVar[bool] = False
     # Past frames in the memory; a type that has one says so itself.
     n_past: ClassVar[int] = 0
     # The field that says how many history frames t are read.
@@ -66,6 +79,12 @@ class WorldOptions(TracksGivenFields):
             ConfigError: naming field, value and what was expected.
         """
         check_choices(self)
+        visual = self.normalization_mapping.get("VISUAL", "IDENTITY")
+        if visual != "IDENTITY" and not self.keeps_frames:
+            raise ConfigError(
+                f"normalization_mapping: VISUAL is {getattr(visual, 'value', visual)}, but the world's encoder (and a "
+                "VLM's processor) takes images in [0, 1] and normalises them itself; use IDENTITY"
+            )
         check_at_least(self, 1, self.history_field, "history_stride", "future_stride", "metrics_every")
         check_at_least(self, self.least_future_steps, "n_future_steps")
         if {"n_action_steps", "chunk_size"} <= self.__dict__.keys() and self.n_action_steps > self.chunk_size:
@@ -109,6 +128,11 @@ class WorldOptions(TracksGivenFields):
         return self.has_world and self.prophet.use_language
 
     @property
+    def reads_task(self) -> bool:
+        """Whether any part of the policy reads the task."""
+        return self.world_reads_language
+
+    @property
     def needs_history(self) -> bool:
         """Whether a training step looks at latents of the history."""
         return False
@@ -136,7 +160,7 @@ class WorldOptions(TracksGivenFields):
     @property
     def clock_fps(self) -> float | None:
         """Steps a second where the clock tells which step a frame belongs to; None where every call is one step."""
-        return None
+        return self.fps if self.frame_clock == "wall" else None
 
     @property
     def rollout_dtype(self) -> str | None:
@@ -202,11 +226,6 @@ class VLAWorldOptions(MemoryOptions):
 
     # History frames t that the Prophet sees.
     n_history_steps: int = 4
-    # "calls": every call of the policy is one step (simulators, lerobot-eval, synchronous robots). "wall": frames come
-    # when they come (policy server, real-time chunking), and the clock tells which step they belong to.
-    frame_clock: FrameClock = "calls"
-    # Steps a second of the dataset. Set in training; `frame_clock=wall` reads it.
-    fps: float = 0.0
 
     def check_world(self) -> None:
         super().check_world()
@@ -222,8 +241,8 @@ class VLAWorldOptions(MemoryOptions):
         return self.reads_memory or self.lambda_world > 0
 
     @property
-    def clock_fps(self) -> float | None:
-        return self.fps if self.frame_clock == "wall" else None
+    def reads_task(self) -> bool:
+        return True
 
 
 def check_amp(config: WorldOptions) -> None:

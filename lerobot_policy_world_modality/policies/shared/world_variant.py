@@ -51,6 +51,12 @@ class WorldVariantConfig(VLAWorldOptions):
     world_layer: ClassVar[str] = ""
     world_extra: ClassVar[str] = ""
     world_wraps: ClassVar[tuple[str, ...]] = ()
+    world_reads_task: ClassVar[bool] = False
+    keeps_frames: ClassVar[bool] = True
+
+    @property
+    def reads_task(self) -> bool:
+        return self.world_reads_task or self.world_reads_language
 
     def __post_init__(self) -> None:
         if self.init_from:
@@ -89,7 +95,9 @@ class WorldVariantConfig(VLAWorldOptions):
         logging.info(f"init_from={checkpoint}: took over {taken or 'nothing that differs'}")
 
 
-def world_variant(layer: str, extra: str = "", wraps: tuple[str, ...] = ()) -> Callable[[type], type]:
+def world_variant(
+    layer: str, extra: str = "", wraps: tuple[str, ...] = (), reads_task: bool = False
+) -> Callable[[type], type]:
     """Declare a policy with a world memory: a decorator of its config, which registers the type `<plain type>_world`.
 
     Args:
@@ -97,6 +105,7 @@ def world_variant(layer: str, extra: str = "", wraps: tuple[str, ...] = ()) -> C
             forward pass and denoising step with states (b, h, d), or (b, d, h) where it is a `Conv1d`.
         extra: LeRobot's extra that installs what the plain policy needs.
         wraps: Classes of the modules that sharded training may wrap, where the plain policy doesn't say so itself.
+        reads_task: Whether the plain policy is told the task in words, so that every episode needs one.
 
     Raises:
         TypeError: if the config has no plain policy's behind `WorldVariantConfig`, or has one of its fields.
@@ -113,6 +122,7 @@ def world_variant(layer: str, extra: str = "", wraps: tuple[str, ...] = ()) -> C
             raise TypeError(f"{base.__name__} has fields of a world's name: {', '.join(sorted(shared))}")
         config_class.world_base, config_class.world_layer = base, layer
         config_class.world_extra, config_class.world_wraps = extra, wraps
+        config_class.world_reads_task = reads_task
         name = f"{PreTrainedConfig.get_choice_name(base)}_world"
         return PreTrainedConfig.register_subclass(name)(dataclass(config_class))
 

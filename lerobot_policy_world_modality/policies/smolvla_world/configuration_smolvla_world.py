@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
@@ -31,9 +32,13 @@ class FusionConfig:
 
 
 # SmolVLA calls the parts of a decoder layer, never the layer itself.
-@world_variant(layer="model.action_out_proj", extra="smolvla", wraps=("SmolVLMEncoderLayer", "LlamaMLP"))
+@world_variant(
+    layer="model.action_out_proj", extra="smolvla", wraps=("SmolVLMEncoderLayer", "LlamaMLP"), reads_task=True
+)
 class SmolVLAWorldConfig(WorldVariantConfig, SmolVLAConfig):
     """SmolVLA's config, and the world memory's."""
+
+    keeps_frames: ClassVar[bool] = False  # SmolVLA's processors leave images as they are
 
     # Where the memory is read.
     fusion: FusionConfig = field(default_factory=FusionConfig)

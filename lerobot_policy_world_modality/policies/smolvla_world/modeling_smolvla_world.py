@@ -5,14 +5,13 @@ SmolVLA's own `forward`, sampling and denoising run as they are; `InjectedWorldP
 
 from __future__ import annotations
 
-from typing import Any
-
-from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_world_modality.policies.shared.injected_policy import InjectedWorldPolicy
 from lerobot_policy_world_modality.policies.shared.memory_filling import n_memory_tokens
+from lerobot_policy_world_modality.policies.shared.vectors import action_vectors, state_vectors
 from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import SmolVLAWorldConfig
 from lerobot_policy_world_modality.policies.smolvla_world.fusion import MemoryTokens, read_at_prefix
 from world_modality_core.memory.injected_layer import read_memory_at
@@ -29,17 +28,6 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
     config_class = SmolVLAWorldConfig
     name = "smolvla_world"
     _no_split_modules = [*SmolVLAWorldConfig.world_wraps]
-
-    def __init__(
-        self,
-        config: SmolVLAWorldConfig,
-        dataset_stats: dict[str, dict[str, Tensor]] | None = None,
-        dataset_meta: LeRobotDatasetMetadata | None = None,
-        **kwargs: Any,
-    ):
-        if dataset_meta is not None:
-            check_tasks(dataset_meta)
-        super().__init__(config, dataset_stats, dataset_meta, **kwargs)
 
     def _inject(self) -> None:
         fusion, options = self.config.fusion, self.config.memory
@@ -61,18 +49,14 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
     def _sample_recorded(self, batch: dict[str, Tensor], noise: Tensor | None) -> Tensor:
         return self._get_action_chunk(self._prepare_batch(batch), noise)
 
+    def prepare_state(self, batch: dict[str, Tensor]) -> Tensor:
+        """As SmolVLA's, of a state of one number too."""
+        return super().prepare_state(batch | {OBS_STATE: state_vectors(batch, self.config)})
+
+    def prepare_action(self, batch: dict[str, Tensor]) -> Tensor:
+        """As SmolVLA's, of an action of one number too."""
+        return super().prepare_action(batch | {ACTION: action_vectors(batch, self.config)})
+
     @property
     def _saved_with_adapters(self) -> list[str]:
         return ["world"] + [SAVED_WITH_ADAPTERS[fusion] for fusion in self.config.fusion.names]
-
-
-def check_tasks(dataset_meta: LeRobotDatasetMetadata) -> None:
-    """Refuse a dataset with a task that has no text: SmolVLA reads the task as text.
-
-    Raises:
-        ValueError: naming the task.
-    """
-    blank = [int(row.task_index) for task, row in dataset_meta.tasks.iterrows() if not str(task).strip()]
-    if blank or not len(dataset_meta.tasks):
-        which = f"task_index {blank} of {dataset_meta.repo_id!r} has no text" if blank else "the dataset has no tasks"
-        raise ValueError(f"{which}; smolvla_world needs an instruction for every episode (see lerobot-edit-dataset)")

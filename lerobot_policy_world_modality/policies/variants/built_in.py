@@ -36,18 +36,18 @@ class DiffusionWorldConfig(WorldVariantConfig, DiffusionConfig):
     """LeRobot's Diffusion Policy, whose U-Net reads a world memory before its last convolution."""
 
 
-@world_variant(layer="noise_predictor.output_proj", extra="multi_task_dit")
+@world_variant(layer="noise_predictor.output_proj", extra="multi_task_dit", reads_task=True)
 class MultiTaskDiTWorldConfig(WorldVariantConfig, MultiTaskDiTConfig):
     """LeRobot's multi-task DiT, whose noise predictor reads a world memory before its last layer."""
 
 
 # PI0 and PI0.5 call the parts of a decoder layer, never the layer itself.
-@world_variant(layer="model.action_out_proj", extra="pi", wraps=("SiglipEncoderLayer", "GemmaMLP"))
+@world_variant(layer="model.action_out_proj", extra="pi", wraps=("SiglipEncoderLayer", "GemmaMLP"), reads_task=True)
 class PI0WorldConfig(WorldVariantConfig, PI0Config):
     """LeRobot's PI0, whose action expert's output states read a world memory."""
 
 
-@world_variant(layer="model.action_out_proj", extra="pi", wraps=("SiglipEncoderLayer", "GemmaMLP"))
+@world_variant(layer="model.action_out_proj", extra="pi", wraps=("SiglipEncoderLayer", "GemmaMLP"), reads_task=True)
 class PI05WorldConfig(WorldVariantConfig, PI05Config):
     """LeRobot's PI0.5, whose action expert's output states read a world memory."""
 
@@ -60,7 +60,7 @@ class PI05WorldConfig(WorldVariantConfig, PI05Config):
             )
 
 
-@world_variant(layer="model.transformer.action_decoder", extra="xvla", wraps=("TransformerBlock",))
+@world_variant(layer="model.transformer.action_decoder", extra="xvla", wraps=("TransformerBlock",), reads_task=True)
 class XVLAWorldConfig(WorldVariantConfig, XVLAConfig):
     """LeRobot's X-VLA, whose transformer's action states read a world memory."""
 

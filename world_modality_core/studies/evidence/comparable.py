@@ -62,15 +62,13 @@ class Pairs:
     # Episodes of the two sides that were left out to keep the scenes that all have; 0 unless asked for.
     n_left_out: int = 0
 
-    def signs_in_order(self) -> np.ndarray:
-        """(n,) differences, scene by scene: the first scene of every task and training seed, then the second, ...
+    def in_order(self) -> np.ndarray:
+        """(n, n_runs) differences of the scenes: the first of every task, then the second, ...
 
         An order that is fixed before any outcome is known and in which every task has its share at all times.
         """
         n_scenes = max(len(task.seeds) for task in self.tasks)
-        return np.concatenate(
-            [task.difference[:, i] for i in range(n_scenes) for task in self.tasks if i < len(task.seeds)]
-        )
+        return np.stack([task.difference[:, i] for i in range(n_scenes) for task in self.tasks if i < len(task.seeds)])
 
 
 def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scenes: bool = False) -> Pairs:

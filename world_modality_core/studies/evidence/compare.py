@@ -11,17 +11,22 @@ import pandas as pd
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, Pairs, pair
-from world_modality_core.studies.evidence.hierarchical_bootstrap import bootstrap_intervals, overall_means
 from world_modality_core.studies.evidence.paired import (
     PairCounts,
-    PairedResult,
     RunsResult,
-    compare_counts,
+    ScenesResult,
+    TasksResult,
     compare_runs,
+    compare_scenes,
+    compare_tasks,
+    design_effect,
+    heterogeneity_p,
+    margin_p,
 )
 from world_modality_core.studies.evidence.sequential import SequentialResult, sequential_test
 from world_modality_core.studies.evidence.verdicts import Evidence, Verdict, judge
 from world_modality_core.studies.evidence.wilson import wilson_interval
+from world_modality_core.studies.evidence.wording import DifferenceAnswer, TwoSides, answer_of, population
 
 INTACT = "intact"
 SCHEMA_VERSION = 1
@@ -41,23 +46,14 @@ class SuccessRate:
 
 
 @dataclass(frozen=True)
-class OverallMean:
-    """A mean over tasks or over tiers (or of differences, over episodes too) with its bootstrap interval."""
-
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
 class ModelArmRates:
     """Success of one model and arm."""
 
     side: ModelArm
     train_seeds: tuple[int, ...]
     rates: tuple[SuccessRate, ...]
-    overall: tuple[OverallMean, ...]
+    # Over "episodes", over the means of the "tasks", over the means of the "tiers" (that of a tier's tasks).
+    means: dict[str, float]
     # Mean |gate| per training seed; empty where no gate was logged.
     gates: dict[int, float]
 
@@ -69,7 +65,7 @@ class PairedPart:
     level: str
     name: str
     counts: PairCounts
-    result: PairedResult
+    result: ScenesResult
 
 
 @dataclass(frozen=True)
@@ -84,18 +80,54 @@ class Comparison:
     n_left_out: int
     # Over all episodes first, then per tier, then per task.
     parts: tuple[PairedPart, ...]
-    overall: tuple[OverallMean, ...]
+    # As in `ModelArmRates`.
+    means: dict[str, float]
     # Over training runs; None for arms of one checkpoint and for a single run.
     runs: RunsResult | None
+    # For tasks like these; None where nothing can be said of them.
+    tasks: TasksResult | None
+    # Whether tasks differ in what the difference is; None for a single task.
+    heterogeneity_p: float | None
     sequential: SequentialResult | None
+    # One-sided p-values of "not worse by the margin" and "not better by the margin", by Holm within the family;
+    # None without a margin.
+    margin_p: tuple[float, float] | None
     # Holm's p-value within the family: the arms of a model, or the candidates of a baseline.
-    p_holm: float | None = None
+    p_holm: float = 1.0
 
     @property
     def evidence(self) -> Evidence:
         """What a verdict reads."""
         name = f"{self.first.arm} - {self.second.arm}" if self.kind == "arm" else f"{self.first} - {self.second}"
-        return Evidence(name, self.parts[0].counts, self.parts[0].result, self.runs, self.sequential)
+        counts, scenes = self.parts[0].counts, self.parts[0].result
+        return Evidence(name, counts, scenes, self.runs, self.sequential, self.population)
+
+    @property
+    def population(self) -> str:
+        """Whom the comparison's p-value speaks of."""
+        n_checkpoints = len(self.train_seeds) * (1 if self.kind == "arm" else 2)
+        n_tasks = sum(part.level == "task" for part in self.parts)
+        return population(n_checkpoints, self.runs and self.runs.n_runs, n_tasks)
+
+    def tested(self, alpha: float, margin: float | None) -> TwoSides:
+        """What there is to be put into words."""
+        evidence, interval, in_turn = self.evidence, self.runs or self.parts[0].result, self.sequential
+        return TwoSides(
+            first=str(self.first),
+            second=str(self.second),
+            difference=interval.difference,
+            low=interval.low,
+            high=interval.high,
+            is_ahead=evidence.is_ahead,
+            p=evidence.p,
+            p_holm=self.p_holm,
+            population=self.population,
+            detectable=evidence.detectable(alpha),
+            open_after=(in_turn.n_pairs, in_turn.n_planned) if in_turn and in_turn.is_open else None,
+            margin=margin,
+            margin_p=self.margin_p,
+            heterogeneity_p=self.heterogeneity_p,
+        )
 
 
 @dataclass(frozen=True)
@@ -110,12 +142,21 @@ class ComparisonReport:
     verdict_p_holm: dict[tuple[str, str], float] = field(default_factory=dict)
     # Why comparisons were refused; empty if that was an error.
     refusals: tuple[str, ...] = ()
+    # Difference below which two models count as equally good; None if none was named.
+    margin: float | None = None
+
+    @property
+    def answers(self) -> tuple[DifferenceAnswer, ...]:
+        """What may be said of each comparison."""
+        return tuple(answer_of(c.tested(self.alpha, self.margin), self.alpha) for c in self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists, dictionaries, numbers and strings."""
         comparisons = [
-            asdict(c) | {"parts": [asdict(p) | {"n": p.counts.n} for p in c.parts], "p": c.evidence.p}
-            for c in self.comparisons
+            asdict(c)
+            | {"parts": [asdict(p) | {"n": p.counts.n} for p in c.parts], "p": c.evidence.p, "answer": answer.answer}
+            | {"population": c.population}
+            for c, answer in zip(self.comparisons, self.answers, strict=True)
         ]
         verdicts = [asdict(v) | {"p_holm": self.verdict_p_holm.get((v.model, v.question))} for v in self.verdicts]
         return {
@@ -135,10 +176,9 @@ def compare(
     arms: Sequence[str] = (),
     matched: str = "",
     alpha: float = 0.05,
-    sequential: bool = False,
+    n_planned: int | None = None,
     common_scenes: bool = False,
-    n_bootstrap: int = 2000,
-    seed: int = 0,
+    margin: float | None = None,
     all_or_nothing: bool = True,
 ) -> ComparisonReport:
     """Compare arms with intact, and models with a baseline, on the same scenes.
@@ -151,10 +191,9 @@ def compare(
         arms: Arms to compare with intact; all that the candidates have if not given.
         matched: Model with as many parameters, trained without memory: the control of "needed at test time".
         alpha: Level of each test; the intervals have level 1 - alpha.
-        sequential: Test by the e-process, which may be looked at at any time.
+        n_planned: Pairs that are planned, of which any number may be there: test so that one may look at any time.
         common_scenes: Compare on the scenes that both sides have, rather than refuse.
-        n_bootstrap: Draws of the bootstrap; 0 leaves its intervals out.
-        seed: Seed of the bootstrap.
+        margin: Difference below which two models count as equally good.
         all_or_nothing: Raise if a comparison must be refused or nothing is left to compare; else make the others, and
             name what was refused in the report.
 
@@ -181,13 +220,18 @@ def compare(
     problems = list(dict.fromkeys(problems))
     if all_or_nothing and problems:
         raise NotComparableError("\n".join(problems))
-    bootstrap = (n_bootstrap, seed, 1 - alpha)
-    comparisons = _with_holm([_compare(kind, pairs, alpha, sequential, bootstrap) for kind, pairs in paired])
+    for kind, pairs in paired if n_planned else ():
+        if kind != "arm" and len(pairs.train_seeds) > 1:
+            raise ConfigError(
+                f"sequential: {pairs.first} - {pairs.second} has {len(pairs.train_seeds)} training runs, and whether "
+                "recipes differ can't be tested before the planned end; leave --sequential out then, or compare arms"
+            )
+    comparisons = with_holm([compare_pairs(kind, pairs, alpha, n_planned, margin) for kind, pairs in paired])
     names = list(dict.fromkeys(side for c in comparisons for side in (c.second, c.first)))
-    sides = [rates_of(episodes, side, *bootstrap) for side in sorted(names, key=lambda s: (s.model, s.arm != INTACT))]
+    sides = [rates_of(episodes, side, 1 - alpha) for side in sorted(names, key=lambda s: (s.model, s.arm != INTACT))]
     verdicts = _judge(candidates, comparisons, {side.side: side.gates for side in sides}, alpha)
     return ComparisonReport(
-        alpha, tuple(sides), tuple(comparisons), tuple(verdicts), _verdict_holm(verdicts), tuple(problems)
+        alpha, tuple(sides), tuple(comparisons), tuple(verdicts), _verdict_holm(verdicts), tuple(problems), margin
     )
 
 
@@ -234,8 +278,16 @@ def _remedy(models: list[str]) -> str:
     return f"evaluate {models[0]} with other arms than {INTACT}, or another model"
 
 
-def _compare(kind: str, pairs: Pairs, alpha: float, sequential: bool, bootstrap: tuple[int, int, float]) -> Comparison:
-    n_draws, seed, confidence = bootstrap
+def compare_pairs(
+    kind: str, pairs: Pairs, alpha: float = 0.05, n_planned: int | None = None, margin: float | None = None
+) -> Comparison:
+    """Everything that is said of one comparison, but for Holm's p-value.
+
+    Args:
+        kind: "arm", "model" or "matched".
+        pairs: The episodes.
+        alpha, n_planned, margin: As in `compare`.
+    """
     groups = [("overall", "episodes", pairs.tasks)]
     tiers = sorted({task.tier for task in pairs.tasks} - {""})
     groups += [("tier", tier, [task for task in pairs.tasks if task.tier == tier]) for tier in tiers]
@@ -244,9 +296,13 @@ def _compare(kind: str, pairs: Pairs, alpha: float, sequential: bool, bootstrap:
     for level, name, tasks in groups:
         first = np.concatenate([task.first.ravel() for task in tasks])
         counts = PairCounts.of(first, np.concatenate([task.second.ravel() for task in tasks]))
-        parts.append(PairedPart(level, name, counts, compare_counts(counts, confidence)))
-    differences = [task.difference for task in pairs.tasks]
-    values = [task.astype(float) for task in differences]
+        result = compare_scenes([task.difference for task in tasks], 1 - alpha)
+        parts.append(PairedPart(level, name, counts, result))
+    differences, scenes = [task.difference for task in pairs.tasks], parts[0].result
+    runs = None if kind == "arm" else compare_runs(differences, scenes, 1 - alpha)
+    in_tasks_like_these = None
+    if kind == "arm" or runs is not None:  # of a single run's recipe nothing is known, in whatever task
+        in_tasks_like_these = compare_tasks(differences, runs or scenes, runs is not None, 1 - alpha)
     return Comparison(
         kind=kind,
         first=pairs.first,
@@ -254,21 +310,37 @@ def _compare(kind: str, pairs: Pairs, alpha: float, sequential: bool, bootstrap:
         train_seeds=pairs.train_seeds,
         n_left_out=pairs.n_left_out,
         parts=tuple(parts),
-        overall=_overall(values, [task.tier for task in pairs.tasks], n_draws, seed, confidence),
-        runs=None if kind == "arm" else compare_runs(differences, confidence),
-        sequential=sequential_test(pairs.signs_in_order(), alpha) if sequential else None,
+        means=overall_means([task.astype(float) for task in differences], [task.tier for task in pairs.tasks]),
+        runs=runs,
+        tasks=in_tasks_like_these,
+        heterogeneity_p=heterogeneity_p(differences),
+        sequential=sequential_test(pairs.in_order(), n_planned, alpha) if n_planned else None,
+        margin_p=None if margin is None else margin_p(parts[0].counts, scenes, runs, margin),
     )
 
 
-def _overall(values, tiers, n_draws: int, seed: int, confidence: float) -> tuple[OverallMean, ...]:
-    intervals = bootstrap_intervals(values, tiers, n_draws, seed, confidence) if n_draws else {}
-    return tuple(
-        OverallMean(name, value, *intervals.get(name, (None, None)))
-        for name, value in overall_means(values, tiers).items()
-    )
+def overall_means(values: Sequence[np.ndarray], tiers: Sequence[str]) -> dict[str, float]:
+    """The overall means.
+
+    Args:
+        values: Per task (n_runs, n_scenes) float, NaN where there is no episode.
+        tiers: Each task's tier; "" where there is none.
+
+    Returns:
+        Name -> mean; without "tiers" where a task has none.
+    """
+    of_tasks = np.array([np.nanmean(task) for task in values])
+    means = {
+        "episodes": float(sum(np.nansum(task) for task in values) / sum(np.isfinite(task).sum() for task in values)),
+        "tasks": float(of_tasks.mean()),
+    }
+    if all(tiers):
+        names = np.array(tiers)
+        means["tiers"] = float(np.mean([of_tasks[names == tier].mean() for tier in sorted(set(tiers))]))
+    return means
 
 
-def _with_holm(comparisons: list[Comparison]) -> list[Comparison]:
+def with_holm(comparisons: list[Comparison]) -> list[Comparison]:
     """Fill in Holm's p-values within each family."""
     families: dict[tuple, list[int]] = {}
     for i, c in enumerate(comparisons):
@@ -277,47 +349,51 @@ def _with_holm(comparisons: list[Comparison]) -> list[Comparison]:
     for members in families.values():
         for i, p in zip(members, _holm([comparisons[i].evidence.p for i in members]), strict=True):
             adjusted[i] = replace(comparisons[i], p_holm=p)
+        if comparisons[members[0]].margin_p is not None:
+            sides = [_holm([comparisons[i].margin_p[side] for i in members]) for side in (0, 1)]
+            for i, margin_p in zip(members, zip(*sides, strict=True), strict=True):
+                adjusted[i] = replace(adjusted[i], margin_p=margin_p)
     return adjusted
 
 
-def rates_of(
-    episodes: pd.DataFrame, side: ModelArm, n_bootstrap: int = 0, seed: int = 0, confidence: float = 0.95
-) -> ModelArmRates:
+def rates_of(episodes: pd.DataFrame, side: ModelArm, confidence: float = 0.95) -> ModelArmRates:
     """Success of one model and arm.
 
     Args:
         episodes: Rows with the columns of `EPISODE_SCHEMA`, of others too.
         side: Whose.
-        n_bootstrap: Draws of the bootstrap; 0 leaves its intervals out.
-        seed: Seed of the bootstrap.
         confidence: Level of the intervals, in (0, 1).
     """
     rows = episodes[(episodes["model"] == side.model) & (episodes["arm"] == side.arm)]
-    rates = [_rate("overall", "episodes", rows["success"], confidence)]
-    for level in ("tier", "task"):
-        rates += [
-            _rate(level, str(name), of_name, confidence) for name, of_name in rows.groupby(level)["success"] if name
-        ]
     # (n_runs, n_scenes) per task, NaN where an episode is missing; the same runs in all tasks.
     train_seeds = sorted(rows["train_seed"].unique())
-    values, tiers = [], []
-    for _, of_task in rows.groupby("task"):
+    values, tiers = {}, {}
+    for task, of_task in rows.groupby("task"):
         table = of_task.pivot(index="train_seed", columns="seed", values="success").reindex(train_seeds)
-        values.append(table.to_numpy(dtype=float))
-        tiers.append(str(of_task["tier"].iloc[0]))
+        values[str(task)] = table.to_numpy(dtype=float)
+        tiers[str(task)] = str(of_task["tier"].iloc[0])
+    rates = [_rate("overall", "episodes", list(values.values()), confidence)]
+    for tier in sorted(set(tiers.values()) - {""}):
+        rates.append(_rate("tier", tier, [values[task] for task in values if tiers[task] == tier], confidence))
+    rates += [_rate("task", task, [of_task], confidence) for task, of_task in values.items()]
     gates = rows["gate"].abs().groupby(rows["train_seed"]).mean().dropna()
     return ModelArmRates(
         side=side,
         train_seeds=tuple(int(s) for s in train_seeds),
         rates=tuple(rates),
-        overall=_overall(values, tiers, n_bootstrap, seed, confidence),
+        means=overall_means(list(values.values()), list(tiers.values())),
         gates={int(train_seed): float(gate) for train_seed, gate in gates.items()},
     )
 
 
-def _rate(level: str, name: str, success: pd.Series, confidence: float) -> SuccessRate:
-    successes, n = int(success.sum()), len(success)
-    return SuccessRate(level, name, successes, n, successes / n, *wilson_interval(successes, n, confidence))
+def _rate(level: str, name: str, values: list[np.ndarray], confidence: float) -> SuccessRate:
+    """Wilson's interval of as many independent episodes as these are worth: runs share their scenes."""
+    n = int(sum(np.isfinite(task).sum() for task in values))
+    successes = int(sum(np.nansum(task) for task in values))
+    worth = 1 / design_effect(values)
+    return SuccessRate(
+        level, name, successes, n, successes / n, *wilson_interval(successes * worth, n * worth, confidence)
+    )
 
 
 def _judge(candidates, comparisons: list[Comparison], gates: dict[ModelArm, dict[int, float]], alpha: float):

@@ -35,14 +35,16 @@ class CompareConfig:
     matched: str = ""
     # Level of each test; the intervals have level 1 - alpha.
     alpha: float = 0.05
-    # Test by the e-process: you may look at the result, and stop, at any time while episodes still come in.
+    # Test arms so that you may look, and stop, at any time while episodes come in, until the --n pairs that are
+    # planned.
     sequential: bool = False
     # Compare on the scenes and training seeds that both sides have, rather than refuse.
     common_scenes: bool = False
-    # Draws of the bootstrap.
-    n_bootstrap: int = 2000
-    # Seed of the bootstrap.
-    seed: int = 0
+    # Difference of success rates, in (0, 1), below which two models count as equally good: also test "not worse" and
+    # "as good".
+    margin: float | None = None
+    # Print three lines.
+    brief: bool = False
     # Also write all figures into this file.
     json: str | None = None
     # Print Markdown tables.
@@ -61,7 +63,8 @@ class CompareConfig:
     discordance: float | None = None
     # Probability to find the difference if it is real.
     power: float = 0.8
-    # Pairs (scenes x training seeds): also say which difference this many would find.
+    # Pairs (scenes x training seeds): also say which difference this many would find. With --sequential: the pairs that
+    # are planned.
     n: int | None = None
 
     def validate(self) -> None:
@@ -70,8 +73,13 @@ class CompareConfig:
             raise ConfigError("folders is empty: name folders that wm-eval wrote")
         if not 0 < self.alpha < 0.5:
             raise ConfigError(f"alpha={self.alpha}: expected a level between 0 and 0.5, such as 0.05")
-        if self.n_bootstrap < 100:
-            raise ConfigError(f"n_bootstrap={self.n_bootstrap}: expected at least 100")
+        if self.margin is not None and not 0 < self.margin < 1:
+            raise ConfigError(f"margin={self.margin}: expected a difference between 0 and 1, such as 0.1")
+        if self.sequential and (self.n is None or self.n < 1):
+            raise ConfigError(
+                f"n={self.n}: --sequential spends its level over the pairs that are planned; name them with --n=N "
+                "(wm-compare --plan says how many a difference needs)"
+            )
         if self.plot and Path(self.plot).suffix not in (".png", ".svg"):
             raise ConfigError(f"plot={self.plot!r}: expected a file that ends in .png or .svg")
         if self.plot and find_spec("matplotlib") is None:
@@ -91,7 +99,7 @@ def run(cfg: CompareConfig) -> None:
     cfg.validate()
     # pandas and scipy take longer to import than wrong options take to be refused.
     from world_modality_core.studies.evidence.compare import compare
-    from world_modality_core.studies.evidence.compare_table import format_report
+    from world_modality_core.studies.evidence.compare_table import brief, format_report
     from world_modality_core.studies.evidence.episode_records import read_episodes
     from world_modality_core.studies.evidence.plan_text import PlanOptions, make_plan
 
@@ -104,14 +112,14 @@ def run(cfg: CompareConfig) -> None:
         "common_scenes": cfg.common_scenes,
     }
     if cfg.plan:
-        pilot = compare(read_episodes(cfg.folders), **names, n_bootstrap=0) if cfg.folders else None
+        pilot = compare(read_episodes(cfg.folders), **names) if cfg.folders else None
         wanted = PlanOptions(cfg.difference, cfg.rate, cfg.discordance, cfg.power, cfg.alpha, cfg.n)
         print(make_plan(wanted, pilot))
         return
     report = compare(
-        read_episodes(cfg.folders), **names, sequential=cfg.sequential, n_bootstrap=cfg.n_bootstrap, seed=cfg.seed
+        read_episodes(cfg.folders), **names, n_planned=cfg.n if cfg.sequential else None, margin=cfg.margin
     )
-    print(format_report(report, cfg.markdown), end="")
+    print(brief(report) if cfg.brief else format_report(report, cfg.markdown), end="")
     if cfg.json:
         Path(cfg.json).parent.mkdir(parents=True, exist_ok=True)
         write_text(cfg.json, json.dumps({"options": asdict(cfg), **report.to_dict()}, indent=1) + "\n")

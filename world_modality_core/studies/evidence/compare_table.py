@@ -1,15 +1,17 @@
-"""A comparison as text: fixed-width columns, or Markdown tables."""
+"""A comparison as text: the verdict first, then fixed-width columns, or Markdown tables."""
 
 from __future__ import annotations
 
-from world_modality_core.studies.evidence.compare import Comparison, ComparisonReport, OverallMean, PairedPart
-from world_modality_core.studies.evidence.verdicts import SHOWN
+from world_modality_core.studies.evidence.compare import Comparison, ComparisonReport, PairedPart, SuccessRate
+from world_modality_core.studies.evidence.paired import MIN_TASKS, PairedResult
+from world_modality_core.studies.evidence.verdicts import SHOWN, Verdict
+from world_modality_core.studies.evidence.wording import p_text
 
 NAMES = {"episodes": "all episodes", "tasks": "mean over tasks", "tiers": "mean over tiers"}
 
 
 def format_report(report: ComparisonReport, markdown: bool = False) -> str:
-    """Rates, paired differences and verdicts.
+    """Verdicts, paired differences and rates.
 
     Args:
         report: What `compare` returned.
@@ -17,10 +19,8 @@ def format_report(report: ComparisonReport, markdown: bool = False) -> str:
     """
     level = f"{100 * (1 - report.alpha):g} %"
     blocks = [
-        _heading("Success", markdown),
-        _table(["model/arm", "", "successes", "rate %", f"{level} interval"], _rate_rows(report), markdown),
-        "Intervals of tasks, tiers and all episodes: Wilson, for these checkpoints on scenes like these; of the means: "
-        "bootstrap, for tasks, training runs and scenes like these.",
+        _heading("Verdicts", markdown),
+        "\n".join(_verdict_lines(report, markdown)),
         _heading("Paired differences, in points of success rate", markdown),
         _table(
             ["first - second", "", "won : lost / pairs", "difference", f"{level} interval", "p", "p (Holm)"],
@@ -28,10 +28,23 @@ def format_report(report: ComparisonReport, markdown: bool = False) -> str:
             markdown,
         ),
         "\n".join(_notes(report)),
+        _heading("Success", markdown),
+        _table(["model/arm", "", "successes", "rate %", f"{level} interval"], _rate_rows(report), markdown),
+        "Wilson's intervals, for these checkpoints on scenes like these of these tasks.",
     ]
-    if report.verdicts:
-        blocks += [_heading("Verdicts", markdown), "\n".join(_verdict_lines(report, markdown))]
     return "\n\n".join(blocks) + "\n"
+
+
+def brief(report: ComparisonReport) -> str:
+    """Three lines: what was found, how many answers there are of each kind, and what was left out."""
+    answers = [answer for c, answer in zip(report.comparisons, report.answers, strict=True) if c.kind != "arm"]
+    lines = [answer.text for answer in answers or report.answers]
+    verdicts = [_verdict_head(verdict, report) for verdict in report.verdicts]
+    rest = len(lines) + len(verdicts) - 3
+    lines = [*lines[: 3 - min(len(verdicts), 2)], *verdicts][:3]
+    if rest > 0:
+        lines[-1] += f" (and {rest} more: leave --brief out)"
+    return "\n".join(lines) + "\n"
 
 
 def _rate_rows(report: ComparisonReport) -> list[list[str]]:
@@ -42,87 +55,79 @@ def _rate_rows(report: ComparisonReport) -> list[list[str]]:
             label = NAMES["episodes"] if rate.level == "overall" else rate.name
             rows.append([name, label, f"{rate.successes}/{rate.n}", f"{100 * rate.rate:.1f}", _interval(rate)])
             name = ""
-        for overall in side.overall:
-            if overall.name != "episodes":
-                rows.append(["", NAMES[overall.name], "", f"{100 * overall.value:.1f}", _interval(overall)])
+        for mean, value in side.means.items():
+            if mean != "episodes":
+                rows.append(["", NAMES[mean], "", f"{100 * value:.1f}", ""])
     return rows
 
 
 def _difference_rows(comparison: Comparison) -> list[list[str]]:
-    rows = []
-    for part in comparison.parts:
-        rows.append(_part_row(part))
-    overall = comparison.parts[0]
-    rows[0][5:] = [f"{overall.result.p:.2g}", ""]
+    rows = [_part_row(part) for part in comparison.parts]
     after = []
     if comparison.runs is not None:
-        runs = comparison.runs
-        after.append(
-            [
-                "",
-                f"over {runs.n_runs} training runs",
-                "",
-                f"{100 * runs.difference:+.1f}",
-                _interval(runs, True),
-                f"{runs.p:.2g}",
-                "",
-            ]  # fmt: skip
-        )
+        after.append(_wider_row(f"over {comparison.runs.n_runs} training runs", comparison.runs))
+    if comparison.tasks is not None:
+        after.append(_wider_row(f"over {comparison.tasks.n_tasks} tasks", comparison.tasks))
     if comparison.sequential is not None:
-        after.append(["", "sequential", _stop(comparison), "", "", f"{comparison.sequential.p:.2g}", ""])
-    for mean in comparison.overall:
-        after.append(
-            ["", f"{NAMES[mean.name]}, bootstrap", "", f"{100 * mean.value:+.1f}", _interval(mean, True), "", ""]
-        )
+        after.append(["", "sequential", _stop(comparison), "", "", p_text(comparison.sequential.p), ""])
+    if comparison.heterogeneity_p is not None:
+        after.append(["", "differs between tasks?", "", "", "", p_text(comparison.heterogeneity_p), ""])
+    after += [
+        ["", NAMES[mean], "", f"{100 * value:+.1f}", "", "", ""]
+        for mean, value in comparison.means.items()
+        if mean != "episodes"
+    ]
     rows[1:1] = after
     rows[0][0] = f"{comparison.first} - {comparison.second}"
-    rows[0][6] = f"{comparison.p_holm:.2g}"
+    rows[0][6] = p_text(comparison.p_holm)
     return rows
 
 
 def _part_row(part: PairedPart) -> list[str]:
-    counts, result = part.counts, part.result
-    return [
-        "",
-        NAMES["episodes"] if part.level == "overall" else part.name,
-        f"{counts.wins} : {counts.losses} / {counts.n}",
-        f"{100 * result.difference:+.1f}",
-        _interval(result, True),
-        f"{result.p:.2g}",
-        "",
-    ]
+    counts, name = part.counts, NAMES["episodes"] if part.level == "overall" else part.name
+    return ["", name, f"{counts.wins} : {counts.losses} / {counts.n}", *_wider_row("", part.result)[3:]]
+
+
+def _wider_row(name: str, result: PairedResult) -> list[str]:
+    return ["", name, "", f"{100 * result.difference:+.1f}", _interval(result, True), p_text(result.p), ""]
 
 
 def _stop(comparison: Comparison) -> str:
     result = comparison.sequential
     if result.stopped_at is None:
-        return f"open after {result.n_pairs} (e = {result.e_value:.3g})"
-    return f"decided after {result.stopped_at} of {result.n_pairs}"
+        return f"{'open' if result.is_open else 'ended'} after {result.n_pairs} of {result.n_planned}"
+    return f"decided after {result.stopped_at} of {result.n_planned}"
 
 
 def _notes(report: ComparisonReport) -> list[str]:
-    notes = [
-        "Episodes: Newcombe's paired interval and the exact McNemar test, for these checkpoints on scenes like these."
-    ]
     kinds = {comparison.kind for comparison in report.comparisons}
+    notes = [
+        "All episodes, tiers, tasks: these checkpoints, scenes like these. Exact test over all flips of the scenes' "
+        "signs (with one training run McNemar's), Tango's interval."
+    ]
     if kinds & {"model", "matched"}:
         if any(c.runs is not None for c in report.comparisons):
             notes.append(
-                "Over training runs: t interval, for training runs like these on scenes like these of these tasks. "
-                "Holm takes the larger p of the two lines."
+                "Over training runs: recipes like these, these tasks. t interval; never surer than the line above it. "
+                "Holm takes this p."
             )
         if any(c.kind != "arm" and c.runs is None for c in report.comparisons):
             notes.append("One training run of each model: nothing here tells whether retraining would give the same.")
-    notes.append("Bootstrap: for tasks, training runs and scenes like these; too narrow with a single task or run.")
+    if any(c.tasks is not None for c in report.comparisons):
+        notes.append("Over tasks: tasks like these; the mean over tasks, t interval.")
+    elif any(len(c.train_seeds) > 1 or c.kind == "arm" for c in report.comparisons):
+        notes.append(f"Of tasks like these nothing is said: that takes {MIN_TASKS} tasks or more.")
+    notes.append("Differs between tasks: permutation of scenes over the tasks. A small p says that the mean hides it.")
     notes.append("Holm: over the arms of a model, over the candidates of a baseline. Tasks and tiers: not adjusted.")
-    stopped = [c for c in report.comparisons if c.sequential is not None and c.sequential.stopped_at is not None]
-    for c in stopped:
+    for c in report.comparisons:
         s = c.sequential
-        notes.append(
-            f"{c.first} - {c.second} may stop: after {s.stopped_at} pairs ({s.wins_at_stop} won, {s.losses_at_stop} "
-            f"lost) the e-value reached 1/alpha; share of wins {s.share_low:.2f} to {s.share_high:.2f} (0.5 is no "
-            "difference). The other intervals and p-values hold only at the planned end."
-        )
+        if s is not None and s.stopped_at is not None:
+            notes.append(
+                f"{c.first} - {c.second} may stop: after {s.stopped_at} pairs ({s.wins_at_stop} won, "
+                f"{s.losses_at_stop} lost) a bound was crossed; share of scenes won {s.share[0]:.2f} to "
+                f"{s.share[1]:.2f} (0.5 is no difference). The other intervals and p-values hold only at the "
+                "planned end."
+            )
     left_out = sorted({(str(c.first), str(c.second), c.n_left_out) for c in report.comparisons if c.n_left_out})
     notes += [
         f"{first} - {second}: {n} episodes were left out, of scenes that not all have (--common_scenes)."
@@ -134,24 +139,27 @@ def _notes(report: ComparisonReport) -> list[str]:
 def _verdict_lines(report: ComparisonReport, markdown: bool) -> list[str]:
     lines = []
     for verdict in report.verdicts:
-        answer = verdict.answer
-        p = "" if verdict.p is None else f" (p = {verdict.p:.2g}"
-        holm = report.verdict_p_holm.get((verdict.model, verdict.question))
-        if p:
-            p += f", Holm over the models judged {holm:.2g})"
-        effect = ""
-        if answer != SHOWN and verdict.smallest_effect is not None:
-            effect = f"; smallest effect that this n would have seen: {100 * verdict.smallest_effect:.1f} points"
-        head = f"{verdict.model}: {verdict.question}: {answer}{p}{effect}"
+        head = _verdict_head(verdict, report)
         lines.append(f"- **{head}**" if markdown else head)
         lines += [f"  {'- ' if markdown else ''}{reason}" for reason in verdict.reasons]
-    return lines
+    of_models, of_arms = [], []
+    for c, answer in zip(report.comparisons, report.answers, strict=True):
+        (of_arms if c.kind == "arm" else of_models).append(f"- {answer.text}" if markdown else answer.text)
+    return [*of_models, *lines, *of_arms]
 
 
-def _interval(x: OverallMean, signed: bool = False) -> str:
-    """Any result with `low` and `high`, in per cent."""
-    if x.low is None:
-        return ""
+def _verdict_head(verdict: Verdict, report: ComparisonReport) -> str:
+    holm = report.verdict_p_holm.get((verdict.model, verdict.question))
+    p = "" if verdict.p is None else f" (p {p_text(verdict.p)}, Holm over the models judged {p_text(holm)})"
+    whom = f"; for {verdict.population}" if verdict.population else ""
+    effect = ""
+    if verdict.answer != SHOWN and verdict.smallest_effect is not None:
+        effect = f"; needs about {100 * verdict.smallest_effect:.1f} points or more to be detected"
+    return f"{verdict.model}: {verdict.question}: {verdict.answer}{p}{effect}{whom}"
+
+
+def _interval(x: PairedResult | SuccessRate, signed: bool = False) -> str:
+    """In per cent."""
     sign = "+" if signed else ""
     return f"{100 * x.low:{sign}.1f} to {100 * x.high:{sign}.1f}"
 

@@ -1,19 +1,25 @@
-"""Paired differences of success: exact McNemar, Newcombe's interval, and an interval over training runs.
+"""Paired differences, each with an interval and a p-value, for three populations (docs/statistics.md).
 
-Two populations (docs/statistics.md): `compare_counts` speaks of these checkpoints on scenes like these,
-`compare_runs` of training runs like these on scenes like these.
+    compare_scenes   these checkpoints, on scenes like these of these tasks
+    compare_runs     training runs like these, in these tasks
+    compare_tasks    training runs (of models) and tasks like these
+
+A wider population never has a narrower interval or a smaller p-value than the one that it contains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
 from scipy import stats
+from scipy.special import betainc, ndtr, ndtri
 
-from world_modality_core.studies.evidence.wilson import wilson_interval
+MIN_TASKS = 5
+"""With fewer tasks nothing is said of tasks like these: t with three degrees of freedom or less."""
+HETEROGENEITY_DRAWS = 999
 
 
 @dataclass(frozen=True)
@@ -64,62 +70,154 @@ class PairedResult:
     high: float
     p: float
 
+    def within(self, narrower: PairedResult) -> PairedResult:
+        """The same, never surer than the result of a narrower population."""
+        return replace(
+            self, low=min(self.low, narrower.low), high=max(self.high, narrower.high), p=max(self.p, narrower.p)
+        )
+
+
+@dataclass(frozen=True)
+class ScenesResult(PairedResult):
+    """For these checkpoints, on scenes like these of these tasks."""
+
+    # Pairs that are worth as much as these if every pair were of a scene of its own.
+    n_effective: float
+    # Probability that the first succeeds more often, under Jeffreys' prior.
+    probability_ahead: float
+
 
 @dataclass(frozen=True)
 class RunsResult(PairedResult):
-    """The same over training runs."""
+    """For training runs like these."""
 
     standard_error: float
+    # What the standard error would be if training runs did not differ: nothing smaller is believed.
+    chance_error: float
     n_runs: int
 
 
-def compare_counts(counts: PairCounts, confidence: float = 0.95) -> PairedResult:
-    """Newcombe's interval and the exact McNemar test."""
-    low, high = newcombe_interval(counts, confidence)
-    tail = stats.binom.cdf(min(counts.wins, counts.losses), counts.wins + counts.losses, 0.5)
-    return PairedResult(counts.difference, low, high, min(1.0, 2 * float(tail)))
+@dataclass(frozen=True)
+class TasksResult(PairedResult):
+    """For tasks like these; the difference is the mean over tasks."""
+
+    standard_error: float
+    n_tasks: int
 
 
-def newcombe_interval(counts: PairCounts, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a difference of paired success rates: the two Wilson intervals, put together.
+def compare_scenes(differences: Sequence[np.ndarray], confidence: float = 0.95) -> ScenesResult:
+    """Exact test by flipping signs scene by scene, and Tango's score interval.
 
-    Newcombe (1998), "Improved confidence intervals for the difference between binomial proportions based on paired
-    data", Statistics in Medicine 17:2635-2650, method 10.
+    A scene is the same in all training runs, so that its pairs are not independent: whatever a scene has for one side,
+    it has in every run. Without an effect the differences of a scene are as likely as their opposites; the p-value is
+    exact over all flips (Fisher's randomisation test). With one training run that is the exact McNemar test. The
+    interval is that of as many independent pairs as these are worth.
 
     Args:
-        counts: The pairs.
+        differences: Per task (n_runs, n_scenes): 1 where only the first succeeded, -1 where only the second, else 0.
+        confidence: Level of the two-sided interval, in (0, 1).
+    """
+    n = sum(task.size for task in differences)
+    n_effective = n / design_effect(differences)
+    wins = sum(int((task > 0).sum()) for task in differences)
+    losses = sum(int((task < 0).sum()) for task in differences)
+    low, high = tango_interval(wins * n_effective / n, losses * n_effective / n, n_effective, confidence)
+    p = flip_p(np.concatenate([task.sum(axis=0) for task in differences]))
+    share_of_n = n_effective / n
+    ahead = float(1 - betainc(wins * share_of_n + 0.5, losses * share_of_n + 0.5, 0.5))
+    return ScenesResult((wins - losses) / n, float(low), float(high), p, n_effective, ahead)
+
+
+def design_effect(values: Sequence[np.ndarray]) -> float:
+    """How much larger the variance of a mean is than with a scene of its own for every episode; at least 1.
+
+    The variance of cluster sampling over that of simple random sampling within strata (Kish 1965, "Survey sampling"),
+    the tasks and training runs as strata, the scenes as clusters.
+
+    Args:
+        values: Per task (n_runs, n_scenes), NaN where there is no episode.
+    """
+    clustered = independent = 0.0
+    for task in values:
+        n_scenes = task.shape[1]
+        if n_scenes < 2 or np.isnan(task).all():
+            continue
+        counts = np.isfinite(task).sum(axis=1, keepdims=True)
+        residual = task - np.nansum(task, axis=1, keepdims=True) / np.maximum(counts, 1)
+        clustered += float((np.nansum(residual, axis=0) ** 2).sum())
+        independent += float(np.nansum(residual**2))
+    return max(1.0, clustered / independent) if independent > 0 else 1.0
+
+
+def flip_p(sums: np.ndarray) -> float:
+    """Two-sided p-value of a sum of integers, each as likely as its opposite; exact over all signs.
+
+    Args:
+        sums: (n,) integers.
+    """
+    sizes, counts = np.unique(np.abs(sums), return_counts=True)
+    pmf = np.ones(1)  # of the sum of the sizes whose sign is +
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        if size:
+            spread = np.zeros(size * count + 1)
+            spread[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+            pmf = np.convolve(pmf, spread)
+    plus = int(sums[sums > 0].sum())
+    tail = pmf[min(plus, len(pmf) - 1 - plus) :: -1].sum()
+    return float(min(1.0, 2 * tail))
+
+
+def tango_score(difference, wins, losses, n):
+    """Tango's score statistic of a difference; standard normal if that is the true one. All broadcast.
+
+    Tango (1998), "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design", Statistics in Medicine 17:891-908.
+    """
+    b = (2 * n - wins + losses) * difference - wins - losses
+    c = -losses * difference * (1 - difference)
+    losing = (np.sqrt(np.maximum(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+    variance = n * (2 * losing + difference * (1 - difference))
+    return (wins - losses - n * difference) / np.sqrt(np.maximum(variance, 1e-300))
+
+
+def tango_interval(wins, losses, n, confidence: float = 0.95):
+    """Differences that Tango's score test doesn't reject.
+
+    Args:
+        wins, losses: Pairs that only the first, or only the second won; any shape, need not be whole.
+        n: Pairs.
         confidence: Level of the two-sided interval, in (0, 1).
 
     Returns:
-        Lower and upper bound, each in [-1, 1].
+        Lower and upper bounds, each in [-1, 1].
     """
-    first, second = counts.both + counts.wins, counts.both + counts.losses
-    n = counts.n
-    (low_1, high_1), (low_2, high_2) = wilson_interval(first, n, confidence), wilson_interval(second, n, confidence)
-    rate_1, rate_2 = first / n, second / n
-    # Correlation of the two outcomes, with Newcombe's continuity correction where it is positive.
-    covariance = counts.both * counts.neither - counts.wins * counts.losses
-    if covariance > 0:
-        covariance = max(covariance - n / 2, 0.0)
-    scale = first * (n - first) * second * (n - second)
-    phi = covariance / sqrt(scale) if scale else 0.0
-    below = (rate_1 - low_1) ** 2 - 2 * phi * (rate_1 - low_1) * (high_2 - rate_2) + (high_2 - rate_2) ** 2
-    above = (rate_2 - low_2) ** 2 - 2 * phi * (rate_2 - low_2) * (high_1 - rate_1) + (high_1 - rate_1) ** 2
-    difference = counts.difference
-    return max(-1.0, difference - sqrt(max(below, 0.0))), min(1.0, difference + sqrt(max(above, 0.0)))
+    wins, losses, n = (np.asarray(value, dtype=float) for value in (wins, losses, n))
+    z = float(ndtri((1 + confidence) / 2))
+    bounds = []
+    for target in (z, -z):
+        low, high = np.full(np.broadcast(wins, n).shape, -1.0), np.full(np.broadcast(wins, n).shape, 1.0)
+        for _ in range(40):  # to 1e-12; the score falls as the difference grows
+            middle = (low + high) / 2
+            is_below = tango_score(middle, wins, losses, n) > target
+            low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
+        bounds.append(low if target > 0 else high)
+    return bounds[0], bounds[1]
 
 
-def compare_runs(differences: Sequence[np.ndarray], confidence: float = 0.95) -> RunsResult | None:
-    """Interval of the mean difference over training runs: t with (runs - 1) degrees of freedom.
+def compare_runs(
+    differences: Sequence[np.ndarray], scenes: ScenesResult, confidence: float = 0.95
+) -> RunsResult | None:
+    """The mean difference over training runs: t with (runs - 1) degrees of freedom.
 
     The runs are random and crossed with the scenes, which are random within their tasks; the tasks are fixed. Variance
     of the mean by the analysis of variance of the two-way random layout (Scheffé 1959, "The analysis of variance",
     chapter 7): that of the runs' means over the number of runs, plus what the scenes have in common over all runs.
-    Deviation: runs may have the very same count by luck (two runs of 100 scenes, in one of twenty cases), so that their
-    means are never taken to differ by less than one episode of one run.
+    Deviation: the runs' means can't differ by less than chance makes them, so that runs that agree by luck don't make
+    the interval narrow.
 
     Args:
         differences: Per task (n_runs, n_scenes): 1 where only the first succeeded, -1 where only the second, else 0.
+        scenes: The same for these checkpoints.
         confidence: Level of the two-sided interval, in (0, 1).
 
     Returns:
@@ -130,18 +228,140 @@ def compare_runs(differences: Sequence[np.ndarray], confidence: float = 0.95) ->
         return None
     n_scenes = sum(task.shape[1] for task in differences)
     per_run = sum(task.sum(axis=1) for task in differences) / n_scenes
+    shared, chance = _scene_components(differences)
+    of_chance = max(chance / n_scenes, 1 / (n_runs * n_scenes**2))
+    of_scenes = shared / (n_runs * n_scenes)
+    difference = float(per_run.mean())
+    error = sqrt(max(float(per_run.var(ddof=1)), of_chance) / n_runs + of_scenes)
+    result = _t_result(difference, error, n_runs - 1, confidence).within(scenes)
+    return RunsResult(
+        **result.__dict__, standard_error=error, chance_error=sqrt(of_chance / n_runs + of_scenes), n_runs=n_runs
+    )
+
+
+def _scene_components(differences: Sequence[np.ndarray]) -> tuple[float, float]:
+    """(n_runs times the variance that a scene has in all runs, that of a single episode)."""
+    n_runs = len(differences[0])
     scene_squares = residual_squares = 0.0
-    scene_freedom = sum(task.shape[1] - 1 for task in differences)
+    freedom = max(sum(task.shape[1] - 1 for task in differences), 1)
     for task in differences:
         of_scenes = task.mean(axis=0, keepdims=True) - task.mean()
         of_task_runs = task.mean(axis=1, keepdims=True) - task.mean()
         scene_squares += n_runs * float((of_scenes**2).sum())
         residual_squares += float(((task - task.mean() - of_scenes - of_task_runs) ** 2).sum())
-    chance = residual_squares / max((n_runs - 1) * scene_freedom, 1)
-    shared = max(scene_squares / max(scene_freedom, 1) - chance, 0.0)
-    of_runs = max(per_run.var(ddof=1), 1 / (n_runs * n_scenes**2))
-    variance = of_runs / n_runs + shared / (n_runs * n_scenes)
-    difference, error = float(per_run.mean()), sqrt(float(variance))
-    half = float(stats.t.ppf((1 + confidence) / 2, n_runs - 1)) * error
-    p = float(2 * stats.t.sf(abs(difference) / error, n_runs - 1))
-    return RunsResult(difference, max(-1.0, difference - half), min(1.0, difference + half), p, error, n_runs)
+    chance = residual_squares / ((n_runs - 1) * freedom) if n_runs > 1 else scene_squares / freedom
+    return max(scene_squares / freedom - chance, 0.0), chance
+
+
+def _t_result(difference: float, error: float, freedom: float, confidence: float) -> PairedResult:
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    p = float(2 * stats.t.sf(abs(difference) / error, freedom)) if error else float(difference == 0)
+    return PairedResult(difference, max(-1.0, difference - half), min(1.0, difference + half), p)
+
+
+def compare_tasks(
+    differences: Sequence[np.ndarray], narrower: PairedResult, runs_vary: bool, confidence: float = 0.95
+) -> TasksResult | None:
+    """The mean difference over tasks: t with (tasks - 1) degrees of freedom or fewer.
+
+    Tasks are random and crossed with the training runs. The variance of the tasks' means holds everything but what a
+    training run has in all tasks, which is added; degrees of freedom by Satterthwaite (1946), Biometrics Bulletin
+    2:110-114.
+
+    Args:
+        differences: Per task (n_runs, n_scenes): 1 where only the first succeeded, -1 where only the second, else 0.
+        narrower: The result over training runs, or for these checkpoints.
+        runs_vary: Whether the training runs are a sample too.
+        confidence: Level of the two-sided interval, in (0, 1).
+
+    Returns:
+        The result; None below `MIN_TASKS` tasks.
+    """
+    n_tasks = len(differences)
+    if n_tasks < MIN_TASKS:
+        return None
+    means = np.array([task.mean(axis=1) for task in differences]).T  # (n_runs, n_tasks)
+    n_runs = len(means)
+    of_tasks = float(means.mean(axis=0).var(ddof=1)) / n_tasks
+    variance, freedom = of_tasks, float(n_tasks - 1)
+    if runs_vary:
+        residual = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
+        of_residual = float((residual**2).sum()) / ((n_runs - 1) * (n_tasks - 1)) / (n_runs * n_tasks)
+        of_runs = float(means.mean(axis=1).var(ddof=1)) / n_runs
+        if of_runs > of_residual:
+            variance += of_runs - of_residual
+            parts = of_tasks**2 / freedom + of_runs**2 / (n_runs - 1)
+            parts += of_residual**2 / ((n_runs - 1) * (n_tasks - 1))
+            freedom = max(1.0, variance**2 / parts)
+    difference = float(means.mean())
+    error = sqrt(variance)
+    result = _t_result(difference, error, freedom, confidence).within(narrower)
+    return TasksResult(**result.__dict__, standard_error=error, n_tasks=n_tasks)
+
+
+def heterogeneity_p(differences: Sequence[np.ndarray], n_draws: int = HETEROGENEITY_DRAWS) -> float | None:
+    """Whether the difference is another one in other tasks: a permutation test that deals the scenes to the tasks.
+
+    Scenes keep what they had in all training runs. The statistic is Welch's (1951), Biometrika 38:330-336: squared
+    distances of the tasks' means from their mean, each in units of its own error, so that tasks may be unequally
+    noisy. A draw is a table with the margins of the one observed.
+
+    Args:
+        differences: Per task (n_runs, n_scenes): 1 where only the first succeeded, -1 where only the second, else 0.
+        n_draws: Permutations; their seed is fixed.
+
+    Returns:
+        The p-value; None for a single task.
+    """
+    if len(differences) < 2:
+        return None
+    sums = [task.sum(axis=0) for task in differences]
+    values, of_scene = np.unique(np.concatenate(sums), return_inverse=True)
+    sizes = [len(of_task) for of_task in sums]
+    seen = np.array([np.bincount(part, minlength=len(values)) for part in np.split(of_scene, np.cumsum(sizes)[:-1])])
+    tables = np.concatenate([seen[None], _tables(seen, n_draws)])  # (1 + n_draws, n_tasks, n_values)
+    n = tables.sum(axis=2)
+    mean = (tables @ values) / n
+    squares = (tables @ values.astype(float) ** 2) - n * mean**2
+    pooled = squares.sum(axis=1, keepdims=True) / n.sum(axis=1, keepdims=True)
+    weight = n**2 / np.maximum(squares + pooled, 1e-12)  # one more scene of the pooled kind: no task is without noise
+    centre = (weight * mean).sum(axis=1, keepdims=True) / weight.sum(axis=1, keepdims=True)
+    statistic = (weight * (mean - centre) ** 2).sum(axis=1)
+    return float((statistic >= statistic[0] * (1 - 1e-9)).sum()) / (n_draws + 1)
+
+
+def _tables(seen: np.ndarray, n_draws: int) -> np.ndarray:
+    """(n_draws, n_tasks, n_values) counts with the row and column sums of `seen`, as permuted labels have them."""
+    rng = np.random.default_rng(0)
+    left = np.tile(seen.sum(axis=0), (n_draws, 1))
+    tables = np.empty((n_draws, *seen.shape), dtype=np.int64)
+    for i, size in enumerate(seen.sum(axis=1)):
+        to_deal = np.full(n_draws, size)
+        for k in range(seen.shape[1]):
+            tables[:, i, k] = rng.hypergeometric(left[:, k], left[:, k + 1 :].sum(axis=1), to_deal)
+            to_deal -= tables[:, i, k]
+        left -= tables[:, i]
+    return tables
+
+
+def margin_p(counts: PairCounts, scenes: ScenesResult, runs: RunsResult | None, margin: float) -> tuple[float, float]:
+    """One-sided p-values of "the first is not worse by `margin`" and "it is not better by `margin`".
+
+    The larger of the two is that of equivalence (two one-sided tests, Schuirmann 1987, Journal of Pharmacokinetics and
+    Biopharmaceutics 15:657-680). Tango's score test, and t over training runs where there are several: the larger one.
+
+    Args:
+        counts: The pairs.
+        scenes: The difference for these checkpoints.
+        runs: The same over training runs.
+        margin: Difference of success rates, in (0, 1).
+    """
+    share = scenes.n_effective / counts.n
+    wins, losses, n = counts.wins * share, counts.losses * share, scenes.n_effective
+    not_worse = float(ndtr(-tango_score(-margin, wins, losses, n)))
+    not_better = float(ndtr(tango_score(margin, wins, losses, n)))
+    if runs is not None:
+        freedom, error = runs.n_runs - 1, runs.standard_error
+        not_worse = max(not_worse, float(stats.t.sf((runs.difference + margin) / error, freedom)))
+        not_better = max(not_better, float(stats.t.cdf((runs.difference - margin) / error, freedom)))
+    return not_worse, not_better

@@ -84,7 +84,7 @@ def smallest_effect_over_runs(
     """Smallest difference that the t interval over training runs finds with the power asked for.
 
     Args:
-        standard_error: Of the mean difference, as `compare_runs` found it.
+        standard_error: Of the mean difference, as `compare_runs` found it: never below that of chance alone.
         n_runs: Training runs.
         power: Power asked for.
         alpha: Level of the two-sided test.
@@ -92,9 +92,21 @@ def smallest_effect_over_runs(
     Returns:
         The difference; None where it is beyond 1, all that a difference of success rates can be.
     """
+    effect = _shift(n_runs, power, alpha) * standard_error
+    return float(effect) if effect <= 1 else None
+
+
+@lru_cache(maxsize=256)
+def _shift(n_runs: int, power: float, alpha: float) -> float:
+    """What a difference must be, in standard errors."""
     critical = stats.t.ppf(1 - alpha / 2, n_runs - 1)
-    shift = brentq(lambda ncp: stats.nct.sf(critical, n_runs - 1, ncp) - power, 0.0, 4 * critical + 10)
-    return float(shift * standard_error) if shift * standard_error <= 1 else None
+    return float(brentq(lambda ncp: stats.nct.sf(critical, n_runs - 1, ncp) - power, 0.0, 4 * critical + 10))
+
+
+def worst_standard_error(runs: RunsResult, confidence: float = 0.8) -> float:
+    """Upper end of the interval of a standard error that so few runs tell little about (chi-squared)."""
+    freedom = runs.n_runs - 1
+    return runs.standard_error * float(np.sqrt(freedom / stats.chi2.ppf((1 - confidence) / 2, freedom)))
 
 
 def independent_discordance(rate: float, difference: float) -> float:

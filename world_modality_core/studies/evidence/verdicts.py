@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from world_modality_core.studies.evidence.paired import PairCounts, PairedResult, RunsResult
-from world_modality_core.studies.evidence.plan import smallest_effect, smallest_effect_over_runs
+from world_modality_core.studies.evidence.paired import PairCounts, RunsResult, ScenesResult
+from world_modality_core.studies.evidence.plan import smallest_effect, smallest_effect_over_runs, worst_standard_error
 from world_modality_core.studies.evidence.sequential import SequentialResult
+from world_modality_core.studies.evidence.wording import detectable, p_text
 
 USED_ARMS = ("shuffle_within_task", "copy_current")
 """The memory is used if intact beats each of these."""
@@ -35,32 +36,46 @@ class Evidence:
 
     name: str
     counts: PairCounts
-    paired: PairedResult
+    scenes: ScenesResult
     # Over training runs; None for arms of one checkpoint, and for a single run.
     runs: RunsResult | None = None
     sequential: SequentialResult | None = None
+    # Whom it speaks of, in words.
+    population: str = ""
 
     @property
     def p(self) -> float:
         """Two-sided p-value: over training runs too where there are several, anytime-valid where asked for."""
         if self.sequential is not None:
             return self.sequential.p
-        return max(self.paired.p, self.runs.p if self.runs else 0.0)
+        return max(self.scenes.p, self.runs.p if self.runs else 0.0)
 
     @property
     def is_ahead(self) -> bool:
         """Whether intact is ahead; at the stop where the test was sequential."""
         if self.sequential is not None:
             return self.sequential.wins_at_stop > self.sequential.losses_at_stop
-        return self.paired.difference > 0
+        return self.scenes.difference > 0
 
-    def smallest_effect(self, alpha: float) -> float | None:
-        """Smallest difference that as many pairs (and runs) see with `POWER`; None where they see none."""
-        over_pairs = smallest_effect(self.counts.n, self.counts.discordance, POWER, alpha)
+    def smallest_effect(self, alpha: float, at_worst: bool = False) -> float | None:
+        """Smallest difference that as many pairs (and runs) see with `POWER`; None where they see none.
+
+        Args:
+            alpha: Level of the test.
+            at_worst: Take the training runs to spread as much as they may, rather than as much as they did.
+        """
+        over_pairs = smallest_effect(round(self.scenes.n_effective), self.counts.discordance, POWER, alpha)
         if self.runs is None or over_pairs is None:
             return over_pairs
-        over_runs = smallest_effect_over_runs(self.runs.standard_error, self.runs.n_runs, POWER, alpha)
+        error = worst_standard_error(self.runs) if at_worst else self.runs.standard_error
+        over_runs = smallest_effect_over_runs(error, self.runs.n_runs, POWER, alpha)
         return None if over_runs is None else max(over_pairs, over_runs)
+
+    def detectable(self, alpha: float) -> str:
+        """What so many pairs (and runs) can see, in words."""
+        at_worst = self.smallest_effect(alpha, at_worst=True) if self.runs else None
+        n_runs = self.runs.n_runs if self.runs else 1
+        return detectable(self.counts.n, self.smallest_effect(alpha), n_runs, at_worst)
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,8 @@ class Verdict:
     p: float | None
     # Smallest difference that this n would have seen with `POWER`, the largest of the parts'; None if shown or unknown.
     smallest_effect: float | None
+    # Whom it speaks of.
+    population: str = ""
 
 
 def judge(
@@ -112,51 +129,52 @@ def _verdict(
     failed = [part for part in found.values() if not (part.is_ahead and part.p <= alpha)]
     reasons = [_reason(part, part not in failed, alpha) for part in found.values()]
     missing = [name for name in parts if name not in found]
+    populations = dict.fromkeys(part.population for part in found.values())
+    p = None if missing else max(part.p for part in found.values())
+
+    def verdict(answer: str, smallest: float | None = None) -> Verdict:
+        whom = "; against the matched model ".join(populations)
+        return Verdict(model, question, answer, tuple(reasons), None if answer == SHUT else p, smallest, whom)
+
     shut = sorted(seed for seed, gate in gates.items() if gate < SHUT_GATE)
     if gates and len(shut) == len(gates):
         gate = f"mean |gate| is at most {max(gates.values()):.1e} in every training run (open from {SHUT_GATE:g})"
         if failed or missing:
-            return Verdict(model, question, SHUT, (gate, *reasons), None, None)
+            reasons.insert(0, gate)
+            return verdict(SHUT)
         reasons.append(f"{gate}, yet its arms differ: something else than the memory does")
-        return Verdict(model, question, UNDECIDED, tuple(reasons), max(part.p for part in found.values()), None)
+        return verdict(UNDECIDED)
     if shut:
         reasons.append(f"the gate never opened in training runs {', '.join(map(str, shut))}")
     reasons += [_missing(name) for name in missing]
-    over_runs = found.get(MATCHED)
-    undecided = bool(missing)
-    if not failed and over_runs is not None and (over_runs.runs is None or over_runs.sequential is not None):
-        # What a single run, or a look before the end, can't tell: whether retraining would give the same.
-        reasons.append(
-            "the comparison with the matched model needs "
-            + ("at least two training runs" if over_runs.runs is None else "its interval over training runs, which "
-               "holds its level only at the planned end: run without --sequential then")
-        )  # fmt: skip
-        undecided = True
-    p = None if missing else max(part.p for part in found.values())
-    if failed:
+    is_open = [part for part in failed if part.sequential is not None and part.sequential.is_open]
+    if failed and len(is_open) < len(failed):
         effects = [part.smallest_effect(alpha) for part in failed]
-        smallest = None if None in effects else max(effects)
-        return Verdict(model, question, NOT_SHOWN, tuple(reasons), p, smallest)
-    return Verdict(model, question, UNDECIDED if undecided else SHOWN, tuple(reasons), p, None)
+        return verdict(NOT_SHOWN, None if None in effects else max(effects))
+    if not failed and MATCHED in found and found[MATCHED].runs is None:
+        # What a single run can't tell: whether retraining would give the same.
+        reasons.append("the comparison with the matched model needs at least two training runs")
+        return verdict(UNDECIDED)
+    return verdict(UNDECIDED if missing or is_open else SHOWN)
 
 
 def _reason(part: Evidence, holds: bool, alpha: float) -> str:
     text = f"{part.name}: {100 * part.counts.difference:+.1f} points over {part.counts.n} pairs, "
     if part.sequential is not None:
-        text += f"anytime-valid p = {part.sequential.p:.2g}"
+        text += f"sequential p {p_text(part.sequential.p)}"
         if part.sequential.stopped_at is not None:
             text += f" (decided after {part.sequential.stopped_at} pairs)"
+        elif part.sequential.is_open:
+            return f"{text} (open: {part.sequential.n_pairs} of {part.sequential.n_planned} pairs)"
     else:
-        text += f"p = {part.paired.p:.2g}"
+        text += f"p {p_text(part.scenes.p)}"
         if part.runs is not None:
-            text += f", over {part.runs.n_runs} training runs p = {part.runs.p:.2g}"
+            text += f", over {part.runs.n_runs} training runs p {p_text(part.runs.p)}"
     if holds:
         return text
-    effect = part.smallest_effect(alpha)
-    seen = "no effect" if effect is None else f"an effect of {100 * effect:.1f} points"
     if not part.is_ahead and part.p <= alpha:
         text += "; intact is worse"
-    return f"{text}; this n would have seen {seen} with {100 * POWER:.0f} % power"
+    return f"{text}; {part.detectable(alpha)}"
 
 
 def _missing(name: str) -> str:

@@ -7,14 +7,14 @@ from math import sqrt
 from scipy.special import ndtri
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a success rate.
 
     Wilson (1927), "Probable inference, the law of succession, and statistical inference", Journal of the American
     Statistical Association 22:209-212. As scipy's `binomtest(...).proportion_ci`, which takes a millisecond for each.
 
     Args:
-        successes: Episodes that succeeded.
+        successes: Episodes that succeeded; need not be whole.
         n: Episodes.
         confidence: Level of the two-sided interval, in (0, 1).
 

@@ -34,7 +34,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--common_scenes", action="store_true", help="compare on the scenes that both sides have, rather than refuse"
     )
-    parser.add_argument("--n_bootstrap", type=int, default=2000, help="draws of the bootstrap (2000)")
     parser.add_argument("--max_videos", type=int, default=12, help="show at most this many rollouts (12)")
     parser.add_argument("--no_videos", action="store_true", help="show no rollouts")
     parser.add_argument("--row", action="store_true", help="print one row of a Markdown table, and write no page")
@@ -51,9 +50,8 @@ def report(given: argparse.Namespace) -> Path | None:
         ConfigError: an option or a record can't be used.
         EpisodesError: the episodes can't be read together.
     """
-    for name, least in (("n_bootstrap", 100), ("max_videos", 0)):
-        if getattr(given, name) < least:
-            raise ConfigError(f"--{name}={getattr(given, name)}: expected at least {least}")
+    if given.max_videos < 0:
+        raise ConfigError(f"--max_videos={given.max_videos}: expected at least 0")
     try:
         from world_modality_core.studies.report.paired_differences import compare_all
         from world_modality_core.studies.report.records import read_records
@@ -63,7 +61,7 @@ def report(given: argparse.Namespace) -> Path | None:
             f"{error.name} is not installed: pip install 'lerobot_policy_world_modality[report]'"
         ) from error
     records = read_records(given.folders)
-    compared = compare_all(records.episodes, given.baseline, given.matched, given.common_scenes, given.n_bootstrap)
+    compared = compare_all(records.episodes, given.baseline, given.matched, given.common_scenes)
     study = Path(given.folders[0]).resolve().name
     page = make_page(records, compared, given.title or study, 0 if given.no_videos or given.row else given.max_videos)
     if given.row:

@@ -14,7 +14,6 @@ from world_modality_core.studies.evidence.compare import (
     Comparison,
     ComparisonReport,
     ModelArmRates,
-    OverallMean,
     compare,
 )
 from world_modality_core.studies.evidence.paired import PairedResult
@@ -28,6 +27,7 @@ from world_modality_core.studies.evidence.verdicts import (
     USED_ARMS,
     Verdict,
 )
+from world_modality_core.studies.evidence.wording import BETTER, WORSE, p_text
 from world_modality_core.studies.report.charts import Scale, scale_around
 
 
@@ -91,7 +91,7 @@ class Compared:
         sides: First and second of the comparisons, those of models first.
         findings: Of models against the baseline.
         verdicts: On memories.
-        rates: Success of each side, with the bootstrap's intervals.
+        rates: Success of each side.
         refusals: Why comparisons were refused.
         n_left_out: Episodes left out to keep common scenes.
     """
@@ -108,14 +108,12 @@ class Compared:
 RULES = (
     f"Rules: “{USED}” needs the model as trained to beat {' and '.join(USED_ARMS)}, each in a paired test; “{NEEDED}” "
     f"needs it to beat {CLOSED_ARM} and a parameter-matched model that was trained without memory as well. A gate that "
-    "never opened counts as not used. Where nothing was shown, the smallest effect that so many pairs would have seen "
-    "is named: not shown is not the same as absent."
+    "never opened counts as not used. Where nothing was shown, what a difference needs to be detected is named: not "
+    "shown is not the same as absent."
 )
 
 
-def compare_all(
-    episodes: pd.DataFrame, baseline: str = "", matched: str = "", common_scenes: bool = False, n_bootstrap: int = 2000
-) -> Compared:
+def compare_all(episodes: pd.DataFrame, baseline: str = "", matched: str = "", common_scenes: bool = False) -> Compared:
     """Compare whatever can be compared; what can't is named with its reason.
 
     Args:
@@ -123,19 +121,21 @@ def compare_all(
         baseline: Model that all others are compared with; "" for none.
         matched: Parameter-matched model without memory; "" for none.
         common_scenes: Compare on the scenes that both sides have, rather than refuse.
-        n_bootstrap: Draws of the bootstrap.
 
     Raises:
         ConfigError: if there are no episodes of the baseline or the matched model.
     """
     report = compare(
-        episodes, baseline=baseline, matched=matched, common_scenes=common_scenes, n_bootstrap=n_bootstrap,
-        all_or_nothing=False,
+        episodes, baseline=baseline, matched=matched, common_scenes=common_scenes, all_or_nothing=False,
     )  # fmt: skip
     return Compared(
         groups=_groups(report.comparisons),
         sides=[(c.first, c.second) for c in sorted(report.comparisons, key=lambda c: c.kind == "arm")],
-        findings=[_against_baseline(c, report.alpha) for c in report.comparisons if c.kind != "arm"],
+        findings=[
+            _against_baseline(c, answer.answer)
+            for c, answer in zip(report.comparisons, report.answers, strict=True)
+            if c.kind != "arm"
+        ],
         verdicts=[_verdict(verdict, report) for verdict in report.verdicts],
         rates={rates.side: rates for rates in report.sides},
         refusals=list(report.refusals),
@@ -160,11 +160,9 @@ def name_of(c: Comparison) -> str:
     return f"{c.first.model} − {c.second.model}"
 
 
-def _against_baseline(c: Comparison, alpha: float) -> Finding:
+def _against_baseline(c: Comparison, answer: str) -> Finding:
     overall, p = c.parts[0], c.evidence.p
-    is_ahead = overall.result.difference > 0
-    answer = "no difference shown" if p > alpha else "higher success" if is_ahead else "lower success"
-    is_negative = p > alpha or not is_ahead
+    words = {BETTER: "higher success", WORSE: "lower success (negative)"}.get(answer, f"{answer} (negative)")
     control = " (parameter-matched)" if c.kind == "matched" else ""
     reasons = [
         f"{100 * overall.result.difference:+.1f} points (95 % interval {points(overall.result)})",
@@ -173,8 +171,11 @@ def _against_baseline(c: Comparison, alpha: float) -> Finding:
     ]
     if c.runs:
         reasons.append(f"over {c.runs.n_runs} training runs the 95 % interval is {points(c.runs)}")
-    kind, negative = ("not", " (negative)") if is_negative else ("shown", "")
-    return Finding(kind, f"against {c.second.model}{control}", answer + negative, tuple(reasons), c.first.model)
+    if c.heterogeneity_p is not None:
+        reasons.append(f"p that tasks differ {_equals(c.heterogeneity_p)}")
+    reasons.append(f"for {c.population}")
+    kind = "shown" if answer == BETTER else "not"
+    return Finding(kind, f"against {c.second.model}{control}", words, tuple(reasons), c.first.model)
 
 
 def _verdict(verdict: Verdict, report: ComparisonReport) -> Finding:
@@ -186,9 +187,9 @@ def _verdict(verdict: Verdict, report: ComparisonReport) -> Finding:
     if verdict.p is not None:
         sentences.append(f"p {_equals(verdict.p)}" + (f", Holm's p {_equals(holm)}" if holm is not None else ""))
     if is_negative and verdict.smallest_effect is not None:
-        sentences.append(
-            f"the smallest effect that this n could have seen is {100 * verdict.smallest_effect:.1f} points"
-        )
+        sentences.append(f"needs about {100 * verdict.smallest_effect:.1f} points or more to be detected")
+    if verdict.population:
+        sentences.append(f"for {verdict.population}")
     id_ = f"{'used' if verdict.question == USED else 'needed'}-{re.sub(r'[^a-zA-Z0-9_.-]+', '-', verdict.model)}"
     return Finding(kind, verdict.question, answer, tuple(sentences), verdict.model, id_)
 
@@ -206,20 +207,9 @@ def count_answers(findings: Iterable[Finding]) -> list[str]:
     ]
 
 
-def mean_text(mean: OverallMean, sign: str = "") -> str:
-    """Such as "12.3 (1.0 to 20.1)", in per cent; with "+" as the sign, in points."""
-    interval = "" if mean.low is None else f" ({points(mean, sign)})"
-    return f"{100 * mean.value:{sign}.1f}{interval}"
-
-
-def points(result: PairedResult | OverallMean, sign: str = "+") -> str:
+def points(result: PairedResult) -> str:
     """An interval such as "+2.1 to +31.0", in points."""
-    return f"{100 * result.low:{sign}.1f} to {100 * result.high:{sign}.1f}"
-
-
-def p_text(p: float) -> str:
-    """A p-value with two digits."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+    return f"{100 * result.low:+.1f} to {100 * result.high:+.1f}"
 
 
 def _equals(p: float) -> str:

@@ -30,7 +30,6 @@ from world_modality_core.studies.report.paired_differences import (
     DifferenceGroup,
     Finding,
     count_answers,
-    mean_text,
     name_of,
     p_text,
     points,
@@ -73,6 +72,7 @@ class Page:
     imagined: list[tuple[Imagined, Chart | None]]
     runs: list[tuple[str, list[Run]]]
     versions: dict[str, list[tuple[str, int]]]
+    alpha: float = 0.05
     n_open: int = N_OPEN
     n_findings: int = N_FINDINGS
     n_unfolded: int = N_UNFOLDED
@@ -181,7 +181,7 @@ def render(page: Page) -> Iterator[str]:
     """The page in pieces, so that it never has to be in memory as a whole."""
     environment = template_environment()
     environment.globals["RATE_SCALE"] = RATE_SCALE
-    environment.filters |= {"points": points, "p_text": p_text, "mean_text": mean_text, "name_of": name_of}
+    environment.filters |= {"points": points, "p_text": p_text, "name_of": name_of}
     environment.filters["decimals"] = lambda value: "" if value is None else f"{value:.3f}"
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
     # Plain text of our own, not data.

@@ -1,0 +1,1 @@
+"""What may tell that an episode goes wrong, one file each, behind one Protocol."""
