@@ -128,7 +128,7 @@ class WorldEvalConfig(EvalPipelineConfig):
         changing = [MemorySource(name) for name in changing if name != MemorySource.gate_closed]
         for arm in changing:
             if not arm.traits.is_noise:  # it takes the place of whatever the memory holds
-                self.policy.memory.check_content(arm)
+                self.policy.check_source(arm)
         if changing and source.traits.is_blind:
             raise ConfigError(
                 f"arms={self.arms!r}: this checkpoint's memory is {source.value!r} in rollouts, so that {changing[0]} "

@@ -53,6 +53,8 @@ def why_not(examined: ExaminedPolicy, frames: Frames, source: MemorySource, is_s
         return None if examined.readers else "it reads its memory without a gate"
     if not examined.has_latents and not source.traits.is_blind:
         return "the policy uses no latents at all"
+    if examined.config.n_future_steps < source.traits.n_steps:
+        return f"it predicts {examined.config.n_future_steps} future step"
     try:
         examined.memory.check_content(asked_for(source, examined.memory))
     except ConfigError:

@@ -128,6 +128,7 @@ class SourceTraits:
         is_noise: Whether it is drawn. wm-eval draws for each scene what training draws for a batch.
         partner: Whose memory is shown in place of a sample's own: another episode's, of the task that this says.
         contents: The `memory.content` that it can fill.
+        n_steps: Future steps that it takes to be different from `pred`.
         relies_on: What a policy relies on that acts worse with this memory than with its own. A source that has this
             takes something away: it is an arm of wm-eval.
         is_tested: Whether wm-intervene tries it.
@@ -141,6 +142,7 @@ class SourceTraits:
     is_noise: bool = False
     partner: Partner | None = None
     contents: tuple[MemoryContent, ...] = ("latents", "hidden", "states")
+    n_steps: int = 1
     relies_on: str | None = None
     is_tested: bool = True
 
