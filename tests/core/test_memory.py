@@ -69,6 +69,12 @@ def test_zero_random_and_copy_current():
         assert torch.equal(copied[:, 0, step], tagged()[:, 0, 0])
 
 
+def test_reversed_shows_the_last_step_first():
+    shown = make(MemorySource.reversed).tokens.view(SHAPE)
+    for step in range(K):
+        assert torch.equal(shown[:, :, step], tagged()[:, :, K - 1 - step])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_shuffle_never_shows_a_memory_of_the_same_episode(seed):
     episode = torch.tensor([0, 0, 0, 1, 1, 2])

@@ -374,6 +374,7 @@ def test_a_companion_of_something_else_is_refused(tiny_companion):
         ("world_B_cont", {"use_vision": False}, "residual_targets"),
         ("world_C", {"use_vision": False}, "use_world_input"),
         ("world_F", {"use_vision": False}, "memory.source"),
+        ("world_F", {"memory": MemoryConfig(source="reversed"), "n_future_steps": 1}, "'reversed' takes 2 or more"),
         ("world_F", {"see_through_memory": True}, "use_vision=false"),
         (
             "world_F",

@@ -115,6 +115,10 @@ def _current(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor 
     return given.current[:, None, None], None
 
 
+def _reversed(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
+    return given.predicted.flip(2), None
+
+
 @dataclass(frozen=True)
 class SourceTraits:
     """What a source is, and what follows from it everywhere.
@@ -240,6 +244,16 @@ class MemorySource(StrEnum):
             reads_current=True,
             contents=("latents", "states"),
             relies_on="the predicted change, not only on more vision",
+        ),
+    )
+    reversed = (
+        "reversed",
+        SourceTraits(
+            "what the Prophet predicts, its last future step first",
+            _reversed,
+            runs_prophet=True,
+            n_steps=2,
+            relies_on="the order of the predicted steps",
         ),
     )
     stale = (
