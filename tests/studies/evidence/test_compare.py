@@ -175,9 +175,9 @@ def test_command_in_markdown_and_sequential(folder, monkeypatch, capsys):
     code, printed, _ = run(arguments, monkeypatch, capsys)
     assert code == 0
     tables = [line for line in printed.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {6, 8}
+    assert {line.count("|") for line in tables} == {6, 9}
     assert "may stop: after" in printed
-    assert "sequential | decided after" in printed
+    assert "sequential |  | decided after" in printed
     assert "sequential p 0.0" in printed
 
 

@@ -146,6 +146,8 @@ class ComparisonReport:
     # Difference below which two models count as equally good; None if none was named.
     margin: float | None = None
     outcome: str = "success"
+    # What else tells two models apart than what they were to be compared for.
+    notes: tuple[str, ...] = ()
 
     @property
     def answers(self) -> tuple[DifferenceAnswer, ...]:
@@ -255,7 +257,19 @@ def compare(
         tuple(problems),
         margin,
         outcome,
+        _notes(episodes, comparisons),
     )
+
+
+def _notes(episodes: pd.DataFrame, comparisons: list[Comparison]) -> tuple[str, ...]:
+    """How models that are compared with a baseline were trained otherwise than it, as far as the rows say."""
+    notes = []
+    for c in comparisons:
+        if c.kind == "model":
+            differing, _ = check_matched(episodes, c.first.model, c.second.model)
+            if differing:
+                notes.append(f"{c.first.model} and {c.second.model} were not trained alike: {'; '.join(differing)}.")
+    return tuple(notes)
 
 
 def _check_names(episodes, models, baseline, candidates, arms, matched) -> list[str]:
