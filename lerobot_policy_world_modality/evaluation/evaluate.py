@@ -139,7 +139,7 @@ class Evaluation:
                 use_async_envs=cfg.eval.use_async_envs,
                 trust_remote_code=cfg.trust_remote_code,
             )
-        except ValueError as error:
+        except (ValueError, ConfigError) as error:
             raise ConfigError(f"env.type={cfg.env.type}, env.task={cfg.env.task!r}: {error}") from error
 
     def _prepare(self) -> None:
