@@ -384,10 +384,10 @@ def with_holm(comparisons: list[Comparison]) -> list[Comparison]:
         families.setdefault((c.kind, c.first.model if c.kind == "arm" else c.second.model), []).append(i)
     adjusted = list(comparisons)
     for members in families.values():
-        for i, p in zip(members, _holm([comparisons[i].evidence.p for i in members]), strict=True):
+        for i, p in zip(members, holm([comparisons[i].evidence.p for i in members]), strict=True):
             adjusted[i] = replace(comparisons[i], p_holm=p)
         if comparisons[members[0]].margin_p is not None:
-            sides = [_holm([comparisons[i].margin_p[side] for i in members]) for side in (0, 1)]
+            sides = [holm([comparisons[i].margin_p[side] for i in members]) for side in (0, 1)]
             for i, margin_p in zip(members, zip(*sides, strict=True), strict=True):
                 adjusted[i] = replace(adjusted[i], margin_p=margin_p)
     return adjusted
@@ -458,11 +458,11 @@ def _verdict_holm(verdicts: list[Verdict]) -> dict[tuple[str, str], float]:
     adjusted = {}
     for question in {verdict.question for verdict in verdicts}:
         asked = [v for v in verdicts if v.question == question and v.p is not None]
-        adjusted |= {(v.model, question): p for v, p in zip(asked, _holm([v.p for v in asked]), strict=True)}
+        adjusted |= {(v.model, question): p for v, p in zip(asked, holm([v.p for v in asked]), strict=True)}
     return adjusted
 
 
-def _holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values (Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian
     Journal of Statistics 6:65-70).
 

@@ -77,6 +77,8 @@ def _difference_rows(comparison: Comparison) -> list[list[str]]:
         after.append(_wider_row(f"over {comparison.tasks.n_tasks} tasks", comparison.tasks))
     if comparison.sequential is not None:
         after.append(["", "sequential", "", _stop(comparison), "", "", p_text(comparison.sequential.p), ""])
+    ahead = (comparison.runs or comparison.parts[0].result).probability_ahead
+    after.append(["", "probability to be ahead", "", "", "", "", f"{ahead:.3f}", ""])
     if comparison.heterogeneity_p is not None:
         after.append(["", "differs between tasks?", "", "", "", "", p_text(comparison.heterogeneity_p), ""])
     after += [
@@ -131,6 +133,9 @@ def _notes(report: ComparisonReport) -> list[str]:
         notes.append("Over tasks: tasks like these; the mean over tasks, t interval.")
     elif any(len(c.train_seeds) > 1 or c.kind == "arm" for c in report.comparisons):
         notes.append(f"Of tasks like these nothing is said: that takes {MIN_TASKS} tasks or more.")
+    notes.append(
+        "Probability to be ahead: posterior under Jeffreys' prior, over training runs under a flat one. It is no test."
+    )
     notes.append("Differs between tasks: permutation of scenes over the tasks. A small p says that the mean hides it.")
     notes.append("Holm: over the arms of a model, over the candidates of a baseline. Tasks and tiers: not adjusted.")
     for c in report.comparisons:
