@@ -175,8 +175,8 @@ def test_without_a_baseline_the_first_card_says_what_the_page_can_not_tell(tmp_p
     text = write(tmp_path, tmp_path / "r.html")
     first = re.search(r'<ul class="findings">\s*<li class="(\w+)"[^>]*><strong>([^<]*)', text)
     assert first[1] == "open" and unescape(first[2]) == "All models: does the memory help: this page can't tell"
-    # The study's own file may name the controls.
-    (tmp_path / "study.yaml").write_text("# Does it?\nbaseline: A\n")
+    # The study's own file may name the controls, those that were evaluated.
+    (tmp_path / "study.yaml").write_text("# Does it?\nbaseline: A\nmatched: A_wide\n")
     text = write(tmp_path, tmp_path / "r.html")
     assert "can&#39;t tell" not in text and "F against A" in text
     assert str(tmp_path) not in text

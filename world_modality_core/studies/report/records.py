@@ -110,7 +110,8 @@ def read_records(folders: list[str]) -> Records:
         records.interventions += [checked(InterventionRecord, _of_schema(record, path), path) for record in found]
     records.question = " ".join(_comment(path) for path in _find(paths, STUDY_FILE))
     for path in _find(paths, STUDY_FILE):
-        named = _controls(path)
+        # A model of the study that has no episodes yet is no control yet.
+        named = [name if name in set(records.episodes["model"]) else "" for name in _controls(path)]
         records.baseline, records.matched = records.baseline or named[0], records.matched or named[1]
     records.imagined = [read_imagined(path) for path in _find(paths, RECORD_FILE)]
     found = (records.episodes, records.curves, records.prophet_curves, records.interventions, records.imagined)
@@ -172,8 +173,9 @@ def _controls(path: Path) -> tuple[str, str]:
     """`baseline` and `matched` of a study's file."""
     try:
         study = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} can't be read as YAML: {str(error).splitlines()[0]}") from error
+    # ValueError, ...: of dates and numbers that YAML reads but Python has not
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} can't be read as YAML: {' '.join(str(error).split())[:100]}") from error
     study = study if isinstance(study, dict) else {}
     return str(study.get("baseline") or ""), str(study.get("matched") or "")
 
