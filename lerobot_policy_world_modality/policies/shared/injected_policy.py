@@ -142,6 +142,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Remember the current frame, and return the next action of the plan (b, a), as the base does."""
+        self._check_acts_alone()
         self.remember(batch)
         with self._autocast():
             return self._finite(super().select_action(batch, *args, **kwargs))
