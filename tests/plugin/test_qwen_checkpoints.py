@@ -10,7 +10,7 @@ import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import get_policy_class
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import (
     LoraOptions,
@@ -71,6 +71,22 @@ def test_a_checkpoint_acts_as_the_policy_did(tiny_companion, vlm, tmp_path, opti
     for each in (policy, again):
         each.reset()
     assert torch.equal(policy.select_action(observation), again.select_action(observation))
+
+
+def test_tied_weights_may_be_there_under_both_names_as_fsdp_gathers_them(tiny_companion, vlm, tmp_path):
+    policy, dataset, (preprocessor, _) = build(tiny_companion, vlm, train_backbone="full")
+    table = "backbone.model.language_model.embed_tokens.weight"
+    gathered = {name: value.detach().clone() for name, value in policy.state_dict().items()}
+    assert torch.equal(gathered[table], gathered["backbone.lm_head.weight"])  # they are tied
+    policy.save_pretrained(tmp_path)
+    save_file(gathered, tmp_path / "model.safetensors")
+    observation = live_batch(dataset, preprocessor, [3, 20])
+    policy.reset()
+    assert torch.equal(reload(tmp_path).select_action(observation), policy.select_action(observation))
+    for name in (table, "backbone.lm_head.weight"):
+        save_file(gathered | {name: gathered[name] + 1}, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match="1 are left over"):
+            reload(tmp_path)
 
 
 def test_a_lora_checkpoint_holds_adapters_act_rows_and_world_only(tiny_companion, vlm, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import fork_server
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import SMALL, TYPES, run_training
 from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig
@@ -69,7 +70,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(trained, ti
         sys.executable, "-m", "lerobot.scripts.lerobot_train", "--resume=true",
         f"--config_path={copied / 'pretrained_model' / 'train_config.json'}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = fork_server.run(command, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     expected, resumed = weights(output, 6), weights(tmp_path / "resumed", 6)
     assert expected["train_step"] == resumed["train_step"] == 6
@@ -135,7 +136,7 @@ def test_fine_tuning_on_another_dataset_keeps_the_world_space_of_the_checkpoint(
             f"--output_dir={tmp_path / 'run'}", "--steps=2", "--batch_size=4", "--num_workers=0", "--save_freq=2",
             "--env_eval_freq=0", "--policy.memory.source=pred", "--policy.push_to_hub=false",
         ]  # fmt: skip
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+        return fork_server.run(command, capture_output=True, timeout=300)
 
     refused = fine_tune(tiny_companion.companion_root)
     assert refused.returncode != 0 and "CompanionMismatchError" in refused.stderr

@@ -18,7 +18,7 @@ from world_modality_core.io.episode_lists import parse_episodes
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.hub_transfer import HubError, check_upload
 from world_modality_core.io.option_differences import option_differences
-from world_modality_core.io.processes import join_processes
+from world_modality_core.io.processes import join_processes, wait_for_everyone
 from world_modality_core.latents.companion import (
     INFO_FILE,
     Companion,
@@ -83,7 +83,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
         print(_plan(cfg, source, encoder, device, root, n_bytes))
     if cfg.dry_run:
         return root
-    state.wait_for_everyone()  # nobody writes before everybody has looked
+    wait_for_everyone(state)  # nobody writes before everybody has looked
     if is_finished and state.is_main_process:
         staging.remove(request["latents"])  # left by a run that was killed at its very end
     if not is_finished:
@@ -107,7 +107,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
                 kind = name.removeprefix(f"{repo_id}_") if name != repo_id else ""
                 card = copy_card(kind, companion, name, license) if kind else companion_card(companion, name, license)
                 print(f"Uploaded {push(name, folder, card, cfg.private)}")
-    state.wait_for_everyone()
+    wait_for_everyone(state)
     return root
 
 
@@ -303,13 +303,13 @@ def _encode(
                         source, encoder, usable, cfg.pca_n_frames, cfg.seed, cfg.batch_size, cfg.num_workers, skips_bad
                     )
                 pca.save(staging.pca_path)
-            state.wait_for_everyone()
+            wait_for_everyone(state)
             encoder.attach_pca(LatentPCA.load(staging.pca_path))
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         if state.is_main_process:
             olds = [old for old in (_companion_at(root), reused) if old and not old.spec.differences(encoder.spec)]
             _keep_latents(source, encoder.spec, staging, olds)
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         mine = usable[state.process_index :: state.num_processes].tolist()
         missing = [e for e in mine if not staging.has(e)]
         total, left = int(source.lengths[mine].sum()), int(source.lengths[missing].sum())
@@ -319,7 +319,7 @@ def _encode(
             disable=not state.is_main_process,
         ) as bar:  # fmt: skip
             stage_latents(source, encoder, staging, missing, cfg.batch_size, cfg.num_workers, bar.update, skips_bad)
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         if state.is_main_process:
             finish(source, encoder, reused and reused.codebook, staging, root, request, cfg.tokens, cfg.seed)
     finally:

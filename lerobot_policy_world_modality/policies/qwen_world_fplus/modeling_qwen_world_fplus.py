@@ -9,6 +9,7 @@ Nothing that is generated as text reaches an action: text follows the action tok
 # Annotations are objects here, not strings: LeRobot reads that of `config`.
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.policies import PreTrainedPolicy
 from lerobot.utils.device_utils import resolve_safetensors_device
+from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -328,6 +330,7 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
             model, model_file, strict=False, device=resolve_safetensors_device(map_location)
         )
         missing = sorted(name for name in missing if model.config.holds_backbone or not is_of_hub(name))
+        unexpected = _not_tied(model, model_file, unexpected)
         if missing or unexpected:
             raise ValueError(
                 f"{model_file} does not fit the policy's config: {len(missing)} weights are missing {missing[:3]}, "
@@ -355,3 +358,12 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
                 "--policy.path=CHECKPOINT and without --peft"
             )
         super()._validate_peft_config(peft_config)
+
+
+def _not_tied(model: nn.Module, model_file: str, names: Iterable[str]) -> list[str]:
+    """Names left over of a checkpoint, without those that it holds twice: FSDP gathers tied weights under each name."""
+    state = model.state_dict()
+    with safe_open(model_file, "pt") as file:
+        return [
+            name for name in names if name not in state or not torch.equal(file.get_tensor(name), state[name].cpu())
+        ]

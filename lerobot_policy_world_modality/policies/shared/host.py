@@ -176,9 +176,9 @@ class PolicyWithWorld(OnHub):
             self.__dict__.pop("_modules_found", None)
         return super().train(mode)
 
-    def _validate_peft_config(self, peft_config) -> None:
+    def wrap_with_peft(self, *args: Any, **kwargs: Any):
         self.__dict__.pop("_modules_found", None)
-        super()._validate_peft_config(peft_config)
+        return super().wrap_with_peft(*args, **kwargs)
 
     # Training.
 
