@@ -1,16 +1,16 @@
 """A LeRobot policy whose forward pass stays upstream's, and whose layers read a world memory.
 
-What is added happens before the forward pass (look at the world, predict, fill the memory) and inside layers that were
-swapped (`world_modality_core.memory.injected_layer`).
+What is added happens before the forward pass (look at the world, predict, fill the memory) and inside layers that
+read (`world_modality_core.memory.injected_layer`).
 """
 
-from __future__ import annotations
+# Annotations are objects here, not strings: LeRobot reads that of `config`.
 
 import contextlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lerobot.datasets import LeRobotDatasetMetadata
@@ -29,6 +29,7 @@ from lerobot_policy_world_modality.policies.shared.memory_filling import make_re
 from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts
 from lerobot_policy_world_modality.policies.shared.training_companion import open_world
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
+from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
 from world_modality_core.memory.gated_attention import GatedCrossAttention
 from world_modality_core.memory.injected_layer import MemoryHolder, layer_width, read_memory_at
 from world_modality_core.memory.sources import MemorySource
@@ -51,7 +52,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
 
     def __init__(
         self,
-        config: Any,
+        config: VLAWorldOptions,
         dataset_stats: dict[str, dict[str, Tensor]] | None = None,
         dataset_meta: LeRobotDatasetMetadata | None = None,
         **kwargs: Any,
@@ -104,6 +105,10 @@ class InjectedWorldPolicy(PolicyWithWorld):
         Returns:
             Loss, () or (b,), and the values to log (docs/metrics.md).
         """
+        with self._autocast():
+            return self._forward_with_world(batch, *args, **kwargs)
+
+    def _forward_with_world(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, LoggedValues]:
         reduction = kwargs.get("reduction", "mean")
         world_batch = self.recorded_batch(batch)
         with self.reading(world_batch, self.config.memory.source):
@@ -269,7 +274,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
     # Checkpoints.
 
     @classmethod
-    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> InjectedWorldPolicy:
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> Self:
         """Load a checkpoint of this type, as LeRobot does.
 
         Raises:
@@ -279,9 +284,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
         return PreTrainedPolicy.from_pretrained.__func__(cls, pretrained_name_or_path, **kwargs)
 
     @classmethod
-    def _load_as_safetensor(
-        cls, model: InjectedWorldPolicy, model_file: str, map_location: str, strict: bool
-    ) -> InjectedWorldPolicy:
+    def _load_as_safetensor(cls, model: Self, model_file: str, map_location: str, strict: bool) -> Self:
         load_own_weights(model, Path(model_file))
         return model
 

@@ -161,6 +161,7 @@ def _policy_class(config_class: type[WorldVariantConfig]) -> type:
         "name": PreTrainedConfig.get_choice_name(config_class),
     }
     if config_class.world_wraps:
-        attributes["_no_split_modules"] = list(config_class.world_wraps)
+        # Accelerate asks for the first name (LeRobot 0.6.1), LeRobot for the second (0.6.2 and later).
+        attributes["_no_split_modules"] = attributes["_fsdp_wrap_modules"] = list(config_class.world_wraps)
     name = config_class.__name__.removesuffix("Config") + "Policy"
     return type(name, (InjectedWorldPolicy, get_policy_class(plain)), attributes)

@@ -10,6 +10,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot_policy_world_modality.policies.shared.world_options import Arithmetic, check_amp
 from lerobot_policy_world_modality.policies.shared.world_variant import WorldVariantConfig, world_variant
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import as_folder
 
 
 @dataclass
@@ -48,6 +49,7 @@ class SmolVLAWorldConfig(WorldVariantConfig, SmolVLAConfig):
 
     def check_world(self) -> None:
         super().check_world()
+        self.vlm_model_name = as_folder(self.vlm_model_name)
         check_amp(self)
         if self.fusion.f3a and self.memory.entry == "modulated":
             raise ConfigError(

@@ -27,7 +27,8 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
 
     config_class = SmolVLAWorldConfig
     name = "smolvla_world"
-    _no_split_modules = [*SmolVLAWorldConfig.world_wraps]
+    # Accelerate asks for the first name (LeRobot 0.6.1), LeRobot for the second (0.6.2 and later).
+    _no_split_modules = _fsdp_wrap_modules = [*SmolVLAWorldConfig.world_wraps]
 
     def _inject(self) -> None:
         fusion, options = self.config.fusion, self.config.memory
