@@ -51,16 +51,17 @@ class LightRenderer:
         self._free = self._gl = self._context = None
         self._frame: np.ndarray | None = None
         self.marks: Sequence[tuple] = ()  # geoms to draw beside the model's: type, size, position, rgba
-        self._ball: tuple[np.ndarray, float] | None = None
+        self._ball: tuple[tuple, ...] = ()
 
     def show_ball(self, position: np.ndarray | None, radius: float = 0.0) -> None:
-        """Draw a ball that is no part of the simulation; None draws none.
+        """Draw a green ball that is no part of the simulation; None draws none.
 
         Args:
             position: (3,) metres.
             radius: Metres.
         """
-        self._ball = None if position is None else (position, radius)
+        sphere, green = mujoco.mjtGeom.mjGEOM_SPHERE, [0.1, 0.7, 0.2, 1.0]
+        self._ball = () if position is None else ((sphere, np.full(3, radius), position, green),)
 
     def render(self, render_mode: str | None = "rgb_array") -> np.ndarray:
         """Draw the scene as it is now.
@@ -91,11 +92,7 @@ class LightRenderer:
         mujoco.mjv_updateScene(
             self._model, self._data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
-        drawn = [*self.marks]
-        if self._ball is not None:
-            position, radius = self._ball
-            drawn.append((mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, radius), position, (0.1, 0.7, 0.2, 1.0)))
-        for shape, size, position, rgba in drawn:
+        for shape, size, position, rgba in (*self.marks, *self._ball):
             geom = self._scene.geoms[self._scene.ngeom]
             mujoco.mjv_initGeom(geom, shape, np.array(size), position, np.eye(3).ravel(), np.array(rgba, np.float32))
             self._scene.ngeom += 1

@@ -1,7 +1,7 @@
 """A LeRobot policy whose forward pass stays upstream's, and whose layers read a world memory.
 
-What is added happens before the forward pass (look at the world, predict, fill the memory) and inside layers that
-read (`world_modality_core.memory.injected_layer`).
+What is added happens before the forward pass (look at the world, predict, fill the memory) and inside layers that were
+swapped (`world_modality_core.memory.injected_layer`).
 """
 
 # Annotations are objects here, not strings: LeRobot reads that of `config`.
@@ -10,7 +10,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from lerobot.datasets import LeRobotDatasetMetadata
@@ -274,7 +274,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
     # Checkpoints.
 
     @classmethod
-    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> "InjectedWorldPolicy":
         """Load a checkpoint of this type, as LeRobot does.
 
         Raises:
@@ -284,7 +284,9 @@ class InjectedWorldPolicy(PolicyWithWorld):
         return PreTrainedPolicy.from_pretrained.__func__(cls, pretrained_name_or_path, **kwargs)
 
     @classmethod
-    def _load_as_safetensor(cls, model: Self, model_file: str, map_location: str, strict: bool) -> Self:
+    def _load_as_safetensor(
+        cls, model: "InjectedWorldPolicy", model_file: str, map_location: str, strict: bool
+    ) -> "InjectedWorldPolicy":
         load_own_weights(model, Path(model_file))
         return model
 

@@ -48,6 +48,7 @@ class SmolVLAWorldConfig(WorldVariantConfig, SmolVLAConfig):
     dtype: Arithmetic | None = None
 
     def check_world(self) -> None:
+        self.vlm_model_name = as_folder(self.vlm_model_name)
         super().check_world()
         self.vlm_model_name = as_folder(self.vlm_model_name)
         check_amp(self)
