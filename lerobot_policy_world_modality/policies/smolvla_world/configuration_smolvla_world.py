@@ -50,7 +50,6 @@ class SmolVLAWorldConfig(WorldVariantConfig, SmolVLAConfig):
     def check_world(self) -> None:
         self.vlm_model_name = as_folder(self.vlm_model_name)
         super().check_world()
-        self.vlm_model_name = as_folder(self.vlm_model_name)
         check_amp(self)
         if self.fusion.f3a and self.memory.entry == "modulated":
             raise ConfigError(
