@@ -309,20 +309,30 @@ def _check_size(found: tuple[int, int], size: tuple[int, int], where: str) -> No
         )
 
 
-def decode_image(data: bytes, size: tuple[int, int], where: str) -> Image.Image:
-    """Decode an image of a dataset, in RGB.
+def open_image(data: bytes | None, size: tuple[int, int], where: str) -> Image.Image:
+    """Read the header of an image of a dataset.
 
     Args:
-        data: The file's content.
+        data: The file's content; None where a row names a file instead, which nothing here reads.
         size: (height, width) that the dataset declares.
         where: What it is, for the message.
 
+    Returns:
+        The image, not decoded yet.
+
     Raises:
-        UserError: if it has another size.
+        UserError: if it has another size, or there is none.
     """
-    image = Image.open(io.BytesIO(data))  # reads the header
+    if data is None:
+        raise UserError(f"{where}: its bytes are not in the row, and a file that a row names is not read; {_REPAIR}")
+    image = Image.open(io.BytesIO(data))
     _check_size((image.height, image.width), size, where)
-    return image.convert("RGB")
+    return image
+
+
+def decode_image(data: bytes | None, size: tuple[int, int], where: str) -> Image.Image:
+    """Decode an image of a dataset, in RGB. Args and raises: as `open_image`."""
+    return open_image(data, size, where).convert("RGB")
 
 
 def video_frames(
