@@ -37,6 +37,7 @@ from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.errors import UserError
 from world_modality_core.io.files import (
     check_own,
+    check_room,
     checked,
     naming_full_disk,
     open_parquet,
@@ -45,13 +46,14 @@ from world_modality_core.io.files import (
     reading,
     write_text,
 )
-from world_modality_core.io.work_folder import write_folder
+from world_modality_core.io.work_folder import WorkFolder, write_folder
 from world_modality_core.precompute.assemble import link_or_copy
 
 INFO = "meta/info.json"
 # What is going to be replaced; renamed to JOURNAL when all is ready for it.
 PLAN = "plan.json"
 JOURNAL = "journal.json"
+_MAKE_ROOM = "make room there, then give the same command again"
 
 
 class WriteError(UserError):
@@ -76,7 +78,7 @@ def write_in_place(root: Path, labels: Mapping[int, EpisodeLabel]) -> tuple[Path
         _finish_or_undo(root)
         meta = _open(root, labels)
         names = [str(path.relative_to(root)) for path in data_files(root)] + [INFO]
-        _check_space(root, sum((root / name).stat().st_size for name in names))
+        check_room(root, 1.2 * sum((root / name).stat().st_size for name in names), _MAKE_ROOM)
         backup = root.with_name(f"{root.name}.coc_backup-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
         try:
             with naming_full_disk(root):
@@ -123,9 +125,11 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
         raise WriteError(f"write.root={str(root)!r} exists: name a new folder, or delete it")
     meta = _open(source, labels)
     root.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(root.parent, sum(path.stat().st_size for path in data_files(source)))
+    request = {"copy_of": str(source)}
+    left_over = WorkFolder(root.with_name(f"{root.name}.partial")).n_bytes(request)
+    check_room(root, 1.2 * sum(path.stat().st_size for path in data_files(source)) - left_over, _MAKE_ROOM)
     with naming_full_disk(root):
-        write_folder(root, {"copy_of": str(source)}, lambda aside: _copy_with_labels(meta, source, aside, labels))
+        write_folder(root, request, lambda aside: _copy_with_labels(meta, source, aside, labels))
     return root
 
 
@@ -215,15 +219,6 @@ def _lock(root: Path) -> FileLock:
         return lock.acquire(timeout=0).lock
     except Timeout as error:
         raise WriteError(f"{root}: another coc-label writes into this dataset; wait for it") from error
-
-
-def _check_space(folder: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < 1.2 * n_bytes:
-        raise WriteError(
-            f"{folder}: {1.2 * n_bytes / 1e9:.2f} GB are needed on this disk, {free / 1e9:.2f} GB are free; make room "
-            "there, then give the same command again"
-        )
 
 
 def _open(root: Path, labels: Mapping[int, EpisodeLabel]) -> LeRobotDatasetMetadata:

@@ -91,6 +91,7 @@ DAMAGE = {
         c["steps"][0].pop("registry_name")), "names 'subprocess.Popen'"),
     "checkpoint: cut short": ("policies/world_F", None, lambda r: os.truncate(r / "model.safetensors", 9000),
                               "can't be read as a policy's weights"),
+    "checkpoint: a script": ("policies/world_F", None, lambda r: (r / "hook.py").write_text("1"), "may hold code"),
     "checkpoint: NaN": ("policies/world_F", None, lambda r: tensors(r / "model.safetensors", with_nan), "holds NaN"),
     "checkpoint: no processor": ("policies/world_F", None, lambda r: (r / "policy_preprocessor.json").unlink(),
                                  "policy_preprocessor.json is missing"),
@@ -180,7 +181,7 @@ def test_pictures(tmp_path, use_videos):
     data = next((root / "data").rglob("*.parquet"))
     large = tmp_path / "large.png"
     Image.new("RGB", (900, 900)).save(large)
-    for image, says in (({"bytes": None, "path": "/etc/passwd"}, "its bytes are not in the row"),
+    for image, says in (({"bytes": None, "path": "/etc/passwd"}, "1 images of observation.images.top are only named"),
                         ({"bytes": large.read_bytes(), "path": None}, "900 x 900 px")):  # fmt: skip
         column(data, "observation.images.top", lambda values, image=image: [image, *values[1:]])
         assert says in verify(root)[1][0]

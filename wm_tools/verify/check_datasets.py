@@ -13,13 +13,12 @@ from coc_tools.language_rows import labels_by_index
 from wm_tools.verify.faults import Faults
 from world_modality_core.io.dataset_files import data_files, first_bad_frame
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.files import read_parquet, reading
 from world_modality_core.latents.companion import STATS_FILE, Companion, open_companion
 from world_modality_core.latents.fingerprint import SOURCE_FILE, SourceFingerprint
 from world_modality_core.latents.latent_quality import LatentStatistics
-from world_modality_core.latents.latent_table import LATENTS, TOKENS, latent_rows
+from world_modality_core.latents.latent_table import LATENTS, TOKENS, read_content
 from world_modality_core.precompute.copied_parts import stale_parts
-from world_modality_core.precompute.source import SourceDataset, open_image, open_metadata, video_frames
+from world_modality_core.precompute.source import SourceDataset, open_metadata
 
 # Of what training reads as vectors.
 _VECTORS = ("action", "observation.state")
@@ -42,7 +41,7 @@ def _check_latents(companion: Companion, faults: Faults) -> None:
     spec, bounds, info = companion.spec, companion.bounds, companion.info
     n_frames, width = int(bounds[-1, 1]), spec.n_tokens * spec.dim
     stats, n_bad = LatentStatistics(n_frames, spec.n_tokens, spec.dim, 1, 0), 0
-    rows = latent_rows(data_files(companion.root), n_frames, width, info.tokens_per_frame, info.content_sha256)
+    rows = read_content(data_files(companion.root), n_frames, width, info.tokens_per_frame, info.content_sha256)
     for latents, tokens in rows:
         n_bad += int((~np.isfinite(latents)).any(axis=1).sum())
         if not n_bad:
@@ -59,7 +58,7 @@ def _check_latents(companion: Companion, faults: Faults) -> None:
 
 
 def check_dataset(root: Path, source: Path | None, faults: Faults) -> str:
-    """A dataset: what `meta/` says against the frames, and that each file of pictures can be decoded to its end."""
+    """A dataset: what `meta/` says against the frames, and the first and last pictures of each episode."""
     dataset = SourceDataset(root.name, str(root))
     meta = dataset.meta
     for name in _VECTORS:
@@ -67,11 +66,8 @@ def check_dataset(root: Path, source: Path | None, faults: Faults) -> str:
             with faults.noted():
                 if bad := first_bad_frame(root, name, meta.features[name]["shape"]):
                     faults.add(f"{root}: {bad}")
-    for camera in meta.camera_keys:
-        if camera in meta.video_keys:
-            _check_videos(dataset, camera, faults)
-        else:
-            _check_images(dataset, camera, faults)
+    with faults.noted():
+        dataset.check_ends()
     facts = f"{meta.total_episodes} episodes, {meta.total_frames} frames"
     if LANGUAGE_PERSISTENT in meta.features:
         with faults.noted():
@@ -80,32 +76,6 @@ def check_dataset(root: Path, source: Path | None, faults: Faults) -> str:
         with faults.noted():
             _check_copy(meta, source, faults)
     return facts
-
-
-def _check_videos(dataset: SourceDataset, camera: str, faults: Faults) -> None:
-    """The last frame that each file has to hold."""
-    last: dict[Path, tuple[float, int]] = {}
-    columns = [f"videos/{camera}/from_timestamp"]
-    starts = dataset.meta.episodes.with_format("numpy", columns=columns)[:][columns[0]]
-    for episode, start_s in enumerate(starts):
-        end_s = float(start_s) + float(dataset.timestamps[dataset.bounds[episode, 1] - 1])
-        path = dataset.root / dataset.meta.get_video_file_path(episode, camera)
-        last[path] = max(last.get(path, (0.0, 0)), (end_s, episode))
-    height, width, _ = dataset.camera_shape(camera)
-    for path, (end_s, episode) in last.items():
-        with faults.noted():
-            for _ in video_frames(path, (height, width), np.array([end_s]), episode):
-                pass
-
-
-def _check_images(dataset: SourceDataset, camera: str, faults: Faults) -> None:
-    """The header of every image."""
-    height, width, _ = dataset.camera_shape(camera)
-    for path in data_files(dataset.root):
-        with faults.noted():
-            for row in read_parquet(path, [camera])[camera]:
-                with reading(path, f"images of {camera}", "copy or download it again"):
-                    open_image(row["bytes"].as_py(), (height, width), f"{path}, an image of {camera}")
 
 
 def _check_copy(meta: LeRobotDatasetMetadata, source: Path, faults: Faults) -> None:

@@ -1,4 +1,4 @@
-"""Artefacts that say what happened: labels, evaluations, studies."""
+"""Artefacts that say what happened: labels, evaluations, interventions, studies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from wm_tools.verify.faults import Faults
 from wm_tools.verify.kinds import kind_of, verify
-from world_modality_core.io.files import inside, read_json, reading
+from world_modality_core.io.files import checked, inside, read_json, read_parquet, reading
 from world_modality_core.studies.evidence.checkpoint import checkpoint_folder, checkpoint_hash
 from world_modality_core.studies.evidence.episode_records import (
     EPISODES_FILE,
@@ -19,7 +19,7 @@ from world_modality_core.studies.evidence.episode_records import (
     read_eval_info,
 )
 from world_modality_core.studies.matrix.job_record import JOB_FILE, read_record
-from world_modality_core.studies.report.records import JOBS_FILE, read_records
+from world_modality_core.studies.report.records import INTERVENTIONS_FILE, JOBS_FILE, read_records
 
 _BANK = "memory_bank"
 
@@ -133,6 +133,18 @@ def _check_monitor_rows(folder: Path, rows: pd.DataFrame, faults: Faults) -> Non
             faults.add(f"{folder}: {len(lacking)} episodes are not both among the monitor's rows and among wm-eval's")
 
 
+def check_intervention(folder: Path, source: None, faults: Faults) -> str:
+    """What wm-intervene wrote: its table is of the sources and of the checkpoint that its record names."""
+    record = read_json(folder / INTERVENTIONS_FILE, dict)
+    sources = checked(dict[str, Any], record.get("sources"), folder / INTERVENTIONS_FILE)
+    table = read_parquet(folder / EPISODES_FILE, ["source", "checkpoint"]).to_pandas()
+    if set(table["source"]) != set(sources):
+        faults.add(f"{folder}: rows of {sorted(set(table['source']))}, and a record of {sorted(sources)}")
+    if set(table["checkpoint"]) != {record.get("checkpoint_hash")}:
+        faults.add(f"{folder}: rows of another checkpoint than its record")
+    return f"{len(sources)} sources"
+
+
 def check_study(folder: Path, source: None, faults: Faults) -> str:
     """A study, or its exported records: every record can be read, every job is done, and its output is whole."""
     records = {path.parent: {} for path in sorted(folder.glob(f"*/{JOB_FILE}"))}
@@ -146,7 +158,7 @@ def check_study(folder: Path, source: None, faults: Faults) -> str:
             if started_at != records.get(folder / name, {}).get("started_at"):
                 faults.add(f"{job} was run after another run of {name} than the one that is here; run it again")
         outputs = _artefacts(job)
-        if record.get("state") == "done" and not outputs and not any(job.rglob("interventions.json")):
+        if record.get("state") == "done" and not outputs:
             faults.add(f"{job} is done, and what it made is not there")
         for output in outputs:
             built_on = [path for name in record.get("after", {}) for path in _artefacts(folder / name)]

@@ -2,7 +2,7 @@
 
 wm-verify outputs/pusht_world --source=outputs/pusht
 wm-verify outputs/eval/F --source=outputs/train/F/checkpoints/last/pretrained_model
-wm-verify outputs/studies/study1
+wm-verify outputs/studies/study1 outputs/prophet
 
 Exit status 0: nothing is wrong; 1: something is; 2: there is nothing that can be checked. Nothing is changed, nothing
 of the artefact runs, and no network is asked.
@@ -24,7 +24,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wm-verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help=f"one of: {', '.join(kind.name for kind in KINDS)}")
+    kinds = ", ".join(kind.name for kind in KINDS)
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=f"each one of: {kinds}")
     parser.add_argument(
         "--source", type=Path, metavar="PATH",
         help="what it was made from: the dataset of a companion, a copy or labels; the checkpoint of an evaluation",
@@ -35,11 +36,14 @@ def make_parser() -> argparse.ArgumentParser:
 def work(given: argparse.Namespace) -> int:
     """Print what is wrong; 1 if anything is."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # what is here is checked, not what could be had
-    facts, faults = verify(given.path, given.source)
-    for line in faults:
-        print(line)
-    print(f"{given.path}: {facts}: {f'{len(faults)} faults' if faults else 'nothing is wrong'}")
-    return int(bool(faults))
+    n_faults = 0
+    for path in given.paths:
+        facts, faults = verify(path, given.source)
+        for line in faults:
+            print(line)
+        print(f"{path}: {facts}: {f'{len(faults)} faults' if faults else 'nothing is wrong'}")
+        n_faults += len(faults)
+    return min(n_faults, 1)
 
 
 def main() -> int:

@@ -10,6 +10,9 @@ from pathlib import Path
 from world_modality_core.io.errors import UserError
 from world_modality_core.io.files import check_own
 
+# Files that no artefact is made of, and that run when somebody opens or imports them.
+_CODE = {".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".sh"}
+
 
 class Faults:
     """A list of lines; checks add to it and go on.
@@ -41,7 +44,7 @@ class Faults:
 
 
 def check_files(root: Path, faults: Faults) -> None:
-    """Note what is neither a file nor a folder, links that lead out of the artefact or nowhere, and unfinished writes.
+    """Note links that lead out of the artefact or nowhere, what is no file, what may hold code, unfinished writes.
 
     Links of the Hub's snapshots to the blobs beside them, and a dataset's folder of videos on another disk, pass.
     """
@@ -51,5 +54,7 @@ def check_files(root: Path, faults: Faults) -> None:
                 check_own(path, root)
             if not (path.is_file() or path.is_dir()):
                 faults.add(f"{path} is neither a file nor a folder, or a link to nothing: remove it")
+            if path.suffix in _CODE:
+                faults.add(f"{path} may hold code, and is no part of any artefact: remove it")
             if path.name.endswith(".partial"):
                 faults.add(f"{path} was not written to its end: give the command that wrote it again, or remove it")

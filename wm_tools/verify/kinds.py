@@ -41,6 +41,10 @@ def _is_evaluation(path: Path) -> bool:
     return _has("eval.json")(path) or (path / "episodes").is_dir()
 
 
+def _is_intervention(path: Path) -> bool:
+    return _has("interventions.json")(path) and not _has("jobs.json")(path)
+
+
 def _is_study(path: Path) -> bool:
     return _has("jobs.json", "episodes.parquet")(path) or any(path.glob("*/job.json"))
 
@@ -57,6 +61,7 @@ def _is_prophet(path: Path) -> bool:
 KINDS = (
     Kind("labels", lambda path: path.suffix == ".jsonl" and path.is_file(), "check_records:check_labels", "dataset"),
     Kind("evaluation", _is_evaluation, "check_records:check_evaluation", "checkpoint"),
+    Kind("intervention", _is_intervention, "check_records:check_intervention"),
     Kind("study", _is_study, "check_records:check_study"),
     Kind("monitor", _has("monitor.json"), "check_weights:check_monitor"),
     Kind("Prophet", _is_prophet, "check_weights:check_prophet"),

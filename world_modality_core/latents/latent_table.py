@@ -198,27 +198,27 @@ def _write_cache(data_files, n_frames, latents_path, n_values, tokens_path, n_to
         latents_file = files.enter_context(_npy_file(latents_path, np.float16, (n_frames, n_values)))
         if n_tokens:
             tokens_file = files.enter_context(_npy_file(tokens_path, np.int32, (n_frames, n_tokens)))
-        for latents, tokens in latent_rows(data_files, n_frames, n_values, n_tokens, content_sha256):
+        for latents, tokens in read_content(data_files, n_frames, n_values, n_tokens, content_sha256):
             latents_file.write(latents)
             if n_tokens:
                 tokens_file.write(tokens)
 
 
-def latent_rows(
+def read_content(
     data_files: Sequence[Path], n_frames: int, n_values: int, n_tokens: int, content_sha256: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Read a companion's parquet files piece by piece, and hold all of it against its hash at the end.
+    """Read a companion's latents and tokens, and hold them against their hash at the end.
 
     Args:
-        data_files, n_values, n_tokens, content_sha256: As for `build_table`.
-        n_frames: Frames that there have to be.
+        data_files: The companion's parquet files, in order.
+        n_frames: Frames of all of them.
+        n_values, n_tokens, content_sha256: As for `build_table`.
 
     Yields:
-        latents: (n, n_values) float16 of the next frames.
-        tokens: (n, n_tokens) int32, or None.
+        (n, p * d) float16 latents and (n, tokens) int32 tokens, or None, of consecutive frames.
 
     Raises:
-        DamagedFileError: as `build_table`.
+        DamagedFileError: if the files do not hold what the hash promises.
     """
     digest, row = ContentHash(), 0
     columns = ["index", LATENTS] + ([TOKENS] if n_tokens else [])
@@ -235,8 +235,8 @@ def latent_rows(
             row = stop
     if row != n_frames or digest.hexdigest() != content_sha256:
         raise DamagedFileError(
-            f"the companion at {data_files[0].parents[2] if data_files else 'no file'} is damaged: its latents are not "
-            f"those that wm-precompute wrote ({row} of {n_frames} frames read); download or write it again"
+            f"{data_files[0].parents[2] if data_files else 'a companion'}: its latents are not those that "
+            f"wm-precompute wrote ({row} of {n_frames} frames read): it is damaged; download or write it again"
         )
 
 

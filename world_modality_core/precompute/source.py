@@ -240,6 +240,24 @@ class SourceDataset:
         shape = list(feature["shape"])
         return [shape[1], shape[2], shape[0]] if names[0].startswith("channel") else shape
 
+    def check_ends(self) -> None:
+        """Decode the first and the last frame of each episode by each colour camera.
+
+        Raises:
+            UserError: naming the file that has them not, or of another size than the metadata declares.
+        """
+        images = _ImageColumn()
+        cameras = [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
+        for episode, (start, stop) in enumerate(self.bounds):
+            for camera in [key for key in cameras if self.camera_shape(key)[2] == 3]:
+                stream = self._stream(episode, camera)
+                for index in (start, stop - 1):
+                    if stream.is_video:
+                        at = stream.start_s + self.timestamps[index : index + 1].astype(np.float64)
+                        next(video_frames(stream.path, stream.size, at, episode, self.tolerance_s))
+                    else:
+                        next(images.frames(stream.path, stream.size, camera, int(index), 1))
+
     def chunks(
         self, episodes: Sequence[int], cameras: Sequence[str], n_frames: int, n_workers: int
     ) -> Iterator[Chunk | BadEpisode]:
@@ -324,30 +342,20 @@ def _check_size(found: tuple[int, int], size: tuple[int, int], where: str) -> No
         )
 
 
-def open_image(data: bytes | None, size: tuple[int, int], where: str) -> Image.Image:
-    """Read the header of an image of a dataset.
+def decode_image(data: bytes, size: tuple[int, int], where: str) -> Image.Image:
+    """Decode an image of a dataset, in RGB.
 
     Args:
-        data: The file's content; None where a row names a file instead, which nothing here reads.
+        data: The file's content.
         size: (height, width) that the dataset declares.
         where: What it is, for the message.
 
-    Returns:
-        The image, not decoded yet.
-
     Raises:
-        UserError: if it has another size, or there is none.
+        UserError: if it has another size.
     """
-    if data is None:
-        raise UserError(f"{where}: its bytes are not in the row, and a file that a row names is not read; {_REPAIR}")
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data))  # reads the header
     _check_size((image.height, image.width), size, where)
-    return image
-
-
-def decode_image(data: bytes | None, size: tuple[int, int], where: str) -> Image.Image:
-    """Decode an image of a dataset, in RGB. Args and raises: as `open_image`."""
-    return open_image(data, size, where).convert("RGB")
+    return image.convert("RGB")
 
 
 def video_frames(
