@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 import time
 from collections import defaultdict
@@ -311,11 +312,14 @@ def main() -> None:
     record = {
         "title": "levels, power and coverage of wm-compare over simulated studies",
         "studies_per_cell": args.studies, "seed": args.seed, "alpha": ALPHA, "summary": lines, "power": powers,
-        "smallest_effects": effects, "speed": speed(args.seed), "cells": rows,
+        "smallest_effects": effects, "speed": speed(args.seed), "columns": list(rows[0]),
+        "cells": [list(row.values()) for row in rows],
         "cpu_seconds": round(time.process_time() - start),
     }  # fmt: skip
     if args.json is not None:
-        args.json.write_text(json.dumps(record | provenance(), indent=1) + "\n")
+        text = json.dumps(record | provenance(), indent=1)
+        flat = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+        args.json.write_text(flat + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coc_tools.store import LabelFile, failed_path, read_failures
-from world_modality_core.io.processes import join_processes
+from world_modality_core.io.processes import join_processes, wait_for_everyone
 
 
 class ProcessShards:
@@ -58,4 +58,4 @@ class ProcessShards:
     def wait(self) -> None:
         """Wait until all processes have come to this place."""
         if self._state is not None:
-            self._state.wait_for_everyone()
+            wait_for_everyone(self._state)

@@ -18,6 +18,7 @@ from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConf
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig
 from lerobot_policy_world_modality.record.record_options import RecordConfig
 from wm_tools.push.cli import make_parser as push_parser
+from wm_tools.trial.cli import make_parser as trial_parser
 from wm_tools.verify.cli import make_parser as verify_parser
 from world_modality_core.memory.sources import ARM_SOURCES, TESTED_SOURCES, TRAINING_SOURCES, MemorySource
 from world_modality_core.monitor.cli import make_parser as monitor_parser
@@ -48,6 +49,7 @@ PARSERS = {
     "wm-report": report_parser(),
     "wm-push": push_parser(),
     "wm-verify": verify_parser(),
+    "wm-trial": trial_parser(),
 }
 CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "wm_tools", "examples", "benchmarks"]
 VARIABLES = {"USER": "me", "type": "F", "source": "zero", "arm": "E2", "suite": "libero_goal", "tier": "easy"}

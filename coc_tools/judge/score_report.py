@@ -22,7 +22,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Score:
+class FieldScore:
     """A metric over some episodes.
 
     Attributes:
@@ -54,7 +54,7 @@ class ScoreReport:
     n_labelled: int
     n_unknown: int
     n_episodes: dict[str, int]
-    scores: dict[str, dict[str, Score]] = field(default_factory=dict)
+    scores: dict[str, dict[str, FieldScore]] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     no_better_than: dict[str, list[str]] = field(default_factory=dict)
 
@@ -172,15 +172,15 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
 
 
-def _score(counts: np.ndarray, rows: np.ndarray) -> Score:
+def _score(counts: np.ndarray, rows: np.ndarray) -> FieldScore:
     total = counts.sum(axis=0)
     if total[1] == 0:
-        return Score(None, None, None, 0)
+        return FieldScore(None, None, None, 0)
     value = float(total[0] / total[1])
     if len(counts) < 2:
-        return Score(value, None, None, float(total[1]))
+        return FieldScore(value, None, None, float(total[1]))
     low, high = np.nanquantile(_ratio(counts[rows].sum(axis=1)), [0.025, 0.975])
-    return Score(value, float(low), float(high), float(total[1]))
+    return FieldScore(value, float(low), float(high), float(total[1]))
 
 
 def format_report(report: ScoreReport) -> str:
@@ -211,7 +211,7 @@ def format_report(report: ScoreReport) -> str:
     return "\n".join(text)
 
 
-def _cell(score: Score) -> str:
+def _cell(score: FieldScore) -> str:
     if score.value is None:
         return "-"
     if score.low is None:

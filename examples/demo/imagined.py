@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets import LeRobotDataset
-from lerobot.datasets.factory import make_train_eval_datasets
 from lerobot.policies import make_policy, make_pre_post_processors
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 import lerobot_policy_world_modality  # noqa: F401 - registers the policy types
-from lerobot_policy_world_modality.hub.trusted_files import check_checkpoint
-from world_modality_core.latents.companion import open_companion
+from lerobot_policy_world_modality.intervention.pretraining import learned_by_prophet
+from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint, choose_episodes
+from world_modality_core.latents.companion import Companion, open_companion
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
 from world_modality_core.latents.latent_table import LatentTable
+from world_modality_core.precompute.precompute_options import SourceConfig
 from world_modality_core.studies.report.film import Imagined, ImaginedMoment, ImaginedStep, write_imagined
 
 # Where in an episode to look.
@@ -39,21 +40,27 @@ def _nearest(queries: Tensor, table: LatentTable, space: LatentNormaliser, rows:
     return winner
 
 
-def _predict(checkpoint: Path, device: str) -> tuple[LeRobotDataset, Tensor, Tensor, LatentNormaliser, list[int]]:
-    """Run the policy over the held-out episodes.
+def _predict(
+    checkpoint: Path, source: SourceConfig, companion: Companion, device: str
+) -> tuple[LeRobotDataset, Tensor, Tensor, LatentNormaliser, list[int]]:
+    """Run the policy over the episodes that neither it nor its Prophet learned from.
 
     Returns:
-        The held-out dataset, the dataset index (n,) of its frames, their predicted latents (n, k, p * d), standardised;
-        the policy's space, and the k offsets in frames.
+        The dataset of these episodes, the dataset index (n,) of its frames, their predicted latents (n, k, p * d),
+        standardised; the policy's space, and the k offsets in frames.
     """
-    check_checkpoint(checkpoint)
+    made = Checkpoint.open(str(checkpoint))
     config = TrainPipelineConfig.from_pretrained(checkpoint)
     config.policy.pretrained_path = checkpoint
     config.policy.device = device
     config.policy.metrics_file = None
-    held_out = make_train_eval_datasets(config)[1]
-    if held_out is None:
-        raise SystemExit(f"{checkpoint}: no episode was held out from training; train with --dataset.eval_split=0.05")
+    unseen, _ = choose_episodes(made, source, len(companion.bounds), None, False)
+    unseen = sorted(set(unseen) - learned_by_prophet(config.policy, companion))
+    if not unseen:
+        raise SystemExit(
+            f"{checkpoint}: its Prophet ({config.policy.prophet.initialised_from}) learned from all episodes"
+        )
+    held_out = LeRobotDataset(source.repo_id, root=source.root, episodes=unseen)
     policy = make_policy(config.policy, ds_meta=held_out.meta)
     policy.eval()
     preprocessor, _ = make_pre_post_processors(
@@ -85,8 +92,9 @@ def predict_latents(
         companion_root: Its companion.
         device: Where to run the policy.
     """
-    held_out, index, predicted, space, offsets = _predict(checkpoint, device)
     companion = open_companion(root=companion_root)
+    source_config = SourceConfig(source_repo_id, str(source_root))
+    held_out, index, predicted, space, offsets = _predict(checkpoint, source_config, companion, device)
     table = companion.table
     latents, is_pad = table.gather(index, [0, *offsets])
     latents, is_pad = space.standardise_rows(latents).flatten(2), is_pad[:, 1:]

@@ -78,7 +78,6 @@ def train_stage(name: str, what: str, policy: list[str], options: argparse.Names
         "--env_eval_freq=0",
         "--log_freq=100",
         "--num_workers=1",
-        "--wandb.enable=false",
     ]
 
     def resume() -> list[str] | None:

@@ -19,6 +19,11 @@ STATE_DIM = 4
 # The cameras of Meta-World's models.
 Camera = Literal["corner", "corner2", "corner3", "topview", "behindGripper", "gripperPOV"]
 Observations = Literal["pixels_agent_pos", "pixels"]
+# What may happen in the middle of an episode; "" for nothing (docs/simulation.md).
+Disturbance = Literal[
+    "", "move_object", "push_object", "gripper_slips", "actions_delayed", "actions_scaled", "light_changes",
+    "camera_moves", "distractor_enters",
+]  # fmt: skip
 
 
 @dataclass
@@ -63,16 +68,20 @@ class MetaworldLightEnvConfig(EpisodeOptions, EnvConfig):
         obs_type: `pixels_agent_pos` (image and state) or `pixels`.
         camera_period: steps between two pictures; in between the last one is repeated, as by a camera slower than the
             control. A policy that looks at multiples of it only acts as with 1, at a fraction of the cost.
+        disturbance: what disturbs each episode, decided by its seed.
+        disturb_at: step at which it does.
     """
 
     # Not a field. Options that earlier records lack: there they had their default, and so they are left out of a record
     # while they have it (evaluation/eval_info.py).
-    younger_than_records = ("hold_still_for",)
+    younger_than_records = ("hold_still_for", "disturbance", "disturb_at")
 
     task: str = "push-v3"
     fps: int = 80
     obs_type: Observations = "pixels_agent_pos"
     camera_period: int = 1
+    disturbance: Disturbance = ""
+    disturb_at: int = 40
     features: dict[str, PolicyFeature] = field(
         default_factory=lambda: {ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(ACTION_DIM,))}
     )
@@ -88,6 +97,12 @@ class MetaworldLightEnvConfig(EpisodeOptions, EnvConfig):
             raise ConfigError(f"env.fps={self.fps}: Meta-World is simulated at 80 steps a second; leave it at 80")
         if self.camera_period < 1:
             raise ConfigError(f"env.camera_period={self.camera_period}: expected at least 1")
+        if self.disturbance not in get_args(Disturbance):
+            raise ConfigError(
+                f"env.disturbance={self.disturbance!r}: expected one of {', '.join(get_args(Disturbance)[1:])}, or none"
+            )
+        if self.disturb_at < 1:
+            raise ConfigError(f"env.disturb_at={self.disturb_at}: expected at least 1")
         image_shape = (self.observation_height, self.observation_width, 3)
         self.features["pixels"] = PolicyFeature(type=FeatureType.VISUAL, shape=image_shape)
         if self.obs_type == "pixels_agent_pos":
@@ -95,7 +110,8 @@ class MetaworldLightEnvConfig(EpisodeOptions, EnvConfig):
 
     @property
     def gym_kwargs(self) -> dict:
-        return {**super().gym_kwargs, "obs_type": self.obs_type, "camera_period": self.camera_period}
+        own = ("obs_type", "camera_period", "disturbance", "disturb_at")
+        return super().gym_kwargs | {name: getattr(self, name) for name in own}
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict:
         """Build {group: {task_id: vector env}}, as `lerobot.envs.make_env` expects it."""

@@ -49,6 +49,16 @@ class LightRenderer:
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         self._free = self._gl = self._context = None
         self._frame: np.ndarray | None = None
+        self._ball: tuple[np.ndarray, float] | None = None
+
+    def show_ball(self, position: np.ndarray | None, radius: float = 0.0) -> None:
+        """Draw a ball that is no part of the simulation; None draws none.
+
+        Args:
+            position: (3,) metres.
+            radius: Metres.
+        """
+        self._ball = None if position is None else (position, radius)
 
     def render(self, render_mode: str | None = "rgb_array") -> np.ndarray:
         """Draw the scene as it is now.
@@ -79,6 +89,13 @@ class LightRenderer:
         mujoco.mjv_updateScene(
             self._model, self._data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
+        if self._ball is not None:
+            position, radius = self._ball
+            mujoco.mjv_initGeom(
+                self._scene.geoms[self._scene.ngeom], mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, radius), position,
+                np.eye(3).ravel(), np.array([0.1, 0.7, 0.2, 1.0], np.float32),
+            )  # fmt: skip
+            self._scene.ngeom += 1
         frame = np.zeros((self._rect.height, self._rect.width, 3), dtype=np.uint8)  # a read that fails is a blank frame
         self._gl.make_current()
         mujoco.mjr_render(self._rect, self._scene, self._context)

@@ -21,6 +21,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 
 from world_modality_core.io.errors import ConfigError
 
+from .disturbances import Disturber
 from .frame_guard import FrameGuard
 from .light_renderer import LightRenderer
 
@@ -34,8 +35,8 @@ class MetaworldLightEnv(MetaworldEnv):
     Args:
         task: for instance `push-v3`.
         episode_length: steps until `truncated`; also `_max_episode_steps`, which `lerobot-eval` reads.
-        observation_height, observation_width, camera_name, obs_type, camera_period, hide_goal_after,
-            hold_still_for: as in `MetaworldLightEnvConfig`.
+        observation_height, observation_width, camera_name, obs_type, camera_period, hide_goal_after, hold_still_for,
+            disturbance, disturb_at: as in `MetaworldLightEnvConfig`.
 
     Raises:
         ConfigError: when it is built, if the goal is to be hidden and the task's model has no goal marker.
@@ -52,6 +53,8 @@ class MetaworldLightEnv(MetaworldEnv):
         camera_period: int = 1,
         hide_goal_after: int = 0,
         hold_still_for: int = 0,
+        disturbance: str = "",
+        disturb_at: int = 40,
     ):
         super().__init__(
             task=task,
@@ -68,6 +71,7 @@ class MetaworldLightEnv(MetaworldEnv):
         self._camera_period, self._hide_goal_after = camera_period, hide_goal_after
         self._hold_still_for = hold_still_for
         self._goal_markers: list[int] = []
+        self._disturbance, self._disturb_at = disturbance, disturb_at
 
     def build(self) -> None:
         """Build the simulation now, and not at the first reset: what can't be built is known then."""
@@ -98,6 +102,7 @@ class MetaworldLightEnv(MetaworldEnv):
                 f"env.hide_goal_after={self._hide_goal_after}: {self.task} has no goal marker; use 0, or another task"
             )
         self._goal_markers = markers
+        self._disturber = Disturber(self._disturbance, self._disturb_at, env, self.camera_name)
         self._goal_opacity = env.model.site_rgba[markers, 3].copy()
         self._env = env
 
@@ -118,6 +123,7 @@ class MetaworldLightEnv(MetaworldEnv):
         self._ensure_env()
         self._env.mujoco_renderer.forget()
         self._guard.start_episode()
+        self._disturber.start(seed)
         return super().reset(seed=seed, **kwargs)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict[str, Any]]:
@@ -129,6 +135,7 @@ class MetaworldLightEnv(MetaworldEnv):
         self._ensure_env()
         if self._env.curr_path_length < self._hold_still_for:
             action = np.zeros_like(action)
+        action = self._disturber.before_step(self._env.curr_path_length, action)
         self._is_stepping = True
         try:
             return super().step(action)

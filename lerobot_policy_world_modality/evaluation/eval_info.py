@@ -19,6 +19,7 @@ from typing import Any
 import draccus
 import torch
 from lerobot.configs import FeatureType
+from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.envs.configs import EnvConfig
 
 from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl
@@ -28,8 +29,11 @@ from lerobot_policy_world_modality.evaluation.pinned_policy import noise_shape
 from lerobot_policy_world_modality.evaluation.tasks import LIBERO, METAWORLD
 from lerobot_policy_world_modality.live_monitor.evaluated_monitor import monitor_hash
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import read_json
 from world_modality_core.io.option_differences import option_differences
-from world_modality_core.studies.evidence.checkpoint import checkpoint_hash
+from world_modality_core.latents.companion import default_root
+from world_modality_core.latents.fingerprint import SourceFingerprint
+from world_modality_core.studies.evidence.checkpoint import TRAIN_CONFIG, checkpoint_hash, training_facts
 from world_modality_core.studies.evidence.episode_records import INFO_FILE, read_eval_info, write_eval_info
 
 PACKAGES = ("lerobot", "torch", "numpy", "metaworld", "mujoco", "lerobot_policy_world_modality")
@@ -37,7 +41,7 @@ LIBERO_PACKAGES = ("hf-libero", "robosuite")
 
 # What may differ between two commands that go on with one evaluation: they add arms and scenes, or say where and when.
 _MAY_DIFFER = ("arms", "n_episodes", "videos", "checkpoint", "commit", "command", "started_at", "machine",
-               "bank_size", "depends_on_batch")  # fmt: skip
+               "bank_size", "depends_on_batch", "training")  # fmt: skip
 
 
 def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
@@ -58,6 +62,7 @@ def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
         "policy_type": cfg.policy.type,
         "checkpoint": str(cfg.policy.pretrained_path),
         "checkpoint_hash": checkpoint_hash(folder),
+        "training": training_facts(folder) | {"dataset_hash": _dataset_hash(folder)},
         "arms": cfg.arm_names,
         "n_episodes": cfg.eval.n_episodes,
         "batch_size": cfg.eval.batch_size,
@@ -90,6 +95,20 @@ def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
     }
 
 
+def _dataset_hash(folder: Path) -> str | None:
+    """Of what the training dataset holds; None where it isn't on this machine."""
+    path = folder / TRAIN_CONFIG
+    dataset = (read_json(path, dict).get("dataset") or {}) if path.exists() else {}
+    if not dataset.get("repo_id"):
+        return None
+    root = Path(dataset["root"]) if dataset.get("root") else default_root(dataset["repo_id"])
+    if not (root / "meta/info.json").is_file():
+        return None
+    content = SourceFingerprint.of(LeRobotDatasetMetadata(dataset["repo_id"], root)).to_dict()
+    del content["repo_id"], content["revision"]  # a copy by another name is the same data
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def begin(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
     """Write `eval.json`, or go on with the one that exists.
 
@@ -118,6 +137,7 @@ def begin(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
     # Evaluations of before these were recorded: what they did, as far as it is known.
     found.setdefault("bank_size", min(found["bank_scenes"], found["n_episodes"]))
     found.setdefault("depends_on_batch", True)
+    found.setdefault("training", info["training"])
     may_differ = _MAY_DIFFER if found["depends_on_batch"] else (*_MAY_DIFFER, "batch_size")
     differing = option_differences(
         {key: value for key, value in found.items() if key not in may_differ},

@@ -151,7 +151,7 @@ class Evaluation:
                 use_async_envs=cfg.eval.use_async_envs,
                 trust_remote_code=cfg.trust_remote_code,
             )
-        except ValueError as error:
+        except (ValueError, ConfigError) as error:
             raise ConfigError(f"env.type={cfg.env.type}, env.task={cfg.env.task!r}: {error}") from error
 
     def _prepare(self) -> None:
@@ -167,6 +167,12 @@ class Evaluation:
         self.policy = make_policy(cfg=cfg.policy, env_cfg=cfg.env, rename_map=cfg.rename_map)
         self.policy.eval()
         self.pinned_policy = PinnedPolicy(self.policy)
+        sizes = [(parameter.requires_grad, parameter.numel()) for parameter in self.policy.parameters()]
+        self.facts = self.info["training"] | {
+            "n_trainable": sum(n for is_trainable, n in sizes if is_trainable),
+            "n_frozen": sum(n for is_trainable, n in sizes if not is_trainable),
+            "mujoco": self.info["versions"].get("mujoco") if self.info["renderer"] else None,
+        }
         overrides = {
             "device_processor": {"device": str(self.policy.config.device)},
             "rename_observations_processor": {"rename_map": cfg.rename_map},
@@ -279,6 +285,7 @@ class Evaluation:
                     "image_width": self.info["image"][1],
                     "episode_length": int(env.call("_max_episode_steps")[0]),
                     "video": video,
+                    **self.facts,
                 }
             )
         if watched:  # first: an episode that is done has been watched

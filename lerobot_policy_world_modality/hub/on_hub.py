@@ -13,13 +13,17 @@ from huggingface_hub import ModelCard
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.train import TrainPipelineConfig
 
+from lerobot_policy_world_modality.compatibility import write_card_by
 from lerobot_policy_world_modality.hub.model_card import CardFacts, companion_at_hand, gate_values, policy_card
+from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.io.hub_transfer import HUB_PREFIX, hub_errors
 from world_modality_core.studies.evidence.checkpoint import label_of
 
 if TYPE_CHECKING:
     from lerobot.datasets import LeRobotDatasetMetadata
     from torch import Tensor
+
+    from world_modality_core.latents.companion import Companion
 
 # Fields that name a folder or file of the run: nobody else has it, and what is on the Hub goes by its repo_id.
 _OF_THE_DISK = ("root", "metrics_file", "jsonl", "pretrained_path", "output_dir", "checkpoint_path", "resume")
@@ -95,6 +99,21 @@ class OnHub:
 
     config: PreTrainedConfig
 
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str | None:
+        """Upload weights and config: the first of what LeRobot's trainer uploads from 0.6.2 on.
+
+        Raises:
+            HubError: naming the remedy.
+        """
+        # `trained_card` is asked for next, and sees the config alone.
+        gates, needs = gate_values(self.state_dict()), needed_weights(self.config)
+        self.config.__dict__["_card_facts"] = CardFacts(repo_id, gates, companion=self._companion(), needs=needs)
+        with without_disk(self.config), hub_errors(repo_id, uploads=True, again="upload the checkpoint with wm-push"):
+            return super().push_to_hub(repo_id, **kwargs)
+
+    def _companion(self) -> Companion | None:
+        return getattr(getattr(self, "latent_reader", None), "companion", None) or companion_at_hand(self.config)
+
     def push_model_to_hub(
         self,
         cfg: TrainPipelineConfig,
@@ -102,7 +121,7 @@ class OnHub:
         state_dict: dict[str, Tensor] | None = None,
         dataset_meta: LeRobotDatasetMetadata | None = None,
     ) -> None:
-        """Upload weights, configs and card; LeRobot's trainer calls this at its end.
+        """Upload weights, configs and card; LeRobot's trainer calls this at its end (0.6.1).
 
         Raises:
             HubError: naming the remedy. The checkpoint is on the disk: `wm-push` uploads it later.
@@ -110,10 +129,9 @@ class OnHub:
         base = getattr(peft_model, "peft_config", None) and peft_model.active_peft_config.base_model_name_or_path
         # A sharded policy's own tensors can't be read by one process: the gathered ones are given.
         gates = gate_values(self.state_dict() if state_dict is None else state_dict)
-        companion = getattr(getattr(self, "latent_reader", None), "companion", None) or companion_at_hand(self.config)
         adapter = {"base_model_name_or_path": base} if base else {}
         self._card_facts = CardFacts(
-            self.config.repo_id, gates, companion=companion, adapter_of=base,
+            self.config.repo_id, gates, companion=self._companion(), adapter_of=base,
             needs=needed_weights(self.config, adapter),
         )  # fmt: skip
         again = f"upload the checkpoint, which is in {cfg.output_dir}/checkpoints/last/pretrained_model, with wm-push"
@@ -136,3 +154,16 @@ class OnHub:
         facts.license, facts.tags = license, list(tags or [])
         facts.train = {"dataset": {"repo_id": dataset_repo_id}} if cfg is None else draccus.encode(cfg)
         return ModelCard(policy_card(self.config, facts))
+
+
+def trained_card(config: PreTrainedConfig, train: TrainPipelineConfig | None) -> ModelCard:
+    """The card that the end of a training uploads. The training config is uploaded next: it forgets this disk too."""
+    facts = config.__dict__.get("_card_facts") or CardFacts(config.repo_id or config.type, needs=needed_weights(config))
+    facts.license, facts.tags = config.license, list(config.tags or [])
+    if train is not None:
+        forget_disk(train)
+        facts.train = draccus.encode(train)
+    return ModelCard(policy_card(config, facts))
+
+
+write_card_by(lambda config: isinstance(config, WorldOptions), trained_card)

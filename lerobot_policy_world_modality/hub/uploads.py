@@ -190,7 +190,7 @@ def _tables(episodes: pd.DataFrame, own: pd.DataFrame, model: str, given: argpar
     report = compare(
         episodes[episodes["model"].isin(chosen)], baseline=given.baseline, matched=given.matched, candidates=[model]
     )
-    return format_report(report, markdown=True).replace("\n## ", "\n### ").replace("## Success", "### Success", 1)
+    return f"\n{format_report(report, markdown=True)}".replace("\n## ", "\n### ").lstrip()
 
 
 def _success(own: pd.DataFrame) -> str:

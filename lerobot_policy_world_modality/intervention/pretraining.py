@@ -39,17 +39,30 @@ def seen_beforehand(policy: Any, companion: Companion | None, episodes: Sequence
     return clauses
 
 
+def learned_by_prophet(policy: Any, companion: Companion) -> set[int]:
+    """The episodes of a companion that a checkpoint's pretrained Prophet is known to have learned from."""
+    start = getattr(getattr(policy, "prophet", None), "initialised_from", None)
+    try:
+        return _episodes(start, companion) if start else set()
+    except (OSError, DamagedFileError, KeyError, TypeError):
+        return set()
+
+
+def _episodes(start: str, companion: Companion) -> set[int]:
+    path = Path(start) / CONFIG_FILE
+    sources = checked(list[_LearnedFrom], read_json(path, dict)["training"]["companions"], path)
+    sha256 = companion.info.content_sha256
+    return {episode for source in sources if source["content_sha256"] == sha256 for episode in source["episodes"]}
+
+
 def _learned(start: str, companion: Companion | None, episodes: Sequence[int]) -> tuple[int, str]:
     """How many of the episodes a Prophet is known to have learned from, and what can be said."""
-    path = Path(start) / CONFIG_FILE
-    try:
-        sources = checked(list[_LearnedFrom], read_json(path, dict)["training"]["companions"], path)
-    except (OSError, DamagedFileError, KeyError, TypeError):
-        return 0, "was trained beforehand, and its folder does not say on which episodes"
     if companion is None:
         return 0, "was trained beforehand; without a companion it is unknown whether on these"
-    sha256 = companion.info.content_sha256
-    learned = {episode for source in sources if source["content_sha256"] == sha256 for episode in source["episodes"]}
+    try:
+        learned = _episodes(start, companion)
+    except (OSError, DamagedFileError, KeyError, TypeError):
+        return 0, "was trained beforehand, and its folder does not say on which episodes"
     if not learned:
         return 0, "was trained beforehand on other companions than this one, which may be of the same episodes"
     n_seen = len(learned & set(episodes))

@@ -96,6 +96,12 @@ def summarise_forecast(rows: pd.DataFrame, kind: str, interval: Bootstrap) -> li
     return found
 
 
+# Below these an interval that leaves out 1 is not called a reliance: a bootstrap of five episodes is too narrow, and
+# half a per cent of an action's error moves no robot.
+FEWEST_EPISODES = 10
+LEAST_EFFECT = 0.02
+
+
 def read_source(source: MemorySource, row: dict, own: MemorySource, gate: float | None) -> str:
     """What a source's ratio says about the policy, by fixed rules (docs/interventions.md)."""
     if source is own:
@@ -106,6 +112,10 @@ def read_source(source: MemorySource, row: dict, own: MemorySource, gate: float 
     if low is None:
         return "no interval: at least 2 episodes are needed"
     below, above = high < 1, low > 1
+    if (below or above) and row["episodes"] < FEWEST_EPISODES:
+        return f"{row['episodes']} episodes are too few to tell: {FEWEST_EPISODES} are needed"
+    if (below or above) and abs(row["ratio"] - 1) < LEAST_EFFECT:
+        return f"a difference of less than {LEAST_EFFECT:.0%} of the error, whatever its interval: none to speak of"
     if source.traits.is_offline:
         if below:
             return "better predictions would improve its actions"

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from lerobot.processor import EnvTransition, ProcessorStep, TransitionKey
 from torch import Tensor
@@ -55,18 +56,21 @@ class MonitorStep(ProcessorStep):
             )
         observation = _batched(transition[TransitionKey.OBSERVATION])
         tasks = (transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}).get("task") or ""
+        frame = observation.get(self.run.monitor.spec.cameras[0])
+        if frame is not None and frame.device != self.run.monitor.space.mean.device:
+            self.run.monitor.to(frame.device)  # where LeRobot has put what it sees
         self.run.see(observation, [tasks] if isinstance(tasks, str) else list(tasks))
+        was_alarm = self.run.readings[-1].is_alarm if self.run.readings else False
         reading = self.run.tell()
-        if reading is not None and reading.is_alarm.any():
+        if reading is not None and (reading.is_alarm & ~np.asarray(was_alarm)).any():  # it begins
             self._react(reading)
         return transition
 
     def _react(self, reading: Reading) -> None:
-        i = int(reading.level.argmax())
-        line = self.run.monitor.calibration.quantile.max()
+        i = int((reading.level - reading.line).argmax())
         said = (
             f"monitor: at step {reading.step} the world isn't what was foreseen (level {reading.level[i]:.1f}, alarms "
-            f"from {line:.1f})"
+            f"from {reading.line[i]:.1f})"
         )
         if self.reaction == "stop":
             raise MonitorAlarmError(f"{said}; stopped. Look at the scene, then start again")

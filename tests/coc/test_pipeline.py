@@ -19,6 +19,7 @@ from coc_tools.config import ConfigError, DatasetConfig, EndpointConfig, LabelCo
 from coc_tools.episodes import EpisodeReader
 from coc_tools.labelling import label
 from coc_tools.store import StoreError, failed_path, read_failures, read_labels
+from tests import fork_server
 from tests.coc.helpers import ScriptedLabeller, run_pipeline, steps_json
 from tests.coc.many_episodes import make_many
 from tests.coc.mock_endpoint import MODEL, Answer, MockEndpoint, five_percent_faults, good_steps
@@ -95,7 +96,7 @@ def coc_label(cfg: LabelConfig, *more: str, **kwargs) -> subprocess.Popen:
         sys.executable, "-m", "coc_tools.cli", f"--dataset.root={cfg.dataset.root}", f"--labels={cfg.labels}",
         f"--endpoint.api_base={cfg.endpoint.api_base}", f"--endpoint.model={MODEL}", "--endpoint.concurrency=4", *more,
     ]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    return fork_server.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
 
 
 def wait_for_labels(path, n: int) -> None:

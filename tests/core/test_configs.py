@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from world_modality_core.configs import LanguageConfig, MemoryConfig, ProphetConfig
+from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
 
 
@@ -28,3 +29,10 @@ def test_what_nobody_typed_does_not_count_as_given():
 def test_a_closed_choice_is_refused_by_name(options, message):
     with pytest.raises(ConfigError, match=message):
         MemoryConfig(**options)
+
+
+def test_weights_in_a_folder_are_kept_by_their_full_path(tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert EncoderSpec(model_id="weights").model_id == str(tmp_path / "weights")
+    assert EncoderSpec(model_id="facebook/dinov2-small").model_id == "facebook/dinov2-small"

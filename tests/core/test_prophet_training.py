@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import fork_server
 from world_modality_core.configs import ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import open_companion
@@ -230,7 +231,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tiny_companion, tmp_pa
     }  # fmt: skip
     more = {name: arguments[name] for name in ("eval_freq", "save_freq", "steps")}
     out = tmp_path / "killed"
-    process = subprocess.Popen(
+    process = fork_server.start(
         [sys.executable, "-m", "world_modality_core.prophet.cli", f"--output_dir={out}"]
         + [f"--{name}={value}" for name, value in arguments.items()],
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence.checkpoint import checkpoint_folder, checkpoint_hash, label_of, training_seed
 from world_modality_core.studies.evidence.episode_records import (
     EPISODE_SCHEMA,
+    TRAINING_COLUMNS,
     EpisodesError,
     EpisodeWriter,
     read_episodes,
@@ -26,6 +28,7 @@ ROW = {
     "success": True, "steps": 30, "sum_reward": 1.5, "max_reward": 1.0, "wall_s": 0.1, "gate": 0.25,
     "attention_entropy": 0.5, "attention_mass": [0.75, 0.25], "n_plans": 2, "n_action_steps": 4, "renderer": "egl",
     "image_height": 128, "image_width": 128, "episode_length": 250, "env_hash": "y", "video": None,
+    **dict.fromkeys(TRAINING_COLUMNS), "episodes": "0-4,7", "train_steps": 1500,
 }  # fmt: skip
 
 
@@ -50,7 +53,28 @@ def test_rows_survive_writing_and_reading_in_every_form(tmp_path):
         assert frame["attention_mass"][0].tolist() == [0.75, 0.25]
         assert frame["attention_mass"][2] is None and frame["gate"].isna().tolist() == [False, False, True]
         assert frame["success"].dtype == bool and frame["video"].isna().all()
+        assert frame["train_steps"].tolist() == [1500] * 3 and frame["samples"].isna().all()
     assert [info["model"] for info in read_eval_infos(tmp_path)] == ["F_k4"]
+
+
+def test_records_from_before_training_was_noted_are_read_and_say_nothing_of_it(tmp_path):
+    write_episodes(pd.DataFrame([ROW]), tmp_path / "new" / "episodes.parquet")
+    table = pq.read_table(tmp_path / "new" / "episodes.parquet")
+    old = table.drop_columns(TRAINING_COLUMNS)
+    (tmp_path / "old").mkdir()
+    pq.write_table(old, tmp_path / "old" / "episodes.parquet")
+    frame = read_episodes(tmp_path / "old")
+    assert list(frame.columns) == EPISODE_SCHEMA.names and frame[TRAINING_COLUMNS].isna().all(axis=None)
+
+
+def test_a_success_that_is_no_truth_value_is_refused(tmp_path):
+    write_episodes(pd.DataFrame([ROW]), tmp_path / "episodes.parquet")
+    table = pq.read_table(tmp_path / "episodes.parquet")
+    at = table.schema.get_field_index("success")
+    scored = table.set_column(at, "success", pa.array([0.4])).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(scored, tmp_path / "episodes.parquet")
+    with pytest.raises(EpisodesError, match="success is double, expected bool"):
+        read_episodes(tmp_path)
 
 
 @pytest.mark.parametrize(

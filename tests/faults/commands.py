@@ -1,9 +1,9 @@
 """Console scripts in processes of their own, killed or interrupted at a chosen moment, on disks of a chosen size.
 
 A command runs in a fork of the test's process: the imports, which cost seconds, are there already. One that renders
-runs in an interpreter of its own (`fresh.py`), since a fork of a process that has rendered waits for the renderer's
-threads for ever. An audit hook of the interpreter sends the signal, so that it hits at the very operation that a test
-names and nothing has to be patched.
+runs in a fork of a process that has not (`fresh.py`, tests/fork_server.py), since a fork of a process that has rendered
+waits for the renderer's threads for ever. An audit hook of the interpreter sends the signal, so that it hits at the
+very operation that a test names and nothing has to be patched.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+_FORKS: dict[int, Any] = {}
+"""Processes of tests/fork_server.py, by pid."""
 
 
 @dataclass
@@ -79,16 +83,18 @@ def start(main: Callable[[], object] | str, *arguments: str, log: Path, at: At |
     """Start a console script's `main`; gives its process id.
 
     Args:
-        main: The function, which runs in a fork; or "module:function", which runs in an interpreter of its own.
+        main: The function, which runs in a fork; or "module:function", which runs in a fork of the fork server.
         arguments: Of the command line.
         log: What it prints goes to this name with the suffixes .out and .err.
         at: When to send it a signal.
     """
     if isinstance(main, str):
         job = json.dumps([main, arguments, str(log), at and asdict(at)])
-        # One order of sets for all of them, as in forks: LeRobot writes the keys of its statistics in such an order.
-        environment = os.environ | {"PYTHONHASHSEED": "0"}
-        return subprocess.Popen([sys.executable, Path(__file__).with_name("fresh.py"), job], env=environment).pid
+        from tests import fork_server  # not where fresh.py reads this file
+
+        process = fork_server.start([sys.executable, Path(__file__).with_name("fresh.py"), job])
+        _FORKS[process.pid] = process
+        return process.pid
     pid = os.fork()
     if not pid:
         become(main, arguments, log, at)
@@ -125,19 +131,21 @@ def become(main: Callable[[], object] | str, arguments: Sequence[str], log: Path
         os._exit(status)
 
 
+def _exit_code(pid: int) -> int | None:
+    if pid in _FORKS:
+        return _FORKS[pid].poll()
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
 def wait(pid: int, log: Path, timeout_s: float = 480.0) -> Done:
     """Wait for a command's end."""
     end = time.monotonic() + timeout_s
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            break
+    while (code := _exit_code(pid)) is None:
         if time.monotonic() > end:
             os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
             pytest.fail(f"it did not end: {log.with_suffix('.err').read_text()[-2000:]}")
         time.sleep(0.02)
-    code = os.waitstatus_to_exitcode(status)
     texts = [log.with_suffix(f".{name}").read_text(errors="replace") for name in ("out", "err")]
     return Done(code if code >= 0 else 128 - code, *texts)
 

@@ -1,4 +1,4 @@
-"""A command in an interpreter of its own; see commands.py."""
+"""A command in a process that has not rendered; see commands.py."""
 
 import importlib.util
 import json

@@ -25,7 +25,7 @@ def train_options(tiny, output: Path) -> list[str]:
     return [
         f"--dataset.repo_id={tiny.source_repo_id}", f"--dataset.root={tiny.source_root}", f"--output_dir={output}",
         "--steps=6", "--batch_size=4", "--num_workers=0", "--save_freq=2", "--env_eval_freq=0",
-        "--wandb.enable=false", "--seed=7", *(f"--policy.{name}={value}" for name, value in policy.items()),
+        "--seed=7", *(f"--policy.{name}={value}" for name, value in policy.items()),
     ]  # fmt: skip
 
 

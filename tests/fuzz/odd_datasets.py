@@ -111,7 +111,8 @@ class OddDataset:
 
 def encode(source: Path, output: Path, encoder: EncoderSpec, **options) -> Path:
     """`wm-precompute`."""
-    options = {"tokens": TokensConfig(n_codes=4), "num_workers": 0, "device": "cpu"} | options
+    tokens = TokensConfig(n_codes=0 if options.get("reuse_from") else 4)
+    options = {"tokens": tokens, "num_workers": 0, "device": "cpu"} | options
     return precompute(
         PrecomputeConfig(SourceConfig(root=str(source)), OutputConfig(root=str(output)), encoder, **options)
     )

@@ -130,6 +130,7 @@ def make_targets(base: Path, source: Path, companion: Path, write_study: Callabl
         *_records(base, write_study),
         *_queues(base),
         *_prophets(base, opened),
+        *_monitors(base, opened),
         *_labels(base, source),
     ]
 
@@ -387,6 +388,45 @@ def _prophets(base: Path, opened) -> list[Target]:
     return [
         Target("Prophet", folder, files, read, 2),
         Target("Prophet of a policy", policy, files | more, read, 2),
+    ]
+
+
+# Monitors.
+
+
+def _monitors(base: Path, opened) -> list[Target]:
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from world_modality_core.configs import ProphetConfig
+    from world_modality_core.monitor.monitor_rows import read_monitor_rows, scores_of_rows, write_monitor_rows
+    from world_modality_core.monitor.saved_monitor import Monitor, MonitorDescription
+
+    folder = base / "monitor"
+    monitor = Monitor(
+        MonitorDescription(
+            encoder=asdict(opened.spec), prophet=asdict(ProphetConfig(d_model=8, n_heads=2, n_layers=1)), n_prophets=1,
+            n_obs_steps=2, history_stride=1, n_future_steps=2, future_stride=2, state_dim=0, language_dim=0, fps=10.0,
+            tasks=["push the puck"], lengths=[20], n_phases=2, n_kept=2, n_maxima=2, window=1, false_alarm_rate=0.1,
+        )
+    )  # fmt: skip
+    monitor.save(folder)
+
+    rows, names = base / "monitor_rows", ["forecast_error_1", "elapsed_time"]
+    row = {
+        "model": "A", "train_seed": 1, "arm": "intact", "task": "push", "seed": 0, "instruction": "push the puck",
+        "success": True, "steps": 6, "every": 2, "disturbance": "", "disturbed_at": None, "false_alarm_rate": 0.1,
+        "alarm_step": 4, "monitor_s": 0.1, "level": [0.0, 1.0, 2.0], "values": np.zeros((3, 2)),
+    }  # fmt: skip
+    part = write_monitor_rows(rows, [row], names).relative_to(rows).as_posix()
+
+    def read_rows(root: Path) -> None:
+        scores_of_rows(read_monitor_rows([root]), names, ["push the puck"], "rows")
+
+    return [
+        Target("monitor", folder, {"monitor.json": "json", "monitor.safetensors": "binary"}, Monitor.load, 2),
+        Target("rows of a monitor", rows, {part: "binary"}, read_rows),
     ]
 
 

@@ -16,8 +16,8 @@ NAMES = [
     "companion: its own files", "companion: LeRobot's metadata", "companion: data", "latent cache",
     "unfinished precompute", "mark of a copy", "encoder spec", "video", "video of a page", "picture of a page",
     "eval.json", "episodes", "records of a page", "report page", "imagined futures", "study", "job", "Prophet",
-    "Prophet of a policy", "labels", "labels that go on", "imported texts", "viewer", "object names", "a model's reply",
-    "journal of a write",
+    "Prophet of a policy", "monitor", "rows of a monitor", "labels", "labels that go on", "imported texts",
+    "viewer", "object names", "a model's reply", "journal of a write",
 ]  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def train(tiny: TinyCompanion) -> dict:
         f"--dataset.repo_id={tiny.source_repo_id}", f"--dataset.root={tiny.source_root}", "--policy.type=world_F",
         f"--policy.companion.root={tiny.companion_root}", "--policy.push_to_hub=true", "--policy.repo_id=me/trained",
         "--policy.private=true", "--policy.license=mit", "--output_dir=train", "--steps=2", "--batch_size=4",
-        "--num_workers=0", "--save_freq=2", "--env_eval_freq=0", "--wandb.enable=false",
+        "--num_workers=0", "--save_freq=2", "--env_eval_freq=0",
         *(f"--policy.{name}={value}" for name, value in helpers.SMALL.items() if name != "push_to_hub"),
     )  # fmt: skip
 

@@ -205,9 +205,13 @@ def test_errors_and_changes_by_hand():
 
 
 def test_what_ratios_are_said_to_mean():
-    def reading(source, low, high, own=MemorySource.pred, gate=0.2):
-        return read_source(source, {"ratio_low": low, "ratio_high": high}, own, gate)
+    def reading(source, low, high, own=MemorySource.pred, gate=0.2, episodes=10):
+        ratio = low and (low + high) / 2
+        row = {"ratio": ratio, "ratio_low": low, "ratio_high": high, "episodes": episodes}
+        return read_source(source, row, own, gate)
 
+    assert reading(MemorySource.shuffle, 1.1, 1.3, episodes=5) == "5 episodes are too few to tell: 10 are needed"
+    assert reading(MemorySource.shuffle, 1.001, 1.007).startswith("a difference of less than 2%")
     assert reading(MemorySource.shuffle, 1.1, 1.3) == "relies on its memory"
     assert reading(MemorySource.shuffle, 0.98, 1.3) == "not shown that it relies on its memory"
     assert reading(MemorySource.zero, 0.8, 0.9) == "better without its own memory"

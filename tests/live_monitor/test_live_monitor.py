@@ -24,6 +24,7 @@ from tests.plugin.helpers import make_config, open_gates
 from world_modality_core.io.errors import ConfigError, DamagedFileError
 from world_modality_core.monitor.attach import STATE_FILE, attach
 from world_modality_core.monitor.cli import make_parser
+from world_modality_core.monitor.judging import eval_rows
 from world_modality_core.monitor.monitor_rows import read_monitor_rows, scores_of_rows
 from world_modality_core.monitor.saved_monitor import Monitor
 
@@ -119,6 +120,16 @@ def test_the_policy_s_latents_are_taken_and_none_encoded_twice(evaluated):
     *_, seen = evaluated
     assert any(is_tick for *_, is_tick in seen)
     assert max(own for own, _, _ in seen) == 0 < max(its for _, its, _ in seen)
+
+
+def test_a_page_shows_filmed_episodes_with_their_alarms(evaluated, of_dots, tmp_path):
+    page = tmp_path / "page.html"
+    given = ["eval", str(evaluated[0]), f"--monitor={of_dots}", f"--page={page}", "--n_films=4", "--n_bootstrap=100"]
+    eval_rows(make_parser().parse_args(given))
+    text = page.read_text()
+    assert text.count('<div class="moment">') == 4 and text.count('class="now"') >= 1 and ", scene 5: " in text
+    with pytest.raises(ConfigError, match="page='x': the page needs to know the monitor"):
+        eval_rows(make_parser().parse_args(["eval", str(evaluated[0]), "--page=x"]))
 
 
 def test_going_on_with_another_monitor_is_refused(evaluated, checkpoint, watched, tmp_path):  # noqa: F811

@@ -9,7 +9,7 @@ import torch
 from lerobot.datasets import LeRobotDataset
 from safetensors.torch import load_file, save_file
 
-from lerobot_policy_world_modality.hub.push import push
+from lerobot_policy_world_modality.hub.uploads import push
 from tests.monitor.conftest import LENGTHS, fit_options
 from wm_tools.push.cli import make_parser as push_parser
 from world_modality_core.encoders import make_world_encoder

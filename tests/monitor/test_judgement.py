@@ -7,7 +7,8 @@ import pytest
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.monitor.cli import make_parser
-from world_modality_core.monitor.judgement import CONTEST, eval_rows
+from world_modality_core.monitor.judgement import CONTEST
+from world_modality_core.monitor.judging import eval_rows
 from world_modality_core.monitor.monitor_rows import write_monitor_rows
 
 EVERY, LIMIT = 4, 80

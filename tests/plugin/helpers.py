@@ -16,6 +16,7 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.policies import make_policy, make_pre_post_processors
 from torch.utils.data import default_collate
 
+from tests import fork_server
 from tests.device import DEVICE
 from world_modality_core.memory.gated_attention import Gate
 
@@ -48,7 +49,7 @@ def run_training(command: list[str], timeout_s: float = 400) -> str:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         with log.open("w") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+            process = fork_server.start(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         end, over = time.monotonic() + timeout_s, None
         while process.poll() is None:
             time.sleep(0.2)

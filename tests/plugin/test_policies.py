@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 
 import pytest
 import torch
 from draccus.wrappers.docstring import get_attribute_docstring
 from lerobot.configs import FeatureType, PreTrainedConfig
-from lerobot.policies import get_policy_class, make_policy
+from lerobot.policies import PreTrainedPolicy, get_policy_class, make_policy
 
 from lerobot_policy_world_modality.policies.shared.training_companion import check_encoder, policy_spec
 from lerobot_policy_world_modality.policies.world.modeling_world_modality import WorldFPolicy
@@ -501,3 +502,12 @@ def test_a_companion_s_cameras_can_be_renamed_as_the_dataset_s(tiny_companion):
         check_encoder(policy.config.encoder, policy.latent_reader.companion.spec)
     with pytest.raises(ValueError, match="renames .*'nothing'.* but companion"):
         build(tiny_companion, "world_F", companion=CompanionConfig(rename_map={"nothing": "x"}))
+
+
+@pytest.mark.parametrize("policy_type", [*TYPES, "smolvla_world", "qwen_world_fplus"])
+def test_every_type_is_what_lerobot_s_own_policies_are(policy_type):
+    """As LeRobot's tests/policies/test_policies.py looks at its own."""
+    policy = get_policy_class(policy_type)
+    config = PreTrainedConfig.get_choice_class(policy_type)
+    assert issubclass(policy, PreTrainedPolicy) and policy.name == policy_type and policy.config_class is config
+    assert issubclass(config, inspect.signature(policy.__init__).parameters["config"].annotation)

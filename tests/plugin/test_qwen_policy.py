@@ -112,9 +112,9 @@ def test_inputs_are_the_processor_s_own(tiny_companion, vlms, family):
         chat = [{"role": "user", "content": parts}]
         text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         texts.append(text + "<ACT_0><ACT_1><ACT_2><ACT_3>")
-        images += [(batch[camera][i].cpu() * 255).round().to(torch.uint8) for camera in policy.inputs.cameras]
+        images += [(batch[camera][i] * 255).round().to(torch.uint8) for camera in policy.inputs.cameras]
     options = {"min_pixels": 256, "max_pixels": 1024, "padding": True, "return_tensors": "pt"}
-    expected = processor(text=texts, images=images, **options)
+    expected = processor(text=texts, images=images, **options).to("cpu")
     assert torch.equal(got.ids, expected["input_ids"])
     assert torch.equal(got.mask, expected["attention_mask"])
     assert torch.equal(got.pixel_values, expected["pixel_values"])

@@ -9,7 +9,7 @@ import pytest
 from lerobot.datasets import LeRobotDatasetMetadata
 from PIL import Image
 
-from coc_tools.episodes import EpisodeError, EpisodeReader
+from coc_tools.episodes import EpisodeReader
 from lerobot_policy_world_modality.intervention import cli as wm_intervene
 from tests.faults.commands import run
 from tests.fixtures_datasets import make_dataset
@@ -20,6 +20,7 @@ from world_modality_core.io.errors import ConfigError, DamagedFileError, UserErr
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.precompute import cli as wm_precompute
 from world_modality_core.precompute import source as source_module
+from world_modality_core.precompute.encode import readable
 from world_modality_core.precompute.source import SourceDataset, video_frames
 
 VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
@@ -70,7 +71,7 @@ def test_videos_from_elsewhere_are_not_decoded(source, how):
         named_files(LeRobotDatasetMetadata("tests/source", root=source))
     with pytest.raises(ConfigError, match=said):
         SourceDataset("tests/source", str(source))
-    with pytest.raises(EpisodeError, match=said):
+    with pytest.raises(UserError, match=said):
         EpisodeReader("tests/source", str(source))
 
 
@@ -82,7 +83,7 @@ def test_frames_from_elsewhere_are_not_read(source, tmp_path):
         SourceDataset("tests/source", str(source))
     data.unlink()
     edit(source / "meta/info.json", lambda info: info.update(data_path="../other/frames.parquet"))
-    with pytest.raises(EpisodeError, match="leads out of"):
+    with pytest.raises(UserError, match="leads out of"):
         EpisodeReader("tests/source", str(source))
 
 
@@ -112,7 +113,7 @@ def test_pictures_larger_than_declared_are_refused_before_they_are_decoded(tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
         with pytest.raises(UserError, match=said):
-            list(opened.chunks([0], [camera], 8, 0))
+            list(readable(opened.chunks([0], [camera], 8, 0)))
         with pytest.raises(UserError, match=said):
             reader[0].frames(camera, [0])
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 from world_modality_core.configs import check_at_least, check_choices
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import as_folder
 
 EncoderDtype = Literal["float32", "bfloat16", "float16"]
 _PART = re.compile(r"(?P<kind>cls|mean|grid:(?P<gg>\d+x\d+)|s2d:(?P<ss>\d+x\d+))(@(?P<layer>-?\d+))?")
@@ -115,6 +116,7 @@ class EncoderSpec:
     raw_dims: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.model_id = as_folder(self.model_id)
         parse_pooling(self.pooling, self.layer)
         check_choices(self, "encoder.")
         check_at_least(self, 0, "height_px", "width_px", "pca_dim", prefix="encoder.")

@@ -63,6 +63,11 @@ def inside(folder: str | Path, name: str, what: str) -> Path:
     return path
 
 
+def as_folder(name: str) -> str:
+    """The name of weights as a config keeps it: a folder by its full path, so that it is found from anywhere."""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+
 def check_own(path: Path, root: Path) -> None:
     """Check that a file in a folder is not a link to something else, which would be read, or carried away in a copy.
 
@@ -260,10 +265,21 @@ def reading(path: str | Path, what: str = "", remedy: str = _AGAIN) -> Iterator[
         if isinstance(error, OSError) and not os.access(path, os.R_OK):
             raise
         said = " ".join(str(error).split())
+        if _is_lfs_pointer(Path(path)):
+            raise DamagedFileError(
+                f"{path} is not the file itself but a pointer of Git LFS; fetch it: git lfs pull, in that repository"
+            ) from error
         raise DamagedFileError(
             f"{path} can't be read{what and f' as {what}'}: it is cut short or damaged ({type(error).__name__}: "
             f"{said[:200]}); {remedy}"
         ) from error
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs.github.com/spec")
 
 
 def read_json(path: str | Path, kind: type | tuple[type, ...] = object) -> Any:

@@ -26,3 +26,9 @@ def join_processes(device: str | None) -> tuple[PartialState, torch.device | str
     if is_alone or (device or "cuda") != "cuda" or not torch.cuda.is_available():
         return state, device or state.device
     return state, torch.device("cuda", state.local_process_index % torch.cuda.device_count())
+
+
+def wait_for_everyone(state: PartialState) -> None:
+    """Wait until all processes are here. Accelerate's own would name a GPU for each process, which there may not be."""
+    if state.num_processes > 1:
+        torch.distributed.barrier()

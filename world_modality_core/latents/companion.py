@@ -77,6 +77,7 @@ class CompanionInfo:
         tokens_per_frame: World tokens per frame, 0 without a codebook.
         quality: The figures that `wm-precompute` prints.
         episodes: What tells each episode from any other (`episode_keys`); empty in older files.
+        excluded: Episodes that have no latents: their rows are NaN.
         format_version: Version of this file's layout.
     """
 
@@ -89,6 +90,7 @@ class CompanionInfo:
     tokens_per_frame: int = 0
     quality: dict = field(default_factory=dict)
     episodes: list[str] = field(default_factory=list)
+    excluded: list[int] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
 
     def write(self, root: Path) -> None:
@@ -262,6 +264,12 @@ def open_companion(repo_id: str = "", root: str | Path | None = None, revision: 
             root = downloaded_dataset(repo_id, revision)
     meta = _open_metadata(repo_id or local.name, root, revision)
     base = Path(meta.root)
+    if not (base / INFO_FILE).exists() and LATENTS in meta.features:
+        raise CompanionError(
+            f"{meta.repo_id!r} ({base}) has {LATENTS}, but no {INFO_FILE}: a tool that edits datasets wrote it, and "
+            "left out what a companion is known by. Edit the source dataset instead, and write its companion with "
+            "wm-precompute --reuse_from=OLD_COMPANION, which copies the latents of episodes that it holds already"
+        )
     if not (base / INFO_FILE).exists():
         raise CompanionError(
             f"{meta.repo_id!r} ({base}) has no {INFO_FILE}: it is a plain dataset, not a companion. "

@@ -83,13 +83,21 @@ class SourceFingerprint:
         if self.repo_id == other.repo_id and None not in (self.revision, other.revision):
             if self.revision != other.revision:
                 found.append(f"revision: {self.revision} != {other.revision}")
-        shared = sorted(self.content.keys() & other.content.keys())
-        if not found and self.content and not shared:
-            found.append(f"no feature in common to compare: {sorted(self.content)} against {sorted(other.content)}")
-        changed = [key for key in shared if self.content[key] != other.content[key]]
-        if not found and changed:
+        if found or not self.content:
+            return found
+        # By content: features may have been renamed since.
+        known = set(self.content.values())
+        if changed := sorted(k for k in self.content.keys() & other.content.keys() if other.content[k] not in known):
             found.append(f"the values of {changed} differ")
+        elif not known & set(other.content.values()):
+            found.append(f"no feature in common to compare: {sorted(self.content)} against {sorted(other.content)}")
         return found
+
+    def renamed(self, keys: Sequence[str], other: SourceFingerprint) -> dict[str, str]:
+        """What features of this source are called in `other`, a copy of it, where they are called otherwise."""
+        names = {value: key for key, value in other.content.items()}
+        found = {key: names.get(self.content.get(key)) for key in keys if key not in other.content}
+        return {key: name for key, name in found.items() if name}
 
     def to_dict(self) -> dict:
         """JSON-serialisable form."""

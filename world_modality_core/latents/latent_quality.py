@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 HORIZONS = (1, 2, 4, 8, 16)
+# Cosine of copying below which a Prophet has something to add. At 30 fps one frame ahead copies at 0.996.
+WORTH_PREDICTING = 0.95
 # Rows in the sample for the effective rank; its cost grows with their square.
 RANK_SAMPLE = 2048
 # A dimension is near-constant if its spread is below this share of the root mean square of all dimensions' spread.
@@ -139,7 +141,18 @@ def _baselines(fitted: list, scored: list, n_codes: int) -> tuple[float | None, 
     return float((now == later).mean()), float((best[now] == later).mean())
 
 
-def format_quality(quality: dict) -> str:
+def suggested_stride(cosine_copy: dict[str, float | None]) -> int | None:
+    """Frames ahead at which there is something to predict.
+
+    Returns:
+        The fewest of those measured at which copying the last latent scores less than `WORTH_PREDICTING`, the most
+        where it scores more at all; None where nothing was measured.
+    """
+    measured = {int(k): value for k, value in cosine_copy.items() if value is not None}
+    return next((k for k, value in measured.items() if value < WORTH_PREDICTING), max(measured, default=None))
+
+
+def format_quality(quality: dict, fps: float) -> str:
     """The figures as a table for people."""
     latents, tokens = quality["latents"], quality.get("tokens")
     spread = latents["spread"]
@@ -150,6 +163,11 @@ def format_quality(quality: dict) -> str:
         f"  near-constant dimensions       {100 * latents['near_constant']:.1f} %",
         _row("cosine z_t to z_t+k (copy)", latents["cosine_copy"], "k="),
     ]
+    if stride := suggested_stride(latents["cosine_copy"]):
+        lines.append(
+            f"  suggested strides              {stride} frames ({stride / fps:.2g} s): "
+            f"--policy.history_stride={stride} --policy.future_stride={stride}"
+        )
     if tokens:
         lines += [
             f"Tokens, {tokens['n_codes']} codes",

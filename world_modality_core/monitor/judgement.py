@@ -1,4 +1,4 @@
-"""`wm-monitor eval`: how well a monitor tells failures, or disturbances, while there is still something to tell.
+"""How well a monitor tells failures, or disturbances, while there is still something to tell.
 
 Late in an episode elapsed time alone is perfect: failures go on to the limit. So every figure names its moment, in
 parts of the task's usual length (median of its successful episodes), and how many of those that succeed still run then.
@@ -6,19 +6,15 @@ parts of the task's usual length (median of its successful episodes), and how ma
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.files import write_text
-from world_modality_core.monitor.monitor_rows import PREFIX, read_monitor_rows, scores_of_rows
-from world_modality_core.monitor.saved_monitor import Monitor
+from world_modality_core.monitor.monitor_rows import PREFIX
 from world_modality_core.studies.evidence.wilson import wilson_interval
 
 MOMENTS = (0.25, 0.5, 0.75, 1.0)
@@ -57,50 +53,6 @@ class Separation:
     n_positive: int
     n_negative: int
     still_running: float
-
-
-def eval_rows(given: argparse.Namespace) -> dict[str, Any]:
-    """Judge the rows in folders, model by model, print what was found, and write it as JSON if asked to.
-
-    Raises:
-        ConfigError: naming option and remedy.
-    """
-    if given.n_bootstrap < 100:
-        raise ConfigError(f"n_bootstrap={given.n_bootstrap}: expected at least 100")
-    rows = read_monitor_rows(given.folders)
-    rows = rows[rows["arm"] == "intact"]
-    if given.monitor:
-        rows = judged_by(Monitor.load(given.monitor), rows, ", ".join(given.folders))
-    found = {}
-    for model, of in rows.groupby("model"):
-        rates = of["false_alarm_rate"].unique()
-        if len(rates) > 1:
-            raise ConfigError(
-                f"{', '.join(given.folders)}: {model} was watched with several promises "
-                f"({', '.join(map(str, rates))}); give the folders of one monitor, or --monitor to judge all of them by"
-            )
-        found[str(model)] = judge(of, float(rates[0]), given.n_bootstrap, given.seed)
-    print("\n\n".join(judgement_text(model, of) for model, of in found.items()))
-    if given.output:
-        write_text(given.output, json.dumps(found, indent=1, default=_plain) + "\n")
-    return found
-
-
-def judged_by(monitor: Monitor, rows: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Rows with the levels and alarms of another calibration of the same scores."""
-    names, tasks = monitor.score_names, monitor.description.tasks
-    levels, alarms = [], []
-    for episode in scores_of_rows(rows, names, tasks, where):
-        level = monitor.calibration.level(episode.task, episode.steps, episode.values)
-        above = np.flatnonzero(level > monitor.calibration.quantile[episode.task])
-        levels.append(level)
-        alarms.append(int(episode.steps[above[0]]) if len(above) else pd.NA)
-    new = {"level": levels, "alarm_step": pd.array(alarms, dtype="Int64")}
-    return rows.reset_index(drop=True).assign(**new, false_alarm_rate=monitor.description.false_alarm_rate)
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if isinstance(value, Separation) else value.item()
 
 
 def judge(rows: pd.DataFrame, rate: float, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:

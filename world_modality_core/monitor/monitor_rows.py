@@ -74,6 +74,9 @@ def read_monitor_rows(paths: Iterable[str | Path]) -> pd.DataFrame:
     Args:
         paths: Folders, searched through.
 
+    Returns:
+        The rows, each with the `folder` of its evaluation.
+
     Raises:
         ConfigError: if there are none, or an episode is there twice.
         DamagedFileError: naming the file.
@@ -89,7 +92,7 @@ def read_monitor_rows(paths: Iterable[str | Path]) -> pd.DataFrame:
         table = read_parquet(file)
         if missing := [field.name for field in _FIELDS if field.name not in table.schema.names]:
             raise DamagedFileError(f"{file} has no column {missing[0]!r}; it is no record of wm-eval --monitor")
-        tables.append(table.to_pandas())
+        tables.append(table.to_pandas().assign(folder=str(file.parents[1])))
         for name in ("disturbed_at", "alarm_step"):
             tables[-1][name] = tables[-1][name].astype("Int64")
     rows = pd.concat(tables, ignore_index=True)

@@ -32,7 +32,7 @@ from world_modality_core.monitor.score_types.elapsed_time import ElapsedTime
 from world_modality_core.monitor.score_types.end_mismatch import EndMismatch
 from world_modality_core.monitor.score_types.forecast_error import ForecastError
 from world_modality_core.monitor.score_types.nearest_latent import LatentBank, NearestLatent
-from world_modality_core.monitor.score_types.score import Score
+from world_modality_core.monitor.score_types.score import MonitorScore
 from world_modality_core.monitor.score_types.stillness import Stillness
 from world_modality_core.prophet.network import Prophet
 
@@ -153,7 +153,7 @@ class Monitor(nn.Module):
         self.eval()
 
     @cached_property
-    def scores(self) -> list[Score]:
+    def scores(self) -> list[MonitorScore]:
         """What is told at each tick, in the order of `score_names`."""
         this, is_several = self.description, self.description.n_prophets * self.options.n_hypotheses > 1
         return [
@@ -173,7 +173,7 @@ class Monitor(nn.Module):
 
     @property
     def groups(self) -> list[int]:
-        """Which of the c raw scores count as one in the combination: those of one `Score`."""
+        """Which of the c raw scores count as one in the combination: those of one `MonitorScore`."""
         return [i for i, score in enumerate(self.scores) for _ in score.names]
 
     @cached_property

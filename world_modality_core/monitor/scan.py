@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 from lerobot.datasets import LeRobotDataset
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.files import write_text, writing
+from world_modality_core.io.files import write_text
 from world_modality_core.latents.companion import CompanionError, default_root
 from world_modality_core.monitor.calibration import EpisodeScores
 from world_modality_core.monitor.recorded_scores import score_episodes
 from world_modality_core.monitor.saved_monitor import Monitor
+from world_modality_core.monitor.strips import Picture, Strip, check_report_extra, level_chart, write_page
 from world_modality_core.prophet.data import CompanionFrames, default_source, open_companions
 
 # Frames of a moment's filmstrip, this many ticks apart.
@@ -37,8 +38,6 @@ class Moment:
         level: How strange it is; an alarm above `line`.
         line: The task's line.
         scores: The raw scores that contribute most, with their surprise in nats.
-        strip: (step, (h, w, 3) uint8 frame) of the frames around it.
-        chart: The episode's level over time.
     """
 
     episode: int
@@ -47,9 +46,7 @@ class Moment:
     time_s: float
     level: float
     line: float
-    scores: list[tuple[str, float]]
-    strip: list[tuple[int, np.ndarray]]
-    chart: Any
+    scores: dict[str, float]
 
 
 def scan(given: argparse.Namespace) -> dict[str, Any]:
@@ -60,13 +57,7 @@ def scan(given: argparse.Namespace) -> dict[str, Any]:
     """
     if given.n_moments < 1:
         raise ConfigError(f"n_moments={given.n_moments}: expected at least 1")
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"{error.name} is not installed: pip install 'lerobot_policy_world_modality[report]'"
-        ) from error
+    check_report_extra()
     monitor = Monitor.load(given.monitor)
     (companion,) = open_companions([given.companion], "companion")
     if wrong := monitor.spec.differences(companion.spec):
@@ -84,23 +75,27 @@ def scan(given: argparse.Namespace) -> dict[str, Any]:
     lines = [float(monitor.calibration.quantile[of.task]) for of in scored]
     alarming = [e for e in episodes if (levels[e] > lines[e]).any()]
     places = strangest([level - line for level, line in zip(levels, lines, strict=True)], given.n_moments)
-    moments = [_moment(monitor, frames, dataset, e, i, scored[e], levels[e], lines[e]) for e, i in places]
+    moments = [_moment(monitor, scored[e], e, i, float(levels[e][i]), lines[e]) for e, i in places]
     found = {
         "monitor": str(given.monitor),
         "companion": companion.repo_id,
         "n_episodes": len(episodes),
         "episodes": alarming,
         "levels": {e: float((levels[e] - lines[e]).max()) for e in episodes},
-        "moments": [
-            {"episode": m.episode, "step": m.step, "time_s": m.time_s, "level": m.level, "line": m.line,
-             "task": m.task, "scores": dict(m.scores)}
-            for m in moments
-        ],
-    }  # fmt: skip
+        "moments": [asdict(moment) for moment in moments],
+    }
     folder = Path(given.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "scan.json", json.dumps(found, indent=1) + "\n")
-    _write_page(folder / "scan.html", monitor, companion.source.repo_id, found, moments)
+    strips = [_strip(monitor, frames, dataset, moment, scored[moment.episode], levels) for moment in moments]
+    name, rate = companion.source.repo_id, monitor.description.false_alarm_rate
+    intro = (
+        f"{len(alarming)} of {len(episodes)} episodes have an alarm{': ' * bool(alarming)}{str(alarming)[1:-1]}. Of "
+        f"successful ones like those that the monitor was calibrated on, at most {rate:.1%} would. A moment is strange "
+        "where frames aren't what a Prophet foresaw, or like nothing in successful episodes; the grey line is where "
+        "alarms begin."
+    )
+    write_page(folder / "scan.html", f"Strangest moments of {name}", intro, strips)
     print(_text(monitor, found, companion.source.repo_id, folder))
     return found
 
@@ -135,39 +130,45 @@ def _open_dataset(given: argparse.Namespace, companion) -> LeRobotDataset:
     return dataset
 
 
-def _moment(
+def _moment(monitor: Monitor, of: EpisodeScores, episode: int, tick: int, level: float, line: float) -> Moment:
+    surprise = monitor.calibration.surprise(of.task, of.steps[[tick]], of.values[[tick]])[0]
+    told = {name: float(v) for name, v in zip(monitor.score_names, surprise, strict=True) if np.isfinite(v)}
+    best = dict(sorted(told.items(), key=lambda pair: -pair[1])[:3])
+    step, task = int(of.steps[tick]), monitor.description.tasks[of.task]
+    return Moment(episode, task, step, step / monitor.description.fps, level, line, best)
+
+
+def _strip(
     monitor: Monitor,
     frames: CompanionFrames,
     dataset: LeRobotDataset,
-    episode: int,
-    tick: int,
+    moment: Moment,
     of: EpisodeScores,
-    level: np.ndarray,
-    line: float,
-) -> Moment:
-    from world_modality_core.studies.report.charts import Line, line_chart
-
-    step, every = int(of.steps[tick]), monitor.description.future_stride
-    start, end = frames.bounds[episode]
-    rows = sorted({int(np.clip(start + step + ticks * every, start, end - 1)) for ticks in _STRIP})
+    levels: list[np.ndarray],
+) -> Strip:
+    start, end = frames.bounds[moment.episode]
+    ticks = (moment.step + i * monitor.description.future_stride for i in _STRIP)
+    steps = sorted({int(np.clip(step, 0, end - start - 1)) for step in ticks})
     camera = monitor.spec.cameras[0]
-    strip = [(row - int(start), (dataset[row][camera] * 255).round().byte().permute(1, 2, 0).numpy()) for row in rows]
-    surprise = monitor.calibration.surprise(of.task, of.steps[[tick]], of.values[[tick]])[0]
-    told = [(name, float(v)) for name, v in zip(monitor.score_names, surprise, strict=True) if np.isfinite(v)]
-    fps = monitor.description.fps
-    chart = line_chart(f"Episode {episode}", [Line("level", of.steps / fps, level)], "seconds", "level", reference=line)
-    task = monitor.description.tasks[of.task]
-    best = sorted(told, key=lambda pair: -pair[1])[:3]
-    return Moment(episode, task, step, step / fps, float(level[tick]), line, best, strip, chart)
-
-
-def _write_page(path: Path, monitor: Monitor, repo_id: str, found: dict[str, Any], moments: list[Moment]) -> None:
-    from world_modality_core.studies.report.templates import template_environment
-
-    template = template_environment(Path(__file__).parent).get_template("scan.html.jinja")
-    rate = monitor.description.false_alarm_rate
-    with writing(path) as aside, aside.open("w", encoding="utf-8") as file:
-        file.writelines(template.generate(repo_id=repo_id, found=found, moments=moments, rate=rate))
+    pictures = [
+        Picture(
+            (dataset[int(start) + step][camera] * 255).round().byte().permute(1, 2, 0).numpy(),
+            f"frame {step}",
+            step == moment.step,
+        )
+        for step in steps
+    ]
+    chart = level_chart(
+        f"Episode {moment.episode}", of.steps / monitor.description.fps, levels[moment.episode], moment.line
+    )
+    scores = ", ".join(f"{name} ({nats:.1f} nats)" for name, nats in moment.scores.items())
+    alarm = ": alarm" if moment.level > moment.line else ""
+    return Strip(
+        f"Episode {moment.episode}, {moment.time_s:.2f} s{alarm} ({moment.task})",
+        f"Level {moment.level:.1f}, line {moment.line:.1f}; most of it from {scores}.",
+        pictures,
+        chart,
+    )
 
 
 def _text(monitor: Monitor, found: dict[str, Any], repo_id: str, folder: Path) -> str:

@@ -22,12 +22,14 @@ class Reading:
         values: (b, c) float64 raw scores, in the order of the monitor's `score_names`; NaN where one can't be told yet.
         level: (b,) the combined score, in standard deviations over what successful episodes reach in this phase.
         is_alarm: (b,) whether the level is above the task's line.
+        line: (b,) that line.
     """
 
     step: int
     values: np.ndarray
     level: np.ndarray
     is_alarm: np.ndarray
+    line: np.ndarray
 
 
 class Watch:
@@ -88,7 +90,7 @@ class Watch:
         """Raw scores at a step, and whether they are an alarm; arguments as for `scores`."""
         values = self.scores(step, *args, **kwargs)
         level, is_alarm = self._levels(step, values)
-        return Reading(step, values, level, is_alarm)
+        return Reading(step, values, level, is_alarm, self.monitor.calibration.quantile[self._numbers])
 
     def _forecast(self, history: Tensor, is_pad: Tensor, state: Tensor | None) -> Tensor:
         """(b, m, n, k, p, d)."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from world_modality_core.encoders import WorldEncoder
 from world_modality_core.encoders.windows import causal_windows
-from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.latents.pca import LatentPCA
-from world_modality_core.precompute.source import Chunk, SourceDataset
+from world_modality_core.precompute.source import BadEpisode, Chunk, SourceDataset
 from world_modality_core.precompute.staging import Staging
 
 # The PCA's sample comes from at most so many episodes (each is decoded to its end) and holds at most so many tokens
@@ -29,6 +29,7 @@ def stage_latents(
     batch_size: int,
     n_workers: int,
     progress: Callable[[int], object] = lambda n_frames: None,
+    skips_bad: bool = False,
 ) -> None:
     """Decode, encode and stage some episodes.
 
@@ -40,15 +41,35 @@ def stage_latents(
         batch_size: Frames encoded at once.
         n_workers: Decoding processes.
         progress: Called with the number of frames of each batch.
+        skips_bad: Leave out an episode that can't be read, and say so.
 
     Raises:
         ConfigError: if latents are not finite in float16.
+        UserError: if an episode can't be read.
     """
     chunks = source.chunks(episodes, encoder.spec.cameras, batch_size, n_workers)
-    for n_frames, episode, latents in encode_episodes(chunks, encoder):
+    for n_frames, episode, latents in encode_episodes(readable(chunks, skips_bad), encoder):
         progress(n_frames)
         if latents is not None:
             staging.write(episode, _to_host(episode, latents))
+
+
+def readable(chunks: Iterator[Chunk | BadEpisode], skips_bad: bool = False) -> Iterator[Chunk]:
+    """The chunks of the episodes that can be read.
+
+    Raises:
+        UserError: naming the first that can't, unless such episodes are skipped.
+    """
+    for item in chunks:
+        if isinstance(item, Chunk):
+            yield item
+        elif skips_bad:
+            print(f"Skipped episode {item.episode}: {item.error}")
+        else:
+            raise UserError(
+                f"{item.error}. Or leave episode {item.episode} out: --exclude_episodes={item.episode} (or "
+                "--on_bad_episode=skip)"
+            )
 
 
 def encode_episodes(chunks: Iterator[Chunk], encoder: WorldEncoder) -> Iterator[tuple[int, int, Tensor | None]]:
@@ -81,28 +102,34 @@ def _to_host(episode: int, latents: Tensor) -> np.ndarray:
     return latents.cpu().numpy()
 
 
-def fit_pca(source: SourceDataset, encoder: WorldEncoder, n_frames: int, seed: int, batch_size: int, n_workers: int):
+def fit_pca(
+    source: SourceDataset, encoder: WorldEncoder, usable: Sequence[int], n_frames: int, seed: int, batch_size: int,
+    n_workers: int, skips_bad: bool = False,
+):  # fmt: skip
     """Fit the encoder's PCA on a seeded sample of frames, spread over a seeded sample of episodes.
 
     Args:
         source: The source dataset.
         encoder: The encoder, without PCA.
+        usable: Episodes to take it from.
         n_frames: Frames in the sample.
         seed: Seed of the sample.
         batch_size: Frames encoded at once.
         n_workers: Decoding processes.
+        skips_bad: Leave out an episode that can't be read.
 
     Returns:
         The fitted `LatentPCA`.
     """
     rng = np.random.default_rng(seed)
-    n_episodes = min(len(source.lengths), PCA_MAX_EPISODES)
-    episodes = np.sort(rng.choice(len(source.lengths), n_episodes, replace=False))
+    n_episodes = min(len(usable), PCA_MAX_EPISODES)
+    episodes = np.sort(np.asarray(usable)[rng.choice(len(usable), n_episodes, replace=False)])
     per_episode = -(-n_frames // n_episodes)
     chosen = {int(e): rng.permutation(source.lengths[e])[:per_episode] for e in episodes}
     per_frame = max(1, PCA_MAX_TOKENS // sum(map(len, chosen.values())))
     samples: dict[int, list[list[Tensor]]] = {}
-    for chunk, windows in _windows(source.chunks(episodes, encoder.spec.cameras, batch_size, n_workers), encoder):
+    chunks = readable(source.chunks(episodes, encoder.spec.cameras, batch_size, n_workers), skips_bad)
+    for chunk, windows in _windows(chunks, encoder):
         n = len(next(iter(windows.values())))
         rows = np.flatnonzero(np.isin(np.arange(chunk.start, chunk.start + n), chosen[chunk.episode]))
         if not len(rows):

@@ -60,8 +60,13 @@ def finish(
     spec, new_root = encoder.spec, staging.dataset_root
     p, d = spec.n_tokens, spec.dim
     n_frames, is_fitting = source.meta.total_frames, bool(tokens_config.n_codes)
-    stats = LatentStatistics(n_frames, p, d, max(RANK_SAMPLE, tokens_config.n_samples * is_fitting), seed)
-    for episode in range(source.meta.total_episodes):
+    encoded = [episode for episode in range(source.meta.total_episodes) if staging.has(episode)]
+    excluded = sorted(set(range(source.meta.total_episodes)) - set(encoded))
+    if not encoded:
+        raise ConfigError(f"{source.root}: none of its {len(excluded)} episodes could be read")
+    n_encoded = int(source.lengths[encoded].sum())
+    stats = LatentStatistics(n_encoded, p, d, max(RANK_SAMPLE, tokens_config.n_samples * is_fitting), seed)
+    for episode in encoded:
         stats.update(staging.read(episode))
     quality = {"latents": stats.figures()}
 
@@ -75,23 +80,29 @@ def finish(
     digest = ContentHash()
 
     def columns(episode: int) -> dict[str, np.ndarray]:
-        latents = np.array(staging.read(episode))
         rows = slice(*source.bounds[episode])
+        if episode in excluded:
+            latents = np.full((rows.stop - rows.start, p * d), np.nan, np.float16)
+        else:
+            latents = np.array(staging.read(episode))
         if book is None:
             digest.update(latents)
             return {LATENTS: latents}
-        tokens[rows] = book.assign(torch.from_numpy(latents).view(-1, p, d)).cpu().numpy()
+        if episode in excluded:
+            tokens[rows] = 0
+        else:
+            tokens[rows] = book.assign(torch.from_numpy(latents).view(-1, p, d)).cpu().numpy()
         digest.update(latents, tokens[rows])
         return {LATENTS: latents, TOKENS: tokens[rows].astype(np.int64)}
 
-    count = np.array([n_frames])
+    count = np.array([n_encoded])
     values = {"min": stats.min, "max": stats.max, "mean": stats.mean, "std": stats.std, "count": count}
     write_derived(
         source.meta, new_root, keep=(), new_features=_features(p * d, n_per_frame), new_columns=columns,
         new_stats={LATENTS: values},
     )  # fmt: skip
     if book is not None:
-        quality["tokens"] = token_figures(tokens, source.bounds, book.n_codes)
+        quality["tokens"] = token_figures(tokens, source.bounds[encoded], book.n_codes)
         book.save(new_root / CODEBOOK_FILE)
     if encoder.pca is not None:
         encoder.pca.save(new_root / PCA_FILE)
@@ -107,6 +118,7 @@ def finish(
         tokens_per_frame=n_per_frame,
         quality=quality,
         episodes=episode_keys(source.meta, source.bounds, spec.cameras),
+        excluded=excluded,
     ).write(new_root)
     staging.publish(root)
 

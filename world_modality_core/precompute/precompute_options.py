@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 from world_modality_core.configs import TokensPer, check_at_least, check_choices
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
+
+# Closed choices have names: the help reads a field's comment only where its type has no quotes.
+BadEpisodes = Literal["stop", "skip"]
 
 
 @dataclass
@@ -53,8 +57,13 @@ class PrecomputeConfig:
     # The encoder; without --encoder.family the embedded one, without --encoder.cameras all of the dataset's.
     encoder: EncoderSpec = field(default_factory=EncoderSpec)
     tokens: TokensConfig = field(default_factory=TokensConfig)
+    # Episodes to leave out, e.g. 0,5,7-12: they get no latents, and nothing can be trained on them.
+    exclude_episodes: str = ""
+    # What to do with an episode that can't be read (a video shorter than its table): "stop", or "skip" it, as
+    # exclude_episodes does.
+    on_bad_episode: BadEpisodes = "stop"
     # Folder or repository id of a companion whose encoder, PCA and codebook to use, as fine-tuning needs; then no
-    # --encoder and no --tokens options.
+    # --encoder and no --tokens options. Episodes that it holds already are copied from it.
     reuse_from: str | None = None
     # Also write <output root>_merged: a copy of the source that has the latents as features.
     merge: bool = False
@@ -86,6 +95,7 @@ class PrecomputeConfig:
             raise ConfigError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
         check_at_least(self, 1, "batch_size", "pca_n_frames")
         check_at_least(self, 0, "num_workers", "tolerance_s")
+        check_choices(self)
         check_choices(self.tokens, "tokens.")
         check_at_least(self.tokens, 1, "n_samples", prefix="tokens.")
         if self.reuse_from and (self.encoder != EncoderSpec() or self.tokens != TokensConfig()):

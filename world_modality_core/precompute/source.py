@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
+from lerobot.datasets.utils import BackwardCompatibilityError
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -53,6 +54,14 @@ class Chunk:
 
 
 @dataclass
+class BadEpisode:
+    """An episode that can't be read; `error` names the file and the remedy."""
+
+    episode: int
+    error: UserError
+
+
+@dataclass
 class _Stream:
     """Where one camera's frames of one episode lie."""
 
@@ -77,6 +86,12 @@ def open_metadata(repo_id: str, root: str | Path | None = None, revision: str | 
     try:
         with hub_errors(repo_id, revision):
             meta = LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
+    except BackwardCompatibilityError as error:
+        where_to = f"--root={root} --push-to-hub=false " if root is not None else ""
+        raise ConfigError(
+            f"{where}: written by LeRobot before 3.0. Convert it: python -m "
+            f"lerobot.scripts.convert_dataset_v21_to_v30 --repo-id={repo_id} {where_to}"
+        ) from error
     except Exception as error:
         why = "there is none in that folder, and it can't be downloaded" if is_missing else type(error).__name__
         raise ConfigError(
@@ -243,7 +258,9 @@ class SourceDataset:
                     else:
                         next(images.frames(stream.path, stream.size, camera, int(index), 1))
 
-    def chunks(self, episodes: Sequence[int], cameras: Sequence[str], n_frames: int, n_workers: int) -> Iterator[Chunk]:
+    def chunks(
+        self, episodes: Sequence[int], cameras: Sequence[str], n_frames: int, n_workers: int
+    ) -> Iterator[Chunk | BadEpisode]:
         """Read episodes, in chunks of at most `n_frames` frames; the chunks of one episode come in order.
 
         Args:
@@ -253,7 +270,7 @@ class SourceDataset:
             n_workers: Background decoding processes; 0 decodes in this process, without overlap.
 
         Yields:
-            The chunks, each frame once.
+            The chunks, each frame once; a `BadEpisode` in place of the rest of one that can't be read.
         """
         work = []
         for e in episodes:
@@ -268,9 +285,7 @@ class SourceDataset:
             pin_memory=torch.cuda.is_available(),
         )
         for item in loader:
-            if isinstance(item, UserError):
-                raise item
-            yield Chunk(*item)
+            yield item if isinstance(item, BadEpisode) else Chunk(*item)
 
     def _stream(self, episode: int, camera: str) -> _Stream:
         height, width, _ = self.camera_shape(camera)
@@ -290,27 +305,27 @@ class _FrameReader(IterableDataset):
         self.images = _ImageColumn()
 
     def __iter__(self):
-        try:
-            yield from self._chunks()
-        except UserError as error:  # raised in a worker, it would come out with the worker's traceback for a message
-            yield error
-
-    def _chunks(self) -> Iterator[tuple[int, int, bool, dict[str, Tensor]]]:
         worker = get_worker_info()
-        mine = self.work if worker is None else self.work[worker.id :: worker.num_workers]
-        for episode, streams, timestamps, first_index in mine:
-            iterators = {
-                camera: video_frames(
-                    s.path, s.size, s.start_s + timestamps.astype(np.float64), episode, self.tolerance_s
-                )
-                if s.is_video
-                else self.images.frames(s.path, s.size, camera, first_index, len(timestamps))
-                for camera, s in streams.items()
-            }
-            for start in range(0, len(timestamps), self.n_frames):
-                stop = min(start + self.n_frames, len(timestamps))
-                frames = {camera: _stack(frames, stop - start) for camera, frames in iterators.items()}
-                yield episode, start, stop == len(timestamps), frames
+        for work in self.work if worker is None else self.work[worker.id :: worker.num_workers]:
+            try:
+                yield from self._chunks(*work)
+            except (UserError, OSError) as error:  # raised in a worker, its message would be the worker's traceback
+                known = isinstance(error, UserError)
+                yield BadEpisode(work[0], error if known else UserError(f"episode {work[0]}: {error}"))
+
+    def _chunks(
+        self, episode: int, streams: dict[str, _Stream], timestamps: np.ndarray, first_index: int
+    ) -> Iterator[tuple[int, int, bool, dict[str, Tensor]]]:
+        iterators = {
+            camera: video_frames(s.path, s.size, s.start_s + timestamps.astype(np.float64), episode, self.tolerance_s)
+            if s.is_video
+            else self.images.frames(s.path, s.size, camera, first_index, len(timestamps))
+            for camera, s in streams.items()
+        }
+        for start in range(0, len(timestamps), self.n_frames):
+            stop = min(start + self.n_frames, len(timestamps))
+            frames = {camera: _stack(frames, stop - start) for camera, frames in iterators.items()}
+            yield episode, start, stop == len(timestamps), frames
 
 
 def _stack(frames: Iterator[np.ndarray], n: int) -> Tensor:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE, OBS_STR
 from tqdm import tqdm
 
 from world_modality_core.encoders import WorldEncoder, make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.dataset_files import data_files
+from world_modality_core.io.episode_lists import parse_episodes
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import check_room
 from world_modality_core.io.hub_transfer import HubError, check_upload
 from world_modality_core.io.option_differences import option_differences
-from world_modality_core.io.processes import join_processes
+from world_modality_core.io.processes import join_processes, wait_for_everyone
 from world_modality_core.latents.companion import (
     INFO_FILE,
     Companion,
@@ -68,7 +70,10 @@ def precompute(cfg: PrecomputeConfig) -> Path:
         _check_upload(repo_id)
     # A link is followed: the folder that it leads to is replaced as a whole, and unfinished work lies beside that one.
     root = (Path(cfg.output.root) if cfg.output.root else default_root(repo_id)).resolve()
-    request = _request(cfg, fingerprint, encoder.spec, reused)
+    excluded = sorted(parse_episodes(cfg.exclude_episodes, [len(source.lengths)], "exclude_episodes")[0] or ())
+    if len(excluded) == len(source.lengths):
+        raise ConfigError(f"exclude_episodes={cfg.exclude_episodes!r} leaves none of {len(source.lengths)} episodes")
+    request = _request(cfg, fingerprint, encoder.spec, reused) | ({"excluded": excluded} if excluded else {})
     is_finished = _check_output(root, source, request, cfg)
     staging = Staging(partial_root(root))
     _check_codes(cfg, source, encoder.spec)
@@ -79,14 +84,16 @@ def precompute(cfg: PrecomputeConfig) -> Path:
         print(_plan(cfg, source, encoder, device, root, n_bytes))
     if cfg.dry_run:
         return root
-    state.wait_for_everyone()  # nobody writes before everybody has looked
+    wait_for_everyone(state)  # nobody writes before everybody has looked
     if is_finished and state.is_main_process:
         staging.remove(request["latents"])  # left by a run that was killed at its very end
     if not is_finished:
-        _encode(cfg, source, encoder, reused, staging, root, request, state)
+        _encode(cfg, source, encoder, reused, staging, root, request, excluded, state)
     if state.is_main_process:
         companion = open_companion(repo_id, root)
-        print(format_quality(companion.quality))
+        print(format_quality(companion.quality, companion.fps))
+        if companion.info.excluded:
+            print(f"Without latents: episodes {companion.info.excluded}; leave them out of training")
         print(f"Companion: {root}\n  use it with --policy.companion.repo_id={repo_id} --policy.companion.root={root}")
         written = [(repo_id, root)]
         if cfg.merge:
@@ -101,7 +108,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
                 kind = name.removeprefix(f"{repo_id}_") if name != repo_id else ""
                 card = copy_card(kind, companion, name, license) if kind else companion_card(companion, name, license)
                 print(f"Uploaded {push(name, folder, card, cfg.private)}")
-    state.wait_for_everyone()
+    wait_for_everyone(state)
     return root
 
 
@@ -206,6 +213,7 @@ def _plan(cfg, source: SourceDataset, encoder: WorldEncoder, device, root: Path,
     return "\n".join([
         f"Source     {source.meta.repo_id} ({source.root}): {source.meta.total_frames} frames in "
         f"{source.meta.total_episodes} episodes, {source.meta.fps} fps",
+        *_foreign_keys(source),
         f"Cameras    {', '.join(spec.cameras)}{cameras}",
         f"Encoder    {spec.family} {spec.model_id}, {spec.pooling}, {spec.height_px} x {spec.width_px} px, "
         f"{spec.n_frames} frame(s), {spec.dtype}, on {device}",
@@ -215,6 +223,23 @@ def _plan(cfg, source: SourceDataset, encoder: WorldEncoder, device, root: Path,
         f"Tokens     {tokens}",
         f"Output     {root}, at most {_mb(max(0, n_bytes))} more",
     ])  # fmt: skip
+
+
+def _foreign_keys(source: SourceDataset) -> list[str]:
+    """What to say of features that LeRobot's policies would not see under their names."""
+    cameras = [key for key in source.meta.camera_keys if not key.startswith(f"{OBS_STR}.")]
+    wanted = {key: f"{OBS_IMAGES}.{key}" for key in cameras} | {
+        key: name
+        for key, name in {"state": OBS_STATE, "actions": ACTION}.items()
+        if key in source.meta.features and name not in source.meta.features
+    }
+    if not wanted:
+        return []
+    names = ", ".join(f"{key} -> {name}" for key, name in wanted.items())
+    return [
+        f"Keys       LeRobot's policies read no features of these names; rename them before training: {names}",
+        "           (the companion goes on to fit: it is matched by content)",
+    ]
 
 
 def _mb(n_bytes: int) -> str:
@@ -243,9 +268,8 @@ def _keep_latents(source: SourceDataset, spec: EncoderSpec, staging: Staging, ol
     keys = episode_keys(source.meta, source.bounds, spec.cameras)
     n = 0
     for old in olds:
-        known = {
-            key: bounds for key, bounds in zip(old.info.episodes, old.bounds, strict=bool(old.info.episodes)) if key
-        }
+        held = [(key, e) for e, key in enumerate(old.info.episodes) if key and e not in old.info.excluded]
+        known = {key: old.bounds[e] for key, e in held}
         for e in [e for e in missing if keys[e] in known and not staging.has(e)]:
             staging.write(e, np.array(old.table.latents[slice(*known[keys[e]])]))
             n += 1
@@ -256,25 +280,29 @@ def _keep_latents(source: SourceDataset, spec: EncoderSpec, staging: Staging, ol
 
 def _encode(
     cfg: PrecomputeConfig, source: SourceDataset, encoder: WorldEncoder, reused: Companion | None, staging: Staging,
-    root: Path, request: dict, state: PartialState,
+    root: Path, request: dict, excluded: list[int], state: PartialState,
 ) -> None:  # fmt: skip
     """Encode all episodes that are not staged yet, then write the companion."""
+    skips_bad = cfg.on_bad_episode == "skip"
+    usable = np.setdiff1d(np.arange(source.meta.total_episodes), excluded)
     lock = staging.begin(request["latents"], cfg.overwrite) if state.is_main_process else None
     try:
         if encoder.spec.pca_dim and encoder.pca is None:
             if state.is_main_process and not staging.pca_path.exists():
                 pca = _pca_of(root, request)
                 if pca is None:
-                    pca = fit_pca(source, encoder, cfg.pca_n_frames, cfg.seed, cfg.batch_size, cfg.num_workers)
+                    pca = fit_pca(
+                        source, encoder, usable, cfg.pca_n_frames, cfg.seed, cfg.batch_size, cfg.num_workers, skips_bad
+                    )
                 pca.save(staging.pca_path)
-            state.wait_for_everyone()
+            wait_for_everyone(state)
             encoder.attach_pca(LatentPCA.load(staging.pca_path))
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         if state.is_main_process:
             olds = [old for old in (_companion_at(root), reused) if old and not old.spec.differences(encoder.spec)]
             _keep_latents(source, encoder.spec, staging, olds)
-        state.wait_for_everyone()
-        mine = list(range(state.process_index, source.meta.total_episodes, state.num_processes))
+        wait_for_everyone(state)
+        mine = usable[state.process_index :: state.num_processes].tolist()
         missing = [e for e in mine if not staging.has(e)]
         total, left = int(source.lengths[mine].sum()), int(source.lengths[missing].sum())
         of = f" (process 0 of {state.num_processes})" if state.num_processes > 1 else ""
@@ -282,8 +310,8 @@ def _encode(
             total=total, initial=total - left, desc=f"Encoding{of}", unit="frame", smoothing=0.05,
             disable=not state.is_main_process,
         ) as bar:  # fmt: skip
-            stage_latents(source, encoder, staging, missing, cfg.batch_size, cfg.num_workers, bar.update)
-        state.wait_for_everyone()
+            stage_latents(source, encoder, staging, missing, cfg.batch_size, cfg.num_workers, bar.update, skips_bad)
+        wait_for_everyone(state)
         if state.is_main_process:
             finish(source, encoder, reused and reused.codebook, staging, root, request, cfg.tokens, cfg.seed)
     finally:

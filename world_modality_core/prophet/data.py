@@ -39,6 +39,7 @@ def open_companions(names: Sequence[str], field: str = "companions") -> list[Com
             raise
         except (UserError, OSError) as error:
             raise ConfigError(f"{field}={name!r}: {error}") from error
+        bad = bad[~np.isin(companion.table.episode_index[bad], companion.info.excluded)]
         if len(bad):
             raise ConfigError(
                 f"{field}={name!r}: row {bad[0]} and {len(bad) - 1} others hold NaN or Inf; run wm-precompute with "

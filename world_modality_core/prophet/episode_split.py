@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from world_modality_core.io.episode_lists import parse_episodes
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.prophet.data import CompanionFrames
 from world_modality_core.prophet.training_options import ProphetTrainingConfig
@@ -40,7 +41,10 @@ def split_frames(frames: CompanionFrames, cfg: ProphetTrainingConfig) -> Split:
     chosen = parse_episodes(cfg.episodes, sizes, "episodes")
     excluded = parse_episodes(cfg.exclude_episodes, sizes, "exclude_episodes")
     usable = np.array([
-        (chosen[c] is None or e in chosen[c]) and e not in (excluded[c] or ()) for c, e in frames.origin.tolist()
+        (chosen[c] is None or e in chosen[c])
+        and e not in (excluded[c] or ())
+        and e not in frames.companions[c].info.excluded
+        for c, e in frames.origin.tolist()
     ])  # fmt: skip
     task, rng = frames.episode_task(), np.random.default_rng(cfg.seed)
     is_held_out = np.zeros(len(usable), dtype=bool)
@@ -66,42 +70,6 @@ def split_frames(frames: CompanionFrames, cfg: ProphetTrainingConfig) -> Split:
     if len(held_out) > cfg.eval_frames:
         held_out = held_out[torch.linspace(0, len(held_out) - 1, cfg.eval_frames).round().long()]
     return Split(training, held_out, numbers_of(usable & ~is_held_out), numbers_of(is_held_out))
-
-
-def parse_episodes(text: str, sizes: list[int], field: str) -> list[set[int] | None]:
-    """Read lists of episodes such as "0,5,7-12;3".
-
-    Args:
-        text: One list for each companion, separated by ";". An empty one means that nothing was said.
-        sizes: Episodes of each companion.
-        field: The option's name, for messages.
-
-    Returns:
-        The episodes of each companion; None where the list is empty.
-
-    Raises:
-        ConfigError: if the text can't be read or names an episode that isn't there.
-    """
-    lists = text.split(";") if text.strip() else [""] * len(sizes)
-    if len(lists) != len(sizes):
-        raise ConfigError(
-            f"{field}={text!r} has {len(lists)} lists for {len(sizes)} companions; give one for each, separated by ';' "
-            "(an empty one for a companion without)"
-        )
-    found: list[set[int] | None] = []
-    for part, size in zip(lists, sizes, strict=True):
-        numbers: set[int] = set()
-        for term in filter(None, (term.strip() for term in part.split(","))):
-            first, _, last = term.partition("-")
-            if not first.isdigit() or not (last or first).isdigit():
-                raise ConfigError(f"{field}={text!r}: cannot read {term!r}; expected numbers and ranges: 0,5,7-12")
-            numbers |= set(range(int(first), int(last or first) + 1))
-        if numbers and max(numbers) >= size:
-            raise ConfigError(
-                f"{field}={text!r}: there is no episode {max(numbers)}; the companion has {size} episodes"
-            )
-        found.append(numbers or None)
-    return found
 
 
 class OtherEpisodes:

@@ -82,6 +82,11 @@ def skill_table(line: dict[str, float], cfg: ProphetTrainingConfig, n_frames: in
     return (
         f"Step {line['step']}, {n_frames} held-out frames: cosine {line['prophet_cosine']:.3f}, of copying the last "
         f"latent {line['copy_cosine']:.3f}\n{table}\n(1 is perfect, 0 no better than copying the last latent)"
+        + (
+            f"\nRobot's states: skill {line['state_skill']:+.3f} over staying where it is"
+            if "state_skill" in line
+            else ""
+        )
     )
 
 

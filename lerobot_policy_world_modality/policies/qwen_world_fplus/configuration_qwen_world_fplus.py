@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
-from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import OBS_STATE
 
 from lerobot_policy_world_modality.hub.trusted_files import is_typed
+from lerobot_policy_world_modality.policies.shared.planning_config import PlanningConfig
 from lerobot_policy_world_modality.policies.shared.prophet_options import take_over_prophet
 from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
 from world_modality_core.configs import check_at_least, check_choices
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import as_folder
 
 # Closed choices have names: the help reads a field's comment only where its type has no quotes.
 HeadKind = Literal["mse", "flow"]
@@ -117,7 +118,7 @@ class TextConfig:
 
 @PreTrainedConfig.register_subclass("qwen_world_fplus")
 @dataclass
-class QwenWorldFPlusConfig(VLAWorldOptions, PreTrainedConfig):
+class QwenWorldFPlusConfig(VLAWorldOptions, PlanningConfig):
     """Backbone, action tokens, heads, world memory and text."""
 
     # Dense Qwen3-VL or Qwen2.5-VL: Hub id, folder, or a short name such as qwen3_vl_2b_instruct.
@@ -193,7 +194,7 @@ class QwenWorldFPlusConfig(VLAWorldOptions, PreTrainedConfig):
     def __post_init__(self) -> None:
         take_over_prophet(self)
         super().__post_init__()
-        self.vlm_backbone = backbone_id(self.vlm_backbone)
+        self.vlm_backbone = as_folder(backbone_id(self.vlm_backbone))
         self.trust_remote_code = False  # asked for by `runs_remote_code`; a file's doesn't count
         if "/" in (self.attn_implementation or ""):
             raise ConfigError(
@@ -251,31 +252,3 @@ class QwenWorldFPlusConfig(VLAWorldOptions, PreTrainedConfig):
     def holds_backbone(self) -> bool:
         """Whether a checkpoint must hold the whole backbone: where it is trained, or can't be had again."""
         return self.train_backbone == "full" or self.weights != "pretrained"
-
-    def get_optimizer_preset(self) -> AdamWConfig:
-        return AdamWConfig(
-            lr=self.optimizer_lr,
-            weight_decay=self.optimizer_weight_decay,
-            grad_clip_norm=self.optimizer_grad_clip_norm,
-        )
-
-    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
-        return CosineDecayWithWarmupSchedulerConfig(
-            peak_lr=self.optimizer_lr,
-            decay_lr=self.scheduler_decay_lr,
-            num_warmup_steps=self.scheduler_warmup_steps,
-            num_decay_steps=self.scheduler_decay_steps,
-        )
-
-    @property
-    def observation_delta_indices(self) -> None:
-        # LeRobot would apply them to every `observation.*` key and decode history images; latents come by index.
-        return None
-
-    @property
-    def action_delta_indices(self) -> list[int]:
-        return list(range(self.chunk_size))
-
-    @property
-    def reward_delta_indices(self) -> None:
-        return None

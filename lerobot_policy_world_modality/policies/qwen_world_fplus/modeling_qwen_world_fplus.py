@@ -6,9 +6,10 @@
 Nothing that is generated as text reaches an action: text follows the action tokens, which attend to nothing after them.
 """
 
-from __future__ import annotations
+# Annotations are objects here, not strings: LeRobot reads that of `config`.
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.policies import PreTrainedPolicy
 from lerobot.utils.device_utils import resolve_safetensors_device
+from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -95,7 +97,8 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
         # Set where the weights are still to come from a checkpoint, so that nobody uses the policy without them.
         self._awaits_weights = config.weights == "checkpoint"
         self.backbone = build_backbone(config, vlm_config, first_id)
-        self._no_split_modules = list(self.backbone._no_split_modules)  # what FSDP shards
+        # What FSDP shards: accelerate asks the policy (0.6.1), LeRobot its class (0.6.2 and later).
+        self._no_split_modules = type(self)._fsdp_wrap_modules = list(self.backbone._no_split_modules)
         self.inputs.rope_index = self.backbone.model.get_rope_index
         if config.holds_backbone:
             config.weights = "checkpoint"  # of those that are saved from here on
@@ -128,6 +131,10 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
         Raises:
             ValueError: if `reduction` is unknown, or something that the loss needs is missing.
         """
+        with self._autocast():
+            return self._losses(batch, reduction)
+
+    def _losses(self, batch: dict[str, Tensor], reduction: str) -> tuple[Tensor, LoggedValues]:
         config = self.config
         check_reduction(reduction)
         labels = self._labels_of(batch)
@@ -299,19 +306,31 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """As LeRobot's, without a backbone that can be had from where it came from."""
-        if not self.config.holds_backbone:
-            state_dict = self.state_dict() if state_dict is None else state_dict
-            state_dict = {name: value for name, value in state_dict.items() if not is_of_hub(name)}
-        super()._save_pretrained(save_directory, state_dict)
+
+        def leave_out(module: nn.Module, saved: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+            if not self.config.holds_backbone:
+                for name in [name for name in saved if is_of_hub(name)]:
+                    del saved[name]
+
+        # 0.6.1 gives the gathered weights of a sharded policy; later versions gather them by `state_dict` themselves.
+        given = {} if state_dict is None else {"state_dict": dict(state_dict)}
+        for each in given.values():
+            leave_out(self, each, "", {})
+        hook = self.register_state_dict_post_hook(leave_out)
+        try:
+            super()._save_pretrained(save_directory, **given)
+        finally:
+            hook.remove()
 
     @classmethod
     def _load_as_safetensor(
-        cls, model: QwenWorldFPlusPolicy, model_file: str, map_location: str, strict: bool
-    ) -> QwenWorldFPlusPolicy:
+        cls, model: "QwenWorldFPlusPolicy", model_file: str, map_location: str, strict: bool
+    ) -> "QwenWorldFPlusPolicy":
         missing, unexpected = load_model(
             model, model_file, strict=False, device=resolve_safetensors_device(map_location)
         )
         missing = sorted(name for name in missing if model.config.holds_backbone or not is_of_hub(name))
+        unexpected = _not_tied(model, model_file, unexpected)
         if missing or unexpected:
             raise ValueError(
                 f"{model_file} does not fit the policy's config: {len(missing)} weights are missing {missing[:3]}, "
@@ -339,3 +358,12 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
                 "--policy.path=CHECKPOINT and without --peft"
             )
         super()._validate_peft_config(peft_config)
+
+
+def _not_tied(model: nn.Module, model_file: str, names: Iterable[str]) -> list[str]:
+    """Names left over of a checkpoint, without those that it holds twice: FSDP gathers tied weights under each name."""
+    state = model.state_dict()
+    with safe_open(model_file, "pt") as file:
+        return [
+            name for name in names if name not in state or not torch.equal(file.get_tensor(name), state[name].cpu())
+        ]

@@ -175,9 +175,9 @@ class PolicyWithWorld(OnHub):
             self.__dict__.pop("_modules_found", None)
         return super().train(mode)
 
-    def _validate_peft_config(self, peft_config) -> None:
+    def wrap_with_peft(self, *args: Any, **kwargs: Any):
         self.__dict__.pop("_modules_found", None)
-        super()._validate_peft_config(peft_config)
+        return super().wrap_with_peft(*args, **kwargs)
 
     # Training.
 
@@ -255,7 +255,10 @@ class PolicyWithWorld(OnHub):
         return actions
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 arithmetic of a rollout where `dtype` says so; in training accelerate does it, by the same option."""
+        """bf16 arithmetic where `dtype` says so.
+
+        In training LeRobot 0.6.1's launcher, told by the same, does it already; later ones have an option of their own.
+        """
         if self.config.dtype != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)

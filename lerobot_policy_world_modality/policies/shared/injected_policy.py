@@ -4,7 +4,7 @@ What is added happens before the forward pass (look at the world, predict, fill 
 swapped (`world_modality_core.memory.injected_layer`).
 """
 
-from __future__ import annotations
+# Annotations are objects here, not strings: LeRobot reads that of `config`.
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -25,6 +25,7 @@ from lerobot_policy_world_modality.policies.shared.latent_reader import LatentRe
 from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts
 from lerobot_policy_world_modality.policies.shared.training_companion import open_world
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
+from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
 from world_modality_core.memory.gated_attention import GatedCrossAttention
 from world_modality_core.memory.injected_layer import MemoryHolder
 from world_modality_core.memory.sources import MemorySource
@@ -46,7 +47,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
 
     def __init__(
         self,
-        config: Any,
+        config: VLAWorldOptions,
         dataset_stats: dict[str, dict[str, Tensor]] | None = None,
         dataset_meta: LeRobotDatasetMetadata | None = None,
         **kwargs: Any,

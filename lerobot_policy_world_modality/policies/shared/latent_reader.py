@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import torch
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
@@ -13,6 +14,7 @@ from lerobot_policy_world_modality.policies.shared.world_batch import Interventi
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.encoders.sentence_encoder import SentenceEncoder
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import Companion
 from world_modality_core.latents.frame_history import FrameHistory
 from world_modality_core.latents.gpu_latent_table import GpuLatentTable, row_is_finite
@@ -127,6 +129,7 @@ class LatentReader:
                 "from_pretrained (lerobot-train does), or call select_action / predict_action_chunk"
             )
         index = batch["index"]
+        self._check_excluded(index)
         if history or future:
             n = len(self._history) if history else 0
             latents, is_pad = self._gather(index, self._history * history + self._future * future, device)
@@ -149,6 +152,17 @@ class LatentReader:
                 is_pad[:, 1:],
             )
         return world_batch
+
+    def _check_excluded(self, index: Tensor) -> None:
+        """Refuse frames of episodes that were left out of the companion."""
+        excluded = self.companion.info.excluded
+        if excluded:
+            episodes = np.unique(self.companion.table.episode_index[index.cpu().numpy()])
+            if len(bad := np.intersect1d(episodes, excluded)):
+                raise ConfigError(
+                    f"episode {bad[0]} has no latents in companion {self.companion.root}, which was written without "
+                    f"episodes {excluded}: leave them out of training with --dataset.episodes='[...]' (all others)"
+                )
 
     def live(self, batch: dict[str, Tensor], device: torch.device) -> WorldBatch:
         """Encode the frames remembered so far, ending at the current one (see `frames`).

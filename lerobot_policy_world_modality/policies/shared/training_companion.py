@@ -10,6 +10,7 @@ from lerobot_policy_world_modality.policies.shared.training_data import check_tr
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.latents.companion import Companion, open_companion
+from world_modality_core.latents.fingerprint import SourceFingerprint
 
 
 def open_world(config: WorldOptions, dataset_meta: LeRobotDatasetMetadata | None) -> Companion | None:
@@ -28,7 +29,7 @@ def open_world(config: WorldOptions, dataset_meta: LeRobotDatasetMetadata | None
     """
     if dataset_meta is not None:
         check_training_data(config, dataset_meta, config.reads_task)
-        config.fps = float(dataset_meta.fps)
+        config.take_rate(float(dataset_meta.fps))
     if not config.has_world:
         return None
     if dataset_meta is not None:
@@ -91,6 +92,9 @@ def open_training_companion(config: WorldOptions, dataset_meta: LeRobotDatasetMe
         )
     companion = open_companion(repo_id=named.repo_id, root=named.root, revision=named.revision)
     companion.check_source(dataset_meta)
+    # Cameras that were renamed in the dataset since.
+    renamed = companion.source.renamed(companion.spec.cameras, SourceFingerprint.of(dataset_meta))
+    named.rename_map = renamed | named.rename_map
     if config.encoder.is_set:
         check_encoder(config.encoder, policy_spec(config, companion))
     if config.needs_tokens and companion.codebook is None:

@@ -39,10 +39,14 @@ class WorldOptions(TracksGivenFields):
     encoder: EncoderSpec = field(default_factory=EncoderSpec)
     # Frames between two of the history frames.
     history_stride: int = 1
+    # The same in seconds of the dataset, in place of history_stride, which it becomes in training.
+    history_step_s: float | None = None
     # Future frames k that are predicted.
     n_future_steps: int = 4
     # Frames between two of them.
     future_stride: int = 1
+    # The same in seconds of the dataset, in place of future_stride, which it becomes in training.
+    future_step_s: float | None = None
     # The sentence encoder that embeds tasks.
     language: LanguageConfig = field(default_factory=LanguageConfig)
     # "calls": every call of the policy is one step (simulators, lerobot-eval, synchronous robots). "wall": frames come
@@ -91,6 +95,23 @@ class WorldOptions(TracksGivenFields):
                 "executed beyond its end; lower n_action_steps or raise chunk_size"
             )
         check_at_least(self, 0, *(name for name in self.__dict__ if name.startswith("lambda_")))
+        for name in ("history", "future"):
+            seconds = getattr(self, f"{name}_step_s")
+            start = self.prophet and self.prophet.init_from
+            if seconds is not None and (seconds <= 0 or f"{name}_stride" in self._given or start):
+                raise ConfigError(
+                    f"{name}_step_s={seconds}: expected seconds above 0, and neither {name}_stride, which it stands "
+                    "for, nor prophet.init_from, which brings its own"
+                )
+
+    def take_rate(self, fps: float) -> None:
+        """Note the dataset's rate, and turn strides in seconds into strides in frames."""
+        self.fps = fps
+        for name in ("history", "future"):
+            seconds = getattr(self, f"{name}_step_s")
+            if seconds is not None:
+                setattr(self, f"{name}_stride", max(1, round(seconds * fps)))
+                setattr(self, f"{name}_step_s", None)
 
     def take_companion(self, companion: Companion) -> None:
         """Take from the companion what a checkpoint has to know of it."""

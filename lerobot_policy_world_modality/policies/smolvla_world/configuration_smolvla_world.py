@@ -11,6 +11,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot_policy_world_modality.policies.shared.prophet_options import take_over_prophet
 from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import as_folder
 
 # Fields of SmolVLA's config that belong to a run or a machine, not to a checkpoint.
 _OF_THE_RUN = {
@@ -57,6 +58,7 @@ class SmolVLAWorldConfig(VLAWorldOptions, SmolVLAConfig):
         if self.init_from:
             self._take_over(self.init_from)
         take_over_prophet(self)
+        self.vlm_model_name = as_folder(self.vlm_model_name)
         try:
             super().__post_init__()
         except (TypeError, ValueError, NotImplementedError) as error:  # the parser would hide the first two's text

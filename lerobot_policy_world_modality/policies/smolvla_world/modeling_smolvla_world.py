@@ -32,7 +32,8 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
     config_class = SmolVLAWorldConfig
     name = "smolvla_world"
     # FSDP shards what is called as a module. SmolVLA calls the parts of a decoder layer, never the layer itself.
-    _no_split_modules = ["SmolVLMEncoderLayer", "LlamaMLP"]
+    # Accelerate asks for the first name (LeRobot 0.6.1), LeRobot for the second (0.6.2 and later).
+    _no_split_modules = _fsdp_wrap_modules = ["SmolVLMEncoderLayer", "LlamaMLP"]
 
     def _inject(self) -> None:
         fusion, options = self.config.fusion, self.config.memory
@@ -66,7 +67,8 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
             Loss, () or (b,), and the values to log (docs/metrics.md).
         """
         base = super().forward
-        return self._forward_with_world(batch, reduction, lambda: base(batch, noise, time, reduction))
+        with self._autocast():
+            return self._forward_with_world(batch, reduction, lambda: base(batch, noise, time, reduction))
 
     def prepare_state(self, batch: dict[str, Tensor]) -> Tensor:
         """As SmolVLA's, of a state of one number too."""

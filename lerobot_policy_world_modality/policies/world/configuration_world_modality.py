@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
-from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import OBS_STATE
 
+from lerobot_policy_world_modality.policies.shared.planning_config import PlanningConfig
 from lerobot_policy_world_modality.policies.shared.prophet_options import check_trunk_start, take_over_prophet
 from lerobot_policy_world_modality.policies.shared.world_options import MemoryOptions, WorldOptions
 from world_modality_core.configs import MemoryConfig, ProphetConfig, TokenizerConfig, check_at_least
@@ -23,7 +23,7 @@ ActionLoss = Literal["l1", "l2"]
 
 
 @dataclass
-class WorldModalityConfig(WorldOptions, PreTrainedConfig):
+class WorldModalityConfig(WorldOptions, PlanningConfig):
     """What the five types have in common."""
 
     # History frames t that the trunk (and the Prophet) see.
@@ -152,34 +152,6 @@ class WorldModalityConfig(WorldOptions, PreTrainedConfig):
             for camera, (height, width, channels) in camera_shapes.items():
                 inputs[camera] = PolicyFeature(FeatureType.VISUAL, (channels, height, width))
         self.input_features = inputs
-
-    def get_optimizer_preset(self) -> AdamWConfig:
-        return AdamWConfig(
-            lr=self.optimizer_lr,
-            weight_decay=self.optimizer_weight_decay,
-            grad_clip_norm=self.optimizer_grad_clip_norm,
-        )
-
-    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
-        return CosineDecayWithWarmupSchedulerConfig(
-            peak_lr=self.optimizer_lr,
-            decay_lr=self.scheduler_decay_lr,
-            num_warmup_steps=self.scheduler_warmup_steps,
-            num_decay_steps=self.scheduler_decay_steps,
-        )
-
-    @property
-    def observation_delta_indices(self) -> None:
-        # LeRobot would apply them to every `observation.*` key and decode history images; latents come by index.
-        return None
-
-    @property
-    def action_delta_indices(self) -> list[int]:
-        return list(range(self.chunk_size))
-
-    @property
-    def reward_delta_indices(self) -> None:
-        return None
 
 
 @PreTrainedConfig.register_subclass("world_A")

@@ -4,7 +4,7 @@ Training and rollout build the same `WorldBatch` (from the companion, or from li
 the same `_act` on it.
 """
 
-from __future__ import annotations
+# Annotations are objects here, not strings: LeRobot reads that of `config`.
 
 from typing import Any
 
@@ -46,6 +46,7 @@ class WorldModalityPolicy(PlanningPolicy, PreTrainedPolicy):
 
     config_class = WorldModalityConfig
     name = "world_modality"
+    _fsdp_wrap_modules = ["TransformerEncoderLayer"]  # LeRobot 0.6.2 and later
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class WorldModalityPolicy(PlanningPolicy, PreTrainedPolicy):
         self.reset()
 
     @property
-    def world(self) -> WorldModalityPolicy:
+    def world(self) -> "WorldModalityPolicy":
         """What holds `space`, `prophet` and `train_step`: these types hold them themselves."""
         return self
 

@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from world_modality_core.studies.evidence.comparable import ModelArm
-from world_modality_core.studies.evidence.episode_records import EPISODE_SCHEMA
+from world_modality_core.studies.evidence.episode_records import EPISODE_SCHEMA, TRAINING_COLUMNS
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
 
@@ -87,6 +87,7 @@ def simulate_study(
         "renderer": "none", "steps": 100, "sum_reward": 0.0, "max_reward": 0.0, "wall_s": 0.0,
         "gate": np.nan if gate is None else gate, "attention_entropy": np.nan, "attention_mass": None, "n_plans": 25,
         "n_action_steps": 4, "image_height": 128, "image_width": 128, "episode_length": 100, "video": None,
+        **dict.fromkeys(TRAINING_COLUMNS),
     }  # fmt: skip
     frames, of_checkpoints, of_models = [], {}, {}
     for model, arms in gains.items():

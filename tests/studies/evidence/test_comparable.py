@@ -1,12 +1,17 @@
 """What must not be compared is refused, with its reason; what may be is paired scene by scene."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.studies.evidence.simulated_studies import StudyShape, simulate_study
-from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, pair
+from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, check_matched, pair
+from world_modality_core.studies.evidence.compare import compare
+from world_modality_core.studies.evidence.episode_records import read_episodes
 
+RESULTS = Path(__file__).parents[3] / "results"
 F, A, ZERO = ModelArm("F", "intact"), ModelArm("A", "intact"), ModelArm("F", "zero")
 SHAPE = StudyShape(n_tasks=2, n_scenes=3, n_runs=2)
 
@@ -22,7 +27,7 @@ def of(episodes: pd.DataFrame, side: ModelArm) -> pd.Series:
     return (episodes["model"] == side.model) & (episodes["arm"] == side.arm)
 
 
-def changed(episodes: pd.DataFrame, where: pd.Series, **values) -> pd.DataFrame:
+def changed(episodes: pd.DataFrame, where: pd.Series, /, **values) -> pd.DataFrame:
     other = episodes.copy()
     for name, value in values.items():
         other.loc[where, name] = value
@@ -97,19 +102,19 @@ def test_refuses_a_side_that_is_not_there(study):
 
 
 def test_refuses_missing_episodes_unless_asked_for_the_common_ones(study):
-    missing = of(study, A) & (study["task"] == "task-0") & (study["seed"] == 1) & (study["train_seed"] == 1)
+    missing = of(study, A) & (study["task"] == "task-0") & (study["seed"] == 2) & (study["train_seed"] == 1)
     rest = study[~missing]
     with pytest.raises(
         NotComparableError,
-        match=r"A/intact with train_seed=1 lacks 1 of 6 scenes, the first task=task-0 seed=1.*--common",
+        match=r"A/intact with train_seed=1 lacks 1 of 6 scenes, the first task=task-0 seed=2.*--common",
     ):
         pair(rest, F, A)
     pairs = pair(rest, F, A, common_scenes=True)
     # The scene is left out for both training seeds, so that all have the same ones.
-    assert [task.seeds.tolist() for task in pairs.tasks] == [[0, 2], [0, 1, 2]]
+    assert [task.seeds.tolist() for task in pairs.tasks] == [[0, 1], [0, 1, 2]]
     assert pairs.n_left_out == len(rest[of(rest, F) | of(rest, A)]) - 20
     whole = pair(study, F, A)
-    assert (pairs.tasks[0].first == whole.tasks[0].first[:, [0, 2]]).all()
+    assert (pairs.tasks[0].first == whole.tasks[0].first[:, [0, 1]]).all()
 
 
 def test_refuses_other_training_seeds_unless_asked_for_the_common_ones(study):
@@ -124,3 +129,95 @@ def test_refuses_other_training_seeds_unless_asked_for_the_common_ones(study):
 def test_episode_lengths_may_differ_between_tasks(study):
     other = changed(study, study["task"] == "task-1", episode_length=400)
     assert len(pair(other, F, A).tasks) == 2
+
+
+# --- What fooled it ---------------------------------------------------------------------------------------------------
+
+
+def test_refuses_one_checkpoint_that_was_given_several_training_seeds(study):
+    same = changed(study, of(study, F), checkpoint="F-0")
+    with pytest.raises(NotComparableError, match=r"F/intact has the same checkpoint \(F-0\) as train_seed=0, 1"):
+        pair(same, F, A)
+
+
+def test_refuses_a_checkpoint_against_itself_under_two_labels(study):
+    copied = study.copy()
+    copied.loc[of(study, A), "checkpoint"] = copied.loc[of(study, F), "checkpoint"].to_numpy()
+    with pytest.raises(NotComparableError, match=r"both are the same checkpoint \(F-0\)"):
+        pair(copied, F, A)
+    pair(copied, F, ZERO)  # arms of one checkpoint are what arms are
+
+
+def test_a_first_observation_that_comes_back_is_no_new_scene(study):
+    again = changed(study, (study["task"] == "task-0") & (study["seed"] == 2), init_hash="0-0")
+    with pytest.raises(NotComparableError, match="F/intact has 2 scenes that begin as another one.*task-0 seed=2"):
+        pair(again, F, A)
+    assert [task.seeds.tolist() for task in pair(again, F, A, common_scenes=True).tasks] == [[0, 1], [0, 1, 2]]
+
+
+def test_refuses_episodes_that_were_taken_out_one_by_one(study):
+    """Without its failures a side looks well; an evaluation that stopped early lacks its end."""
+    for seed, is_forgiven in ((2, True), (0, True), (1, False)):
+        rest = study[~(of(study, A) & (study["task"] == "task-0") & (study["seed"] == seed))]
+        if is_forgiven:
+            assert pair(rest, F, A, common_scenes=True).n_left_out == 2
+        else:
+            with pytest.raises(NotComparableError, match="A/intact with train_seed=0 lacks 1 scenes in between"):
+                pair(rest, F, A, common_scenes=True)
+
+
+def test_refuses_other_versions_of_mujoco_where_they_are_known(study):
+    other = changed(changed(study, of(study, F), mujoco="3.3.7"), of(study, A), mujoco="3.8.1")
+    with pytest.raises(NotComparableError, match=r"mujoco is 3.3.7 \(F/intact\) and 3.8.1 \(A/intact\)"):
+        pair(other, F, A)
+    pair(changed(study, of(study, F), mujoco="3.3.7"), F, A)  # an older record doesn't say
+
+
+TRAINED = {"dataset": "me/push", "episodes": "0-24", "samples": 48000, "n_trainable": 1000, "sees": "images"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("episodes", "0-4", r"episodes is 0-24 \(F\) and 0-4 \(A\) at train_seed=0"),
+        ("dataset", "me/reach", r"dataset is me/push \(F\) and me/reach \(A\)"),
+        ("samples", 2000, r"samples is 48000 \(F\) and 2000 \(A\)"),
+        ("n_trainable", 600, "A has 600 trainable parameters, F 1,000"),
+        ("sees", "no images", "F sees images, A sees no images"),
+    ],
+)
+def test_a_matched_control_saw_the_same_with_as_many_parameters(study, name, value, reason):
+    known = changed(study, study["model"].notna(), **TRAINED)
+    assert check_matched(known, "F", "A") == (
+        [], ["not recorded, and so not checked: dataset_hash, train_steps of F or A"]
+    )  # fmt: skip
+    other = changed(known, of(known, A), **{name: value})
+    with pytest.raises(NotComparableError, match=rf"matched='A' is no control of F: {reason}"):
+        compare(other, matched="A")
+    assert compare(other, baseline="A").comparisons  # a baseline may be anything
+
+
+def test_what_older_records_do_not_say_of_a_matched_control_is_said(study):
+    needed = compare(study.replace({"arm": {"zero": "gate_closed"}}), matched="A").verdicts[1]
+    assert any("not recorded, and so not checked: dataset" in reason for reason in needed.reasons)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("memory_content", "states", "the robot stays where it is, which is zero"),
+        ("sees", "images through the memory alone", "the memory is all that this policy sees by"),
+    ],
+)
+def test_arms_that_can_not_but_differ_tell_nothing(column, value, reason):
+    gains = {"F": {"intact": 0.35, "shuffle_within_task": -0.3, "copy_current": -0.3}}
+    episodes = simulate_study(StudyShape(n_tasks=2, n_scenes=30, n_runs=2), gains, np.random.default_rng(0)).episodes
+    assert compare(episodes).verdicts[0].answer == "shown"
+    used = compare(episodes.assign(**{column: value})).verdicts[0]
+    assert used.answer == "not informative" and any(reason in each for each in used.reasons)
+
+
+def test_committed_studies_can_not_be_mixed():
+    episodes = read_episodes([RESULTS / "study1", RESULTS / "study2_fresh"])
+    with pytest.raises(NotComparableError, match="matched='A_wide' is no control of F_states_only: episodes is "):
+        compare(episodes, candidates=["F_states_only"], matched="A_wide", common_scenes=True)

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -43,8 +44,7 @@ def run(arguments, monkeypatch, capsys):
     """Exit code, stdout and stderr of the console script."""
     monkeypatch.setattr(sys, "argv", ["wm-compare", *map(str, arguments)])
     try:
-        compare_cli.main()
-        code = 0
+        code = compare_cli.main()
     except SystemExit as exit_:
         code = exit_.code
     return code, *capsys.readouterr()
@@ -227,7 +227,93 @@ def test_names_become_an_option():
         "--alpha=0.01",
     ]
     assert folders_as_option(["--sequential", "false"]) == ["--sequential", "false"]
+    assert folders_as_option(["--plan", "a", "--n", "5", "--brief", "b"]) == [
+        '--folders=["a", "b"]', "--plan", "--n", "5", "--brief",
+    ]  # fmt: skip
     assert CompareConfig().alpha == 0.05
+
+
+def test_brief_is_three_lines_with_the_verdict_first(folder, monkeypatch, capsys):
+    code, printed, _ = run([folder, "--baseline=A", "--candidates=F", "--brief"], monkeypatch, capsys)
+    lines = printed.splitlines()
+    assert code == 0 and len(lines) == 3
+    assert lines[0].startswith("F/intact against A/intact: no difference shown (p 0.1, Holm's p 0.1), +23.3 points")
+    assert "recipes like these (3 training runs), these 3 tasks" in lines[0]
+    assert lines[1].startswith("F: memory used: shown") and lines[1].endswith("these 3 checkpoints, these 3 tasks")
+    code, printed, _ = run([folder, "--baseline=A", "--candidates=F"], monkeypatch, capsys)
+    assert printed.splitlines()[3] == lines[0]
+
+
+def test_ci_gets_an_exit_code_and_a_junit_file(tmp_path, monkeypatch, capsys):
+    gains = {"F": {"intact": 0.35}, "A": {"intact": 0.0}, "B": {"intact": -0.1}}
+    shape = StudyShape(n_tasks=3, n_scenes=30, n_runs=1)
+    folder, junit = tmp_path / "study", tmp_path / "junit.xml"
+    write_episodes(simulate_study(shape, gains, np.random.default_rng(0)).episodes, folder / "episodes.parquet")
+    options = [folder, "--fail_if=regressed", f"--junit={junit}"]
+    assert run([*options, "--baseline=A", "--candidates=F"], monkeypatch, capsys)[0] == 0
+    assert ElementTree.parse(junit).getroot().get("failures") == "0"
+    assert run([*options, "--baseline=F", "--candidates=A,B"], monkeypatch, capsys)[0] == 1
+    suite = ElementTree.parse(junit).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "2")
+    assert "A/intact against F/intact: worse" in suite[0][0].get("message")
+    assert run([folder, "--fail_if=slow", "--baseline=A"], monkeypatch, capsys)[0] == 2
+
+
+def test_graded_outcomes_decide_pairs_by_what_they_say(episodes):
+    rows = episodes[episodes["arm"] == "intact"].assign(success=True, sum_reward=1.0, steps=80)
+    faster = (rows["model"] == "F") & (rows["seed"] < 15)
+    rows.loc[faster, ["steps", "sum_reward"]] = [60, 0.5]
+    by = {name: compare(rows, baseline="A", candidates=["F"], outcome=name) for name in ("success", "time", "reward")}
+    counts = {name: report.comparisons[0].parts[0].counts for name, report in by.items()}
+    assert (counts["success"].wins, counts["success"].losses) == (0, 0)
+    assert (counts["time"].wins, counts["time"].losses) == (3 * 3 * 15, 0)
+    assert (counts["reward"].wins, counts["reward"].losses) == (0, 3 * 3 * 15)
+    assert "F/intact against A/intact: better by time" in by["time"].answers[0].text
+    failed = compare(rows.assign(success=rows["model"] == "A"), baseline="A", candidates=["F"], outcome="time")
+    assert failed.comparisons[0].parts[0].counts.losses == 180  # success comes first: a fast failure is no success
+
+
+def test_trials_of_a_real_robot_are_a_csv(tmp_path, monkeypatch, capsys):
+    lines = ["policy,task,trial,success,score"]
+    lines += [
+        f"{policy},fold,{i},{int(policy == 'new' or i % 4 == 0)},{i}" for policy in ("old", "new") for i in range(12)
+    ]
+    table = tmp_path / "trials.csv"
+    table.write_text("\n".join(lines) + "\n")
+    code, printed, _ = run([table, "--baseline=old", "--brief"], monkeypatch, capsys)
+    assert code == 0
+    assert printed.startswith("new/intact against old/intact: better (p 0.0039")
+    assert "these 2 checkpoints, this task" in printed
+    for line, message in {"new,fold,x,1,": "line 26: trial is 'x'", "new,fold,99,maybe,": "success is 'maybe'"}.items():
+        table.write_text("\n".join([*lines, line]))
+        code, _, error = run([table, "--baseline=old"], monkeypatch, capsys)
+        assert code == 2 and message in error
+    table.write_text("policy,success\nold,1\n")
+    assert "lacks the column trial" in run([table, "--baseline=old"], monkeypatch, capsys)[2]
+
+
+def write_lerobot_eval(folder, successes):
+    """As `lerobot-eval` 0.6.1 writes it, with what is read of it."""
+    folder.mkdir(parents=True)
+    tasks = [
+        {"task_group": "easy", "task_id": i, "metrics": {"sum_rewards": [1.0] * len(of), "successes": of}}
+        for i, of in enumerate(successes)
+    ]
+    (folder / "eval_info.json").write_text(json.dumps({"per_task": tasks, "per_group": {}, "overall": {}}))
+
+
+def test_plain_lerobot_eval_is_compared_unpaired(tmp_path, monkeypatch, capsys):
+    write_lerobot_eval(tmp_path / "old", [[True] * 20 + [False] * 30] * 2)
+    write_lerobot_eval(tmp_path / "new", [[True] * 45 + [False] * 5] * 2)
+    code, printed, _ = run([tmp_path, "--baseline=old"], monkeypatch, capsys)
+    assert code == 0
+    first, cost = printed.splitlines()
+    assert first.startswith("new (90/100) against old (40/100): better (p < 0.0001")
+    assert "+50.0 points [+37.7, +60.1]; for these 2 checkpoints, these 2 tasks, unpaired" in first
+    assert "lerobot-eval doesn't keep which scene" in cost and "100 episodes of each need about 20 points" in cost
+    assert "baseline='A': name one of new, old" in run([tmp_path, "--baseline=A"], monkeypatch, capsys)[2]
+    (tmp_path / "new" / "eval_info.json").write_text('{"per_task": [{"metrics": {"successes": [0.5]}}]}')
+    assert run([tmp_path, "--baseline=old"], monkeypatch, capsys)[0] == 2
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from world_modality_core.studies.evidence.episode_records import EpisodeWriter, write_eval_info
+from world_modality_core.studies.evidence.episode_records import TRAINING_COLUMNS, EpisodeWriter, write_eval_info
 from world_modality_core.studies.report.film import Imagined, ImaginedMoment, ImaginedStep
 
 TASKS = ("push-v3", "reach-v3", "peg-insert-side-v3")
@@ -24,6 +24,7 @@ def episode(model: str, train_seed: int, arm: str, task: str, seed: int, success
         "sum_reward": 1.0, "max_reward": 1.0, "wall_s": 0.5, "gate": None, "attention_entropy": None,
         "attention_mass": None, "n_plans": 10, "n_action_steps": 4, "renderer": "egl: llvmpipe", "image_height": 128,
         "image_width": 128, "episode_length": 250, "env_hash": "e", "video": None,
+        **dict.fromkeys(TRAINING_COLUMNS),
     }  # fmt: skip
     assert set(changes) <= set(row)
     return row | changes

@@ -39,7 +39,7 @@ class View:
         return torch.full(self.task.shape, torch.nan, device=self.task.device)
 
 
-class Score(Protocol):
+class MonitorScore(Protocol):
     """One or several numbers per episode and tick; the higher, the stranger.
 
     Attributes:

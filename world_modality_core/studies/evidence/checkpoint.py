@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
@@ -11,6 +12,9 @@ from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json, reading
 
 TRAIN_CONFIG = "train_config.json"
+
+THROUGH_MEMORY = "images through the memory alone"
+"""What a policy sees whose memory is its only eyes."""
 
 # In this order. An adapter's checkpoint has the second instead of the first.
 _HASHED = ("model.safetensors", "adapter_model.safetensors", "config.json")
@@ -66,6 +70,67 @@ def training_seed(folder: Path) -> int | None:
     """The seed of the training run, None if the checkpoint doesn't say."""
     path = folder / TRAIN_CONFIG
     return read_json(path, dict).get("seed") if path.exists() else None
+
+
+def training_facts(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's own files say of its training and of what it sees, as the columns of an episode's row.
+
+    Nothing is guessed: what they don't say is None.
+
+    Args:
+        folder: The checkpoint's.
+    """
+    config = read_json(folder / "config.json", dict)
+    path = folder / TRAIN_CONFIG
+    train = read_json(path, dict) if path.exists() else {}
+    dataset, steps, batch_size = train.get("dataset") or {}, train.get("steps"), train.get("batch_size")
+    named = dataset.get("episodes")
+    kinds = {feature["type"] for feature in (config.get("input_features") or {}).values()}
+    images = "images" if "VISUAL" in kinds else ""
+    if images and config.get("use_vision") is False:
+        images = THROUGH_MEMORY if config.get("see_through_memory") else ""
+    starts = {
+        "base": config.get("initialised_from") or config.get("init_from"),
+        "trunk": config.get("trunk_initialised_from"),
+        "prophet": (config.get("prophet") or {}).get("initialised_from"),
+    }
+    return {
+        "dataset": dataset.get("repo_id"),
+        "episodes": (_ranges(named) if named else "all") if dataset else None,
+        "action_free": _prophet_episodes(starts["prophet"] or starts["trunk"]),
+        "train_steps": steps,
+        "samples": steps * batch_size if steps and batch_size else None,
+        "starts_from": ", ".join(f"{role}:{_weights_hash(name)}" for role, name in starts.items() if name) or None,
+        "sees": images or "no images",
+        "memory_content": (config.get("memory") or {}).get("content"),
+    }
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Such as "0-4,7", of numbers in any order."""
+    ends: list[list[int]] = []
+    for number in sorted(numbers):
+        if ends and number == ends[-1][1] + 1:
+            ends[-1][1] = number
+        else:
+            ends.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
+
+
+def _weights_hash(name: str) -> str:
+    """Beginning of the SHA-256 of the weights that a training started from; "not here" where they aren't."""
+    file = Path(name) / "model.safetensors"
+    if not file.is_file():
+        return "not here"
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+def _prophet_episodes(name: str | None) -> str | None:
+    """Episodes, without actions, that a Prophet was trained on; None where its folder isn't here or doesn't say."""
+    path = Path(name or "/nowhere", "config.json")
+    training = read_json(path, dict).get("training") if name and path.is_file() else None
+    return "; ".join(_ranges(each["episodes"]) for each in training["companions"]) if training else None
 
 
 def label_of(name: str | Path) -> str:

@@ -13,9 +13,27 @@ from world_modality_core.io.errors import UserError
 SAME = ("env", "env_hash", "renderer", "image_height", "image_width", "episode_length", "n_action_steps")
 """Columns that must have one and the same value in all episodes of a task."""
 
+SAME_IF_KNOWN = ("mujoco",)
+"""As `SAME`, but older records don't have them."""
+
+TRAINED_ALIKE = ("dataset", "dataset_hash", "episodes", "samples")
+"""What a parameter-matched control must share with its model, for each training seed."""
+
+MATCHED_WITHIN = 0.1
+"""A parameter-matched control may have so many more or fewer trainable parameters than its model, as a share."""
+
+OUTCOMES = {
+    "success": ["success"],
+    "time": ["success", "speed"],
+    "reward": ["sum_reward"],
+}
+"""What may be compared -> the columns that decide who did better in a pair, the first that differs; `speed` is minus
+the steps of an episode that succeeded."""
+
 _SCENE = ["task", "seed"]
 _KEY = ["train_seed", *_SCENE]
-_COLUMNS = ["model", "arm", *_KEY, "init_hash", "checkpoint", "tier", "success", *SAME]
+_COLUMNS = ["model", "arm", *_KEY, "init_hash", "checkpoint", "tier", *SAME, *SAME_IF_KNOWN]
+_COLUMNS += ["success", "sum_reward", "speed"]
 
 
 class NotComparableError(UserError):
@@ -41,7 +59,7 @@ class TaskPairs:
     tier: str
     # (n_scenes,) seeds of the scenes, ascending.
     seeds: np.ndarray
-    # (n_runs, n_scenes) bool.
+    # (n_runs, n_scenes) bool: who succeeded; where another outcome is compared, who did better than the other.
     first: np.ndarray
     second: np.ndarray
 
@@ -71,7 +89,9 @@ class Pairs:
         return np.stack([task.difference[:, i] for i in range(n_scenes) for task in self.tasks if i < len(task.seeds)])
 
 
-def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scenes: bool = False) -> Pairs:
+def pair(
+    episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scenes: bool = False, outcome: str = "success"
+) -> Pairs:
     """Pair the episodes of two sides.
 
     Args:
@@ -80,6 +100,7 @@ def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scene
         second: The other.
         common_scenes: Leave out scenes and training seeds that not both sides have for all training seeds, rather than
             refuse.
+        outcome: One of `OUTCOMES`.
 
     Returns:
         The pairs: per task the same scenes for all training seeds.
@@ -87,6 +108,7 @@ def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scene
     Raises:
         NotComparableError: naming everything that differs.
     """
+    episodes = episodes.assign(speed=-episodes["steps"].astype(float).where(episodes["success"], np.inf))
     sides = {}
     for side in (first, second):
         rows = episodes.loc[(episodes["model"] == side.model) & (episodes["arm"] == side.arm), _COLUMNS]
@@ -95,6 +117,10 @@ def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scene
         sides[side] = rows
     a, b = sides[first], sides[second]
     problems = [*_duplicates(sides), *_differing_fields(sides), *_differing_checkpoints(first, a, second, b)]
+    problems += [*_relabelled(first, a, second, b), *_repeated_scenes(sides, common_scenes)]
+    if common_scenes:
+        one_of_each = ["train_seed", "task", "init_hash"]
+        a, b = (rows.sort_values("seed").drop_duplicates(one_of_each) for rows in (a, b))
     both = a.merge(b, on=_KEY, suffixes=("", "_second"))
     moved = both[both["init_hash"] != both["init_hash_second"]]
     if len(moved):
@@ -104,8 +130,8 @@ def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scene
             f"seed={row['seed']}: init_hash={row['init_hash']} and {row['init_hash_second']}"
         )
     problems += _moving_scenes(sides)
-    if not problems and not common_scenes:
-        problems = _differing_sets(first, a, second, b)
+    if not problems:
+        problems = (_holes if common_scenes else _differing_sets)(first, a, second, b)
     if problems:
         raise NotComparableError(f"{first} and {second} can't be compared: {'; '.join(problems)}")
     kept = both
@@ -118,7 +144,18 @@ def pair(episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scene
                 f"{first} and {second} can't be compared: the two have no scene in common for all training seeds "
                 f"({_list(sorted(set(a['train_seed'])))} and {_list(sorted(set(b['train_seed'])))})"
             )
-    return _to_pairs(first, second, kept, len(a) + len(b) - 2 * len(kept))
+    return _to_pairs(first, second, _decided(kept, outcome), len(a) + len(b) - 2 * len(kept))
+
+
+def _decided(rows: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    """Pairs with who succeeded, or for another outcome who did better, in `first_did` and `second_did`."""
+    if outcome == "success":
+        return rows.assign(first_did=rows["success"], second_did=rows["success_second"])
+    sign = np.zeros(len(rows))
+    for name in OUTCOMES[outcome]:
+        mine, its = rows[name].to_numpy(dtype=float), rows[f"{name}_second"].to_numpy(dtype=float)
+        sign = np.where(sign == 0, np.where(mine == its, 0, np.where(mine > its, 1, -1)), sign)
+    return rows.assign(first_did=sign > 0, second_did=sign < 0)
 
 
 def _to_pairs(first: ModelArm, second: ModelArm, rows: pd.DataFrame, n_left_out: int) -> Pairs:
@@ -132,8 +169,8 @@ def _to_pairs(first: ModelArm, second: ModelArm, rows: pd.DataFrame, n_left_out:
                 task=str(task),
                 tier=str(of_task["tier"].iloc[0]),
                 seeds=of_task["seed"].to_numpy()[: shape[1]],
-                first=of_task["success"].to_numpy(dtype=bool).reshape(shape),
-                second=of_task["success_second"].to_numpy(dtype=bool).reshape(shape),
+                first=of_task["first_did"].to_numpy(dtype=bool).reshape(shape),
+                second=of_task["second_did"].to_numpy(dtype=bool).reshape(shape),
             )
         )
     return Pairs(first, second, train_seeds, tuple(tasks), n_left_out)
@@ -159,12 +196,12 @@ def _duplicates(sides: dict[ModelArm, pd.DataFrame]) -> list[str]:
 def _differing_fields(sides: dict[ModelArm, pd.DataFrame]) -> list[str]:
     problems = []
     together = pd.concat(sides.values())
-    for name in SAME:
+    for name in (*SAME, *SAME_IF_KNOWN):
         n_values = together.groupby("task")[name].nunique()
         if (n_values > 1).any():
             task = n_values.idxmax()
             seen = " and ".join(
-                f"{_list(sorted(rows.loc[rows['task'] == task, name].unique()))} ({side})"
+                f"{_list(sorted(rows.loc[rows['task'] == task, name].dropna().unique()))} ({side})"
                 for side, rows in sides.items()
             )
             problems.append(f"{name} is {seen}, in task={task}: evaluate both with the same")
@@ -182,6 +219,96 @@ def _differing_checkpoints(first: ModelArm, a: pd.DataFrame, second: ModelArm, b
                 f"({_list(hashes)}): evaluate one, or give them distinct --model labels"
             )
     return problems
+
+
+def _relabelled(first: ModelArm, a: pd.DataFrame, second: ModelArm, b: pd.DataFrame) -> list[str]:
+    """A checkpoint is one training run of one model, whatever it is called."""
+    problems = []
+    for side, rows in ((first, a), (second, b)):
+        for (checkpoint,), seeds in _several(rows, ["checkpoint"], "train_seed"):
+            problems.append(
+                f"{side} has the same checkpoint ({str(checkpoint)[:12]}) as train_seed={_list(seeds)}: one training "
+                "run counts once, keep one of them"
+            )
+    same = set(a["checkpoint"]) & set(b["checkpoint"])
+    if first.model != second.model and same:
+        problems.append(f"both are the same checkpoint ({min(same)[:12]}): two labels make no two models")
+    return problems
+
+
+def _repeated_scenes(sides: dict[ModelArm, pd.DataFrame], common_scenes: bool) -> list[str]:
+    """Scenes of a task that begin alike are one scene, whatever their seeds."""
+    problems = []
+    for side, rows in sides.items():
+        again = rows[rows.duplicated(["train_seed", "task", "init_hash"]) & ~rows.duplicated(_KEY)]
+        if len(again) and not common_scenes:
+            row = again.iloc[0]
+            problems.append(
+                f"{side} has {len(again)} scenes that begin as another one of their task does, the first "
+                f"task={row['task']} seed={row['seed']}: give --common_scenes to keep one of each"
+            )
+    return problems
+
+
+def _holes(first: ModelArm, a: pd.DataFrame, second: ModelArm, b: pd.DataFrame) -> list[str]:
+    """What a side lacks must be a beginning, an end or a training seed: episodes in between may have been picked."""
+    problems = []
+    for side, rows, other in ((first, a, b), (second, b, a)):
+        for (train_seed, task), of_task in rows.groupby(["train_seed", "task"]):
+            known = other.loc[(other["task"] == task) & (other["train_seed"] == train_seed), "seed"]
+            lacking = set(known[known.between(of_task["seed"].min(), of_task["seed"].max())]) - set(of_task["seed"])
+            if lacking:
+                problems.append(
+                    f"{side} with train_seed={train_seed} lacks {len(lacking)} scenes in between, the first "
+                    f"task={task} seed={min(lacking)}: --common_scenes forgives evaluations that "
+                    "stopped early, not episodes that were taken out; evaluate them (wm-eval resumes)"
+                )
+                break
+    return problems
+
+
+def check_matched(episodes: pd.DataFrame, model: str, matched: str) -> tuple[list[str], list[str]]:
+    """Whether a model can be the parameter-matched control of another.
+
+    Args:
+        episodes: Rows with the columns of `EPISODE_SCHEMA`.
+        model: The model with memory.
+        matched: Its control.
+
+    Returns:
+        Why it can't, and what isn't known or differs without ruling it out.
+    """
+    a, b = (episodes[episodes["model"] == name] for name in (model, matched))
+    seeds = sorted(set(a["train_seed"]) & set(b["train_seed"]))
+    problems, notes, unknown = [], [], set()
+    for name in (*TRAINED_ALIKE, "train_steps"):
+        of_a, of_b = (
+            rows.drop_duplicates("train_seed").set_index("train_seed")[name].reindex(seeds) for rows in (a, b)
+        )
+        known = of_a.notna() & of_b.notna()
+        if not known.all():
+            unknown.add(name)
+        differing = [seed for seed in seeds if known[seed] and of_a[seed] != of_b[seed]]
+        if differing:
+            seed = differing[0]
+            text = f"{name} is {_short(of_a[seed])} ({model}) and {_short(of_b[seed])} ({matched}) at train_seed={seed}"
+            (problems if name in TRAINED_ALIKE else notes).append(text)
+    sees = [rows["sees"].dropna().unique() for rows in (a, b)]
+    if all(map(len, sees)) and (sees[0][0] == "no images") != (sees[1][0] == "no images"):
+        problems.append(f"{model} sees {sees[0][0]}, {matched} sees {sees[1][0]}")
+    sizes = [rows["n_trainable"].dropna().unique() for rows in (a, b)]
+    if not all(map(len, sizes)):
+        unknown.add("n_trainable")
+    elif abs(sizes[1][0] / sizes[0][0] - 1) > MATCHED_WITHIN:
+        problems.append(f"{matched} has {sizes[1][0]:,.0f} trainable parameters, {model} {sizes[0][0]:,.0f}")
+    if unknown:
+        notes.append(f"not recorded, and so not checked: {', '.join(sorted(unknown))} of {model} or {matched}")
+    return problems, notes
+
+
+def _short(value) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _moving_scenes(sides: dict[ModelArm, pd.DataFrame]) -> list[str]:

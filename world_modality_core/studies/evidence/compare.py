@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, Pairs, pair
+from world_modality_core.studies.evidence.checkpoint import THROUGH_MEMORY
+from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, Pairs, check_matched, pair
 from world_modality_core.studies.evidence.paired import (
     PairCounts,
     RunsResult,
@@ -144,11 +145,13 @@ class ComparisonReport:
     refusals: tuple[str, ...] = ()
     # Difference below which two models count as equally good; None if none was named.
     margin: float | None = None
+    outcome: str = "success"
 
     @property
     def answers(self) -> tuple[DifferenceAnswer, ...]:
         """What may be said of each comparison."""
-        return tuple(answer_of(c.tested(self.alpha, self.margin), self.alpha) for c in self.comparisons)
+        tested = [replace(c.tested(self.alpha, self.margin), outcome=self.outcome) for c in self.comparisons]
+        return tuple(answer_of(sides, self.alpha) for sides in tested)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists, dictionaries, numbers and strings."""
@@ -162,6 +165,7 @@ class ComparisonReport:
         return {
             "schema": SCHEMA_VERSION,
             "alpha": self.alpha,
+            "outcome": self.outcome,
             "sides": [asdict(side) for side in self.sides],
             "comparisons": comparisons,
             "verdicts": verdicts,
@@ -179,6 +183,7 @@ def compare(
     n_planned: int | None = None,
     common_scenes: bool = False,
     margin: float | None = None,
+    outcome: str = "success",
     all_or_nothing: bool = True,
 ) -> ComparisonReport:
     """Compare arms with intact, and models with a baseline, on the same scenes.
@@ -194,6 +199,7 @@ def compare(
         n_planned: Pairs that are planned, of which any number may be there: test so that one may look at any time.
         common_scenes: Compare on the scenes that both sides have, rather than refuse.
         margin: Difference below which two models count as equally good.
+        outcome: One of `OUTCOMES`: by what an episode is better than another.
         all_or_nothing: Raise if a comparison must be refused or nothing is left to compare; else make the others, and
             name what was refused in the report.
 
@@ -211,10 +217,17 @@ def compare(
     wanted = _wanted(episodes, baseline, candidates, arms, matched)
     if all_or_nothing and not wanted:
         raise ConfigError(f"baseline={baseline!r}: nothing to compare; {_remedy(models)}")
-    paired, problems = [], []
+    paired, problems, notes = [], [], {}
     for kind, first, second in wanted:
         try:
-            paired.append((kind, pair(episodes, first, second, common_scenes)))
+            if kind == "matched":
+                reasons, notes[first.model] = check_matched(episodes, first.model, second.model)
+                if reasons:
+                    raise NotComparableError(
+                        f"matched={matched!r} is no control of {first.model}: {'; '.join(reasons)}; compare the two "
+                        "with --baseline, which asks for nothing but the same scenes"
+                    )
+            paired.append((kind, pair(episodes, first, second, common_scenes, outcome)))
         except NotComparableError as error:
             problems.append(str(error))
     problems = list(dict.fromkeys(problems))
@@ -229,9 +242,19 @@ def compare(
     comparisons = with_holm([compare_pairs(kind, pairs, alpha, n_planned, margin) for kind, pairs in paired])
     names = list(dict.fromkeys(side for c in comparisons for side in (c.second, c.first)))
     sides = [rates_of(episodes, side, 1 - alpha) for side in sorted(names, key=lambda s: (s.model, s.arm != INTACT))]
-    verdicts = _judge(candidates, comparisons, {side.side: side.gates for side in sides}, alpha)
+    gates = {side.side: side.gates for side in sides}
+    verdicts = []
+    for model in candidates:
+        verdicts += _judge(model, comparisons, gates, alpha, _tautologies(episodes, model), notes.get(model, ()))
     return ComparisonReport(
-        alpha, tuple(sides), tuple(comparisons), tuple(verdicts), _verdict_holm(verdicts), tuple(problems), margin
+        alpha,
+        tuple(sides),
+        tuple(comparisons),
+        tuple(verdicts),
+        _verdict_holm(verdicts),
+        tuple(problems),
+        margin,
+        outcome,
     )
 
 
@@ -396,16 +419,25 @@ def _rate(level: str, name: str, values: list[np.ndarray], confidence: float) ->
     )
 
 
-def _judge(candidates, comparisons: list[Comparison], gates: dict[ModelArm, dict[int, float]], alpha: float):
-    """Both verdicts on every candidate that has another arm than intact."""
-    verdicts = []
-    for model in candidates:
-        of_model = [c for c in comparisons if c.first.model == model]
-        arms = {c.second.arm: c.evidence for c in of_model if c.kind == "arm"}
-        matched = next((c.evidence for c in of_model if c.kind == "matched"), None)
-        if arms:
-            verdicts += judge(model, arms, matched, gates[ModelArm(model, INTACT)], alpha)
-    return verdicts
+def _tautologies(episodes: pd.DataFrame, model: str) -> list[str]:
+    """What of a model makes its arms tell nothing."""
+    rows = episodes[episodes["model"] == model]
+    found = []
+    if rows["memory_content"].eq("states").any():
+        found.append("copy_current says that the robot stays where it is, which is zero: no control of more vision")
+    if rows["sees"].eq(THROUGH_MEMORY).any():
+        found.append("the memory is all that this policy sees by: without it any policy fails")
+    return found
+
+
+def _judge(model: str, comparisons: list[Comparison], gates, alpha: float, tautologies, notes) -> tuple[Verdict, ...]:
+    """Both verdicts on a candidate; none if it has no other arm than intact."""
+    of_model = [c for c in comparisons if c.first.model == model]
+    arms = {c.second.arm: c.evidence for c in of_model if c.kind == "arm"}
+    matched = next((c.evidence for c in of_model if c.kind == "matched"), None)
+    if not arms:
+        return ()
+    return judge(model, arms, matched, gates[ModelArm(model, INTACT)], alpha, tautologies, notes)
 
 
 def _verdict_holm(verdicts: list[Verdict]) -> dict[tuple[str, str], float]:

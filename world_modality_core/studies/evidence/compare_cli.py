@@ -1,6 +1,7 @@
 """`wm-compare`: compare models and arms on the same scenes, and say whether a memory is used and needed.
 
-wm-compare outputs/eval/A outputs/eval/F --baseline=A_k4 --candidates=F_k4
+wm-compare outputs/eval/A outputs/eval/F --baseline=A --candidates=F
+wm-compare trials.csv --baseline=old    # of a real robot: columns policy, trial, success, and if there are: task, score
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ import sys
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree
 
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import write_text
+from world_modality_core.studies.evidence.wording import WORSE
 
 REFUSED = 2
+SWITCHES = ("plan", "sequential", "common_scenes", "markdown", "brief")
 
 
 @dataclass
 class CompareConfig:
     """Options of `wm-compare`."""
 
-    # Folders of evaluations, studies or records, or episodes.parquet files; names before the first option are taken as
-    # folders.
+    # Folders of evaluations, studies or records, episodes.parquet files, CSV files of trials, or folders of
+    # lerobot-eval; names that stand by themselves are taken as folders.
     folders: list[str] = field(default_factory=list)
     # Model that the candidates are compared with.
     baseline: str = ""
@@ -43,6 +47,13 @@ class CompareConfig:
     # Difference of success rates, in (0, 1), below which two models count as equally good: also test "not worse" and
     # "as good".
     margin: float | None = None
+    # By what an episode is better than another: success; time (success, then fewer steps to it); reward (their sum).
+    # All tests are then of how much more often the first did better.
+    outcome: str = "success"
+    # Write a JUnit file, one test case for each comparison.
+    junit: str | None = None
+    # Exit with 1 if a model is shown to be worse than what it was compared with: regressed.
+    fail_if: str = ""
     # Print three lines.
     brief: bool = False
     # Also write all figures into this file.
@@ -73,6 +84,10 @@ class CompareConfig:
             raise ConfigError("folders is empty: name folders that wm-eval wrote")
         if not 0 < self.alpha < 0.5:
             raise ConfigError(f"alpha={self.alpha}: expected a level between 0 and 0.5, such as 0.05")
+        if self.outcome not in ("success", "time", "reward"):
+            raise ConfigError(f"outcome={self.outcome!r}: expected success, time or reward")
+        if self.fail_if not in ("", "regressed"):
+            raise ConfigError(f"fail_if={self.fail_if!r}: expected regressed, or leave it out")
         if self.margin is not None and not 0 < self.margin < 1:
             raise ConfigError(f"margin={self.margin}: expected a difference between 0 and 1, such as 0.1")
         if self.sequential and (self.n is None or self.n < 1):
@@ -88,8 +103,11 @@ class CompareConfig:
             )
 
 
-def run(cfg: CompareConfig) -> None:
+def run(cfg: CompareConfig) -> int:
     """Compare, print, and write what was asked for; or plan.
+
+    Returns:
+        1 where `fail_if` says so, else 0.
 
     Raises:
         ConfigError: an option can't be used.
@@ -100,8 +118,8 @@ def run(cfg: CompareConfig) -> None:
     # pandas and scipy take longer to import than wrong options take to be refused.
     from world_modality_core.studies.evidence.compare import compare
     from world_modality_core.studies.evidence.compare_table import brief, format_report
-    from world_modality_core.studies.evidence.episode_records import read_episodes
     from world_modality_core.studies.evidence.plan_text import PlanOptions, make_plan
+    from world_modality_core.studies.evidence.unpaired import compare_unpaired
 
     names = {
         "baseline": cfg.baseline,
@@ -111,13 +129,16 @@ def run(cfg: CompareConfig) -> None:
         "alpha": cfg.alpha,
         "common_scenes": cfg.common_scenes,
     }
+    if lerobot_evals := _lerobot_evals(cfg):
+        print(compare_unpaired(lerobot_evals, cfg.baseline, cfg.alpha))
+        return 0
     if cfg.plan:
-        pilot = compare(read_episodes(cfg.folders), **names) if cfg.folders else None
+        pilot = compare(_read(cfg), **names) if cfg.folders else None
         wanted = PlanOptions(cfg.difference, cfg.rate, cfg.discordance, cfg.power, cfg.alpha, cfg.n)
         print(make_plan(wanted, pilot))
-        return
+        return 0
     report = compare(
-        read_episodes(cfg.folders), **names, n_planned=cfg.n if cfg.sequential else None, margin=cfg.margin
+        _read(cfg), **names, n_planned=cfg.n if cfg.sequential else None, margin=cfg.margin, outcome=cfg.outcome
     )
     print(brief(report) if cfg.brief else format_report(report, cfg.markdown), end="")
     if cfg.json:
@@ -128,13 +149,59 @@ def run(cfg: CompareConfig) -> None:
         from world_modality_core.studies.evidence.compare_plot import save_plot
 
         save_plot(report, Path(cfg.plot))
+    cases = [(c, answer) for c, answer in zip(report.comparisons, report.answers, strict=True) if c.kind != "arm"]
+    failed = [answer for _, answer in cases if answer.answer == WORSE]
+    if cfg.junit:
+        write_text(cfg.junit, _junit(cases))
+    return 1 if cfg.fail_if and failed else 0
+
+
+def _read(cfg: CompareConfig):
+    """Episodes of evaluations, or trials of a real robot."""
+    from world_modality_core.studies.evidence.episode_records import read_episodes
+    from world_modality_core.studies.evidence.trial_records import is_table_of_trials, read_trials
+
+    if is_table_of_trials(cfg.folders):
+        import pandas as pd
+
+        return pd.concat([read_trials(Path(file)) for file in cfg.folders], ignore_index=True)
+    return read_episodes(cfg.folders)
+
+
+def _lerobot_evals(cfg: CompareConfig) -> list[Path]:
+    """Files of lerobot-eval, where there is nothing of wm-eval."""
+    from world_modality_core.studies.evidence.episode_records import has_episodes
+    from world_modality_core.studies.evidence.unpaired import find_lerobot_evals
+
+    return [] if cfg.plan or has_episodes(cfg.folders) else find_lerobot_evals(cfg.folders)
+
+
+def _junit(cases: list) -> str:
+    """A test case for each comparison of models; a failure where one is worse."""
+    root = ElementTree.Element("testsuite", name="wm-compare", tests=str(len(cases)))
+    root.set("failures", str(sum(answer.answer == WORSE for _, answer in cases)))
+    for comparison, answer in cases:
+        case = ElementTree.SubElement(root, "testcase", classname=str(comparison.second), name=str(comparison.first))
+        if answer.answer == WORSE:
+            ElementTree.SubElement(case, "failure", message=answer.text)
+        else:
+            ElementTree.SubElement(case, "system-out").text = answer.text
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def folders_as_option(arguments: list[str]) -> list[str]:
-    """Names before the first option become `--folders`."""
-    n_names = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    names = arguments[:n_names]
-    return ([f"--folders={json.dumps(names)}"] if names else []) + arguments[n_names:]
+    """Names become `--folders`: those before the first option, and those after a switch that takes none."""
+    names, others, is_value = [], [], False
+    for argument in arguments:
+        if argument.startswith("-"):
+            others.append(argument)
+            is_value = "=" not in argument and argument.lstrip("-") not in SWITCHES
+        elif is_value or argument.lower() in ("true", "false"):
+            others.append(argument)
+            is_value = False
+        else:
+            names.append(argument)
+    return ([f"--folders={json.dumps(names)}"] if names else []) + others
 
 
 def _split(names: str) -> list[str]:
@@ -142,7 +209,7 @@ def _split(names: str) -> list[str]:
 
 
 def main() -> int:
-    """Console script `wm-compare`: exits with 2 if it refuses."""
+    """Console script `wm-compare`: exits with 2 if it refuses, with 1 if --fail_if says so."""
     arguments = folders_as_option(sys.argv[1:])
     return run_command("wm-compare", CompareConfig, run, arguments, remedy="begins anew", status=REFUSED)
 

@@ -9,6 +9,12 @@ from world_modality_core.studies.evidence.wording import p_text
 
 NAMES = {"episodes": "all episodes", "tasks": "mean over tasks", "tiers": "mean over tiers"}
 
+_UNITS = {
+    "success": "in points of success rate",
+    "time": "by success, then time to success: % of pairs in which the first did better, minus worse",
+    "reward": "by sum of rewards: % of pairs in which the first did better, minus worse",
+}
+
 
 def format_report(report: ComparisonReport, markdown: bool = False) -> str:
     """Verdicts, paired differences and rates.
@@ -21,7 +27,7 @@ def format_report(report: ComparisonReport, markdown: bool = False) -> str:
     blocks = [
         _heading("Verdicts", markdown),
         "\n".join(_verdict_lines(report, markdown)),
-        _heading("Paired differences, in points of success rate", markdown),
+        _heading(f"Paired differences, {_UNITS[report.outcome]}", markdown),
         _table(
             ["first - second", "", "won : lost / pairs", "difference", f"{level} interval", "p", "p (Holm)"],
             [row for comparison in report.comparisons for row in _difference_rows(comparison)],
@@ -145,7 +151,7 @@ def _verdict_lines(report: ComparisonReport, markdown: bool) -> list[str]:
     of_models, of_arms = [], []
     for c, answer in zip(report.comparisons, report.answers, strict=True):
         (of_arms if c.kind == "arm" else of_models).append(f"- {answer.text}" if markdown else answer.text)
-    return [*of_models, *lines, *of_arms]
+    return list(dict.fromkeys([*of_models, *lines, *of_arms]))  # a baseline may be the matched model too
 
 
 def _verdict_head(verdict: Verdict, report: ComparisonReport) -> str:

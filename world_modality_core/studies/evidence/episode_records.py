@@ -63,10 +63,26 @@ EPISODE_SCHEMA = pa.schema(
         pa.field("episode_length", pa.int64(), nullable=False),
         pa.field("env_hash", pa.string(), nullable=False),
         pa.field("video", pa.string()),
+        # What the policy was trained on and what it is; null in records from before these were kept.
+        pa.field("dataset", pa.string()),
+        pa.field("dataset_hash", pa.string()),
+        pa.field("episodes", pa.string()),
+        pa.field("action_free", pa.string()),
+        pa.field("train_steps", pa.int64()),
+        pa.field("samples", pa.int64()),
+        pa.field("n_trainable", pa.int64()),
+        pa.field("n_frozen", pa.int64()),
+        pa.field("starts_from", pa.string()),
+        pa.field("sees", pa.string()),
+        pa.field("memory_content", pa.string()),
+        pa.field("mujoco", pa.string()),
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
 """Columns of a row, in this order."""
+
+TRAINING_COLUMNS = EPISODE_SCHEMA.names[EPISODE_SCHEMA.names.index("dataset") :]
+"""Columns that older records lack: they read as null, which means "not recorded"."""
 
 EPISODE_KEY = ["model", "train_seed", "arm", "task", "seed"]
 """What names an episode: no two rows may share it."""
@@ -159,6 +175,15 @@ def rows_to_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
     return table
 
 
+def rows_to_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as `read_episodes` returns them.
+
+    Raises:
+        EpisodesError: as `rows_to_table`.
+    """
+    return _to_frame(rows_to_table(rows))
+
+
 def write_episodes(frame: pd.DataFrame, path: str | Path) -> None:
     """Write rows that `read_episodes` returned (of several runs, say) into one file; aside first, then renamed.
 
@@ -203,6 +228,13 @@ def read_episodes(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
             "these, or evaluate with distinct --model labels"
         )
     return frame.sort_values(EPISODE_KEY, ignore_index=True)
+
+
+def has_episodes(paths: Iterable[str | Path]) -> bool:
+    """Whether there is anything that `read_episodes`, or a reader of trials, can read."""
+    return any(
+        path.suffix in (".parquet", ".csv") or not path.is_dir() or _episode_files(path) for path in map(Path, paths)
+    )
 
 
 def read_eval_infos(paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -276,12 +308,21 @@ def _read_parts(folder: Path) -> pa.Table:
 def _read_table(file: Path) -> pa.Table:
     table = read_parquet(file)
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
-    if version != str(SCHEMA_VERSION) or table.schema.names != EPISODE_SCHEMA.names:
+    younger = [name for name in TRAINING_COLUMNS if name not in table.schema.names]
+    if version != str(SCHEMA_VERSION) or table.schema.names != [n for n in EPISODE_SCHEMA.names if n not in younger]:
         raise EpisodesError(
             f"{file} has episode schema {version}, this version reads {SCHEMA_VERSION}: it is no record of wm-eval, or "
             "one of another version of lerobot_policy_world_modality"
         )
+    for field in table.schema:
+        wanted = EPISODE_SCHEMA.field(field.name).type
+        if field.type != wanted and not pa.types.is_null(field.type):
+            raise EpisodesError(
+                f"{file}: {field.name} is {field.type}, expected {wanted}: no version of wm-eval wrote that"
+            )
     with reading(file, "episodes"):
+        for name in younger:
+            table = table.append_column(name, pa.nulls(len(table), EPISODE_SCHEMA.field(name).type))
         table = table.cast(EPISODE_SCHEMA)
         table.validate(full=True)  # texts that are no UTF-8, say
     for field in EPISODE_SCHEMA:
@@ -299,4 +340,6 @@ def _write_table(table: pa.Table, path: Path) -> None:
 
 
 def _to_frame(table: pa.Table) -> pd.DataFrame:
-    return table.to_pandas().reset_index(drop=True)
+    frame = table.to_pandas().reset_index(drop=True)
+    whole = [f.name for f in EPISODE_SCHEMA if f.nullable and f.type == pa.int64()]
+    return frame.astype(dict.fromkeys(whole, "Int64"))  # a missing number would make the others floats

@@ -7,7 +7,7 @@ level if every part holds it, so nothing is divided by the number of parts. Its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from world_modality_core.studies.evidence.paired import PairCounts, RunsResult, ScenesResult
@@ -28,6 +28,7 @@ POWER = 0.8
 
 USED, NEEDED = "memory used", "memory needed at test time"
 SHOWN, NOT_SHOWN, SHUT, UNDECIDED = "shown", "not shown", "not used: the gate never opened", "not decided"
+NOT_INFORMATIVE = "not informative"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def judge(
     matched: Evidence | None,
     gates: Mapping[int, float],
     alpha: float = 0.05,
+    tautologies: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> tuple[Verdict, Verdict]:
     """Both verdicts on a model.
 
@@ -110,6 +113,8 @@ def judge(
         matched: Intact against the parameter-matched model that was trained without memory.
         gates: Training seed -> mean |gate| of the intact arm; empty if the model logs none.
         alpha: Level of each test.
+        tautologies: Why its arms can't but differ from intact, or are one another: they tell nothing then.
+        notes: What is to be said of the parameter-matched model.
 
     Returns:
         "Memory used" and "memory needed at test time".
@@ -117,17 +122,24 @@ def judge(
     used_parts = {arm: arms.get(arm) for arm in USED_ARMS}
     needed_parts = {**used_parts, CLOSED_ARM: arms.get(CLOSED_ARM), MATCHED: matched}
     return (
-        _verdict(model, USED, used_parts, gates, alpha),
-        _verdict(model, NEEDED, needed_parts, gates, alpha),
+        _verdict(model, USED, used_parts, gates, alpha, tautologies),
+        _verdict(model, NEEDED, needed_parts, gates, alpha, tautologies, notes if matched else ()),
     )
 
 
 def _verdict(
-    model: str, question: str, parts: Mapping[str, Evidence | None], gates: Mapping[int, float], alpha: float
+    model: str,
+    question: str,
+    parts: Mapping[str, Evidence | None],
+    gates: Mapping[int, float],
+    alpha: float,
+    tautologies: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> Verdict:
     found = {name: part for name, part in parts.items() if part is not None}
     failed = [part for part in found.values() if not (part.is_ahead and part.p <= alpha)]
     reasons = [_reason(part, part not in failed, alpha) for part in found.values()]
+    reasons += notes
     missing = [name for name in parts if name not in found]
     populations = dict.fromkeys(part.population for part in found.values())
     p = None if missing else max(part.p for part in found.values())
@@ -155,7 +167,12 @@ def _verdict(
         # What a single run can't tell: whether retraining would give the same.
         reasons.append("the comparison with the matched model needs at least two training runs")
         return verdict(UNDECIDED)
-    return verdict(UNDECIDED if missing or is_open else SHOWN)
+    if missing or is_open:
+        return verdict(UNDECIDED)
+    reasons += tautologies
+    if tautologies and question == NEEDED:
+        reasons.append("so this rests on the comparison with the matched model alone")
+    return verdict(NOT_INFORMATIVE if tautologies and question == USED else SHOWN)
 
 
 def _reason(part: Evidence, holds: bool, alpha: float) -> str:

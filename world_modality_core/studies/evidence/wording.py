@@ -31,6 +31,8 @@ class TwoSides:
     margin_p: tuple[float, float] | None = None
     # Of tasks that differ.
     heterogeneity_p: float | None = None
+    # What was compared: "success", or by what an episode is better than another.
+    outcome: str = "success"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def answer_of(tested: TwoSides, alpha: float) -> DifferenceAnswer:
     if tested.heterogeneity_p is not None and tested.heterogeneity_p <= alpha:
         tail += f"; tasks differ in it (p {p_text(tested.heterogeneity_p)}): read them one by one"
     points = f"{100 * tested.difference:+.1f} points [{100 * tested.low:+.1f}, {100 * tested.high:+.1f}]"
-    head = f"{tested.first} against {tested.second}: {answer} ({because}), {points}"
+    by = "" if tested.outcome == "success" else f" by {tested.outcome}"
+    head = f"{tested.first} against {tested.second}: {answer}{by} ({because}), {points}"
     return DifferenceAnswer(answer, f"{head}; for {tested.population}{tail}")
 
 

@@ -1,0 +1,173 @@
+"""Study 5: does a monitor tell a policy's failures, and disturbances, in time? (design: docs/study5.md)
+
+    python examples/studies/study5.py --data=data/metaworld3 --output=outputs/study5
+    python examples/studies/study5.py --data=data/metaworld3 --output=outputs/study5 --seeds=1,2 --n_judged=15 ...
+
+`data` holds `companion` and `companion_stripped`, made as docs/study5.md says. Each stage writes a folder and is passed
+over where that is finished; a stage that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from lerobot_policy_world_modality.envs.configuration_metaworld_light import Disturbance
+from world_modality_core.monitor.judging import judged_by
+from world_modality_core.monitor.monitor_rows import read_monitor_rows, write_monitor_rows
+from world_modality_core.monitor.saved_monitor import Monitor
+
+TASKS = "push-v3,pick-place-v3,peg-insert-side-v3"
+# Of the 60 recorded episodes of each task, in this order: what the Prophet learns from, and what the policies see.
+PER_TASK, OF_PROPHET, OF_POLICY = 60, 30, 15
+# Scenes that thresholds are set on, and those that are judged.
+CALIBRATION_SEED, JUDGED_SEED = 200_000, 100_000
+MODULES = {
+    "wm-prophet": "world_modality_core.prophet.cli",
+    "wm-monitor": "world_modality_core.monitor.cli",
+    "wm-eval": "lerobot_policy_world_modality.evaluation.cli",
+    "lerobot-train": "lerobot.scripts.lerobot_train",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The study's options: its size. What it asks is fixed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", default="1,2,3,4,5", help="training seeds of the policies")
+    parser.add_argument("--tasks", default=TASKS, help="of the three, those that are evaluated")
+    parser.add_argument("--disturbances", default=",".join(get_args(Disturbance)[1:]))
+    parser.add_argument("--n_calibrated", type=int, default=50, help="scenes of each task and seed for thresholds")
+    parser.add_argument("--n_judged", type=int, default=50, help="scenes of each task and seed that are judged")
+    parser.add_argument("--n_disturbed", type=int, default=25, help="of these, that each disturbance happens in")
+    parser.add_argument("--false_alarm_rate", type=float, default=0.05)
+    parser.add_argument("--prophet_steps", type=int, default=3000)
+    parser.add_argument("--policy_steps", type=int, default=1200)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--export", type=Path, help="write the records of what is done into a folder, and stop")
+    return parser
+
+
+class Study:
+    """Its stages, in order.
+
+    Args:
+        given: The options.
+    """
+
+    def __init__(self, given: argparse.Namespace):
+        self.given, self.out = given, given.output
+        self.seeds = [int(seed) for seed in given.seeds.split(",")]
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> None:
+        """All of it."""
+        given, data = self.given, self.given.data
+        companion = f"--companions={data / 'companion'}"
+        self.stage(
+            "prophet/model.safetensors", "wm-prophet", companion, f"--episodes={self.episodes(OF_PROPHET)}",
+            "--prophet.d_model=128", "--prophet.n_layers=2", "--prophet.use_language=true", "--history_stride=4",
+            "--future_stride=4", f"--steps={given.prophet_steps}", "--batch_size=32", f"--device={given.device}",
+            f"--output_dir={self.out / 'prophet'}",
+        )  # fmt: skip
+        # On demonstrations first: a monitor that has scores, and thresholds for experts.
+        self.stage(
+            "monitor_experts/monitor.json", "wm-monitor", "fit", f"--prophet={self.out / 'prophet'}", companion,
+            f"--output_dir={self.out / 'monitor_experts'}",
+        )  # fmt: skip
+        for seed in self.seeds:
+            self.train(seed)
+        for seed in self.seeds:
+            self.evaluate(seed, "calibration", CALIBRATION_SEED, given.n_calibrated)
+        for seed in self.seeds:
+            self.evaluate(seed, "judged", JUDGED_SEED, given.n_judged)
+        for kind in filter(None, given.disturbances.split(",")):
+            for seed in self.seeds:
+                self.evaluate(seed, f"disturbed/{kind}", JUDGED_SEED, given.n_disturbed, f"--env.disturbance={kind}")
+        # Thresholds of the policy's own successes, on other scenes than those judged.
+        self.stage(
+            "monitor/monitor.json", "wm-monitor", "fit", f"--monitor={self.out / 'monitor_experts'}",
+            f"--rows={self.out / 'calibration'}", f"--false_alarm_rate={given.false_alarm_rate}",
+            f"--output_dir={self.out / 'monitor'}",
+        )  # fmt: skip
+        folders = [str(self.out / "judged"), str(self.out / "disturbed")]
+        folders = [folder for folder in folders if Path(folder).is_dir()]
+        for name in ("monitor", "monitor_experts"):
+            self.stage(
+                f"judgement_{name}.json", "wm-monitor", "eval", *folders, f"--monitor={self.out / name}",
+                f"--output={self.out / f'judgement_{name}.json'}",
+            )  # fmt: skip
+
+    def export(self, folder: Path) -> None:
+        """The records: rows with the levels of the monitor that was set on the policy's successes, and judgements."""
+        monitor = Monitor.load(self.out / "monitor")
+        for what in ("calibration", "judged", "disturbed"):
+            if not (self.out / what).is_dir():
+                continue
+            rows = judged_by(monitor, read_monitor_rows([self.out / what]), what).drop(columns="folder")
+            names = [f"score_{name}" for name in monitor.score_names]
+            for (_, _, kind), of in rows.groupby(["arm", "task", "disturbance"]):
+                records = of.drop(columns=names).astype(object).where(of.notna(), None).to_dict("records")
+                for record, values in zip(records, of[names].to_numpy(), strict=True):
+                    record["values"] = np.stack([np.asarray(each, float) for each in values], axis=1)
+                write_monitor_rows(folder / what / kind, records, monitor.score_names)
+        for path in [*self.out.glob("judgement_*.json"), self.out / "commands.jsonl"]:
+            shutil.copy(path, folder / path.name)
+
+    def train(self, seed: int) -> None:
+        """A policy without a world memory: the monitor must not need one."""
+        stripped, steps = self.given.data / "companion_stripped", self.given.policy_steps
+        self.stage(
+            f"train/s{seed}/checkpoints/last/pretrained_model/model.safetensors", "lerobot-train",
+            "--policy.type=world_A", "--dataset.repo_id=study/metaworld3_world_stripped", f"--dataset.root={stripped}",
+            f"--dataset.episodes=[{self.episodes(OF_POLICY, spelled=True)}]",
+            f"--policy.companion.root={self.given.data / 'companion'}", "--policy.d_model=128", "--policy.n_layers=2",
+            "--policy.per_cell=false", "--policy.dropout=0.0", "--policy.n_obs_steps=3", "--policy.history_stride=4",
+            "--policy.chunk_size=8", "--policy.n_action_steps=4", "--policy.optimizer_lr=1e-3",
+            "--policy.scheduler_warmup_steps=100", f"--policy.scheduler_decay_steps={steps}",
+            f"--policy.device={self.given.device}", "--policy.push_to_hub=false", "--batch_size=24", f"--steps={steps}",
+            f"--save_freq={steps}", "--env_eval_freq=0", "--num_workers=0", "--wandb.enable=false", f"--seed={seed}",
+            f"--output_dir={self.out / f'train/s{seed}'}",
+        )  # fmt: skip
+
+    def evaluate(self, seed: int, what: str, first: int, n: int, *more: str) -> None:
+        """Watched rollouts of a policy."""
+        folder = self.out / what / f"s{seed}"
+        self.stage(
+            f"{what}/s{seed}/episodes.parquet", "wm-eval",
+            f"--policy.path={self.out / f'train/s{seed}/checkpoints/last/pretrained_model'}", "--model=A",
+            "--env.type=metaworld_light", f"--env.task={self.given.tasks}", "--env.episode_length=200",
+            "--env.camera_period=4", *more, f"--eval.n_episodes={n}", f"--eval.batch_size={min(n, 10)}",
+            "--eval.use_async_envs=false", f"--policy.device={self.given.device}", f"--seed={first}",
+            f"--monitor={self.out / 'monitor_experts'}", f"--output_dir={folder}",
+        )  # fmt: skip
+
+    def episodes(self, n: int, spelled: bool = False) -> str:
+        """The first n recorded episodes of each task, as ranges or one by one."""
+        starts = range(0, 3 * PER_TASK, PER_TASK)
+        if spelled:
+            return ",".join(str(start + i) for start in starts for i in range(n))
+        return ",".join(f"{start}-{start + n - 1}" for start in starts)
+
+    def stage(self, made: str, program: str, *arguments: str) -> None:
+        """Run a command unless what it makes is there, and note it down."""
+        if (self.out / made).exists():
+            return
+        print(" ".join([program, *arguments]), flush=True)
+        subprocess.run([sys.executable, "-m", MODULES[program], *arguments], check=True)
+        with (self.out / "commands.jsonl").open("a") as file:
+            file.write(json.dumps([program, *arguments]) + "\n")
+
+
+if __name__ == "__main__":
+    options = make_parser().parse_args()
+    study = Study(options)
+    study.export(options.export) if options.export else study.run()

@@ -1,0 +1,1 @@
+"""`wm-trial`: a blinded comparison of two policies on a real robot."""
