@@ -48,8 +48,8 @@ PARSERS = {
     "wm-monitor": monitor_parser(),
     "wm-report": report_parser(),
     "wm-push": push_parser(),
-    "wm-trial": trial_parser(),
     "wm-verify": verify_parser(),
+    "wm-trial": trial_parser(),
 }
 CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "wm_tools", "examples", "benchmarks"]
 VARIABLES = {"USER": "me", "type": "F", "source": "zero", "arm": "E2", "suite": "libero_goal", "tier": "easy"}
