@@ -30,7 +30,7 @@ if __name__ == "__main__":  # a distribution's own package `tests` may stand bef
     sys.modules["tests"] = package
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.faults.commands import Done, start, tree  # noqa: E402
+from tests.faults.commands import Done, exit_code, start, tree  # noqa: E402
 
 LONGEST_S = 400.0
 # Seconds after a child was killed in which the command may still end by itself.
@@ -162,9 +162,7 @@ def _end_within(pid: int, seconds: float) -> int | None:
     """The exit status of a process (128 + n by a signal n); None if it is still at work after so long."""
     end = time.monotonic() + seconds
     while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
+        if (code := exit_code(pid)) is not None:
             return code if code >= 0 else 128 - code
         if time.monotonic() > end:
             return None
@@ -187,7 +185,7 @@ def _kill_all(pid: int) -> None:
     for each in [*_below(pid), pid]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    _end_within(pid, 60)
 
 
 # The jobs.
