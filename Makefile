@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := metaworld,embedded,report,smolvla,qwen,coc,docs,dev
+EXTRAS := metaworld,embedded,report,smolvla,qwen,diffusion,coc,docs,dev
 # Versions to install: those that CI tested. Empty: the newest that pyproject.toml allows.
 CONSTRAINTS := constraints.txt
 ifneq (,$(findstring libero,$(EXTRAS)))

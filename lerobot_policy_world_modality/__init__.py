@@ -7,6 +7,14 @@ logged, and heavy imports would slow every LeRobot command down: register config
 from lerobot_policy_world_modality.envs.configuration_metaworld_light import MetaworldLightEnvConfig
 from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import QwenWorldFPlusConfig
 from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import SmolVLAWorldConfig
+from lerobot_policy_world_modality.policies.variants.built_in import (
+    ACTWorldConfig,
+    DiffusionWorldConfig,
+    MultiTaskDiTWorldConfig,
+    PI0WorldConfig,
+    PI05WorldConfig,
+    XVLAWorldConfig,
+)
 from lerobot_policy_world_modality.policies.world.configuration_world_modality import (
     WorldAConfig,
     WorldBConfig,
@@ -16,7 +24,12 @@ from lerobot_policy_world_modality.policies.world.configuration_world_modality i
 )
 
 __all__ = [
+    "ACTWorldConfig",
+    "DiffusionWorldConfig",
     "MetaworldLightEnvConfig",
+    "MultiTaskDiTWorldConfig",
+    "PI05WorldConfig",
+    "PI0WorldConfig",
     "QwenWorldFPlusConfig",
     "SmolVLAWorldConfig",
     "WorldAConfig",
@@ -24,4 +37,5 @@ __all__ = [
     "WorldBContConfig",
     "WorldCConfig",
     "WorldFConfig",
+    "XVLAWorldConfig",
 ]

@@ -9,8 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-# libero is not in the tests' environment.
-EXTRAS = sorted(set(PROJECT["optional-dependencies"]) - {"libero"})
+# These may not be in the tests' environment.
+EXTRAS = sorted(set(PROJECT["optional-dependencies"]) - {"libero", "diffusion", "multi_task_dit"})
 PERMISSIVE = r"\b(MIT|BSD|Apache|PSF|Python Software Foundation|ISC|HPND|MIT-CMU|Unlicense|Zlib)\b"
 WEAK_COPYLEFT = r"\b(LGPL|Lesser General Public|MPL|Mozilla Public)"
 FORBIDDEN = r"\b(A?GPL|(?<!Lesser )General Public|Affero|CC-BY-NC|NonCommercial|Non-Commercial|SSPL)"

@@ -12,11 +12,12 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.memory.sources import TRAINING_SOURCES, MemoryContent, MemorySource
+from world_modality_core.memory.sources import PAST_SOURCES, TRAINING_SOURCES, MemoryContent, MemorySource
 
 # Closed choices have names: the help reads a field's comment only where its type has no quotes.
 GateKind = Literal["scalar", "per_head", "per_token"]
-MemoryEntry = Literal["gated", "appended"]
+MemoryEntry = Literal["gated", "modulated", "appended"]
+PastChoice = Literal["stride", "change", "both"]
 TokensPer = Literal["frame", "token"]
 
 
@@ -140,6 +141,34 @@ class ProphetConfig(TracksGivenFields):
 
 
 @dataclass
+class PastConfig:
+    """Which frames of the episode so far enter the memory."""
+
+    # Frames; 0 for none.
+    n_frames: int = 0
+    # Frames between two that may be chosen, counted from the episode's start. A rollout encodes one frame in so many.
+    stride: int = 1
+    # "stride": the newest. "change": those at which the latent moved most, of the whole episode so far. "both": half of
+    # each.
+    select: PastChoice = "stride"
+    # Train and act with a past that says less: one of docs/memory.md's that change the past, such as past_reversed.
+    source: MemorySource | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self, "memory.past.")
+        check_at_least(self, 0, "n_frames", prefix="memory.past.")
+        check_at_least(self, 1, "stride", prefix="memory.past.")
+        if self.source is not None and self.source not in PAST_SOURCES:
+            raise ConfigError(f"memory.past.source={str(self.source)!r}: expected one of {_names(PAST_SOURCES)}")
+        self.source = self.source and MemorySource(self.source)  # in Python a plain string will do
+        if self.source is not None and self.n_frames == 0:
+            raise ConfigError(
+                f"memory.past.source={self.source.value!r} changes past frames, of which there are none; set "
+                "--policy.memory.past.n_frames"
+            )
+
+
+@dataclass
 class MemoryConfig:
     """What enters the memory, and how the gate that reads it learns."""
 
@@ -161,13 +190,18 @@ class MemoryConfig:
     detach: bool = False
     # Seed of the draws (of `random`, say, or of whose memory `shuffle` shows).
     seed: int = 0
-    # How the action path reads the memory: "gated" (cross-attention behind a gate), or "appended" (world_F only: as
-    # further context tokens of the trunk, without a gate; not the do-no-harm start).
+    # How the action path reads the memory: "gated" (cross-attention behind a gate), "modulated" (a few learned queries
+    # read it, and scale and shift the action states), or "appended" (world_F only: as further context tokens of the
+    # trunk, without a gate; not the do-no-harm start).
     entry: MemoryEntry = "gated"
     # What of the Prophet's prediction enters: "latents" (the predicted futures), "hidden" (the states that it predicts
     # them from), or "states" (how far the robot's state will have moved; with entry "appended", and a Prophet that
     # tells it: `prophet.tells_state`). Not every source can fill the last two (docs/memory.md).
     content: MemoryContent = "latents"
+    # Past frames in the memory, beside the predicted futures.
+    past: PastConfig = field(default_factory=PastConfig)
+    # The current frame in the memory.
+    use_current: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self, "memory.")
@@ -185,6 +219,12 @@ class MemoryConfig:
                 f"memory.content='states' with memory.entry={self.entry!r}: the gated reader normalises its tokens, "
                 "which takes away how far a state moves; use --policy.memory.entry=appended (world_F)"
             )
+        if self.content != "latents" and self.shows_seen:
+            raise ConfigError(
+                f"memory.content={self.content!r} beside past or current frames, which are latents; use "
+                "--policy.memory.content=latents, or --policy.memory.past.n_frames=0 and "
+                "--policy.memory.use_current=false"
+            )
         for name in ("source", "eval_source"):
             value = getattr(self, name)
             if value is not None and value not in TRAINING_SOURCES:
@@ -198,12 +238,19 @@ class MemoryConfig:
                 f"have; use one of {_names(s for s in TRAINING_SOURCES if not s.traits.is_offline)}"
             )
 
+    @property
+    def shows_seen(self) -> bool:
+        """Whether frames that were seen are in the memory, past or current."""
+        return self.past.n_frames > 0 or self.use_current
+
     def check_content(self, source: MemorySource) -> None:
         """Refuse a source that has nothing of what the memory holds.
 
         Raises:
             ConfigError: naming source and remedy.
         """
+        if source.traits.past and not self.past.n_frames:
+            raise ConfigError(f"{source.value!r} changes past frames, of which this memory has none")
         if self.content not in source.traits.contents:
             fitting = _names(s for s in TRAINING_SOURCES if self.content in s.traits.contents)
             raise ConfigError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -49,16 +50,18 @@ class LightRenderer:
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         self._free = self._gl = self._context = None
         self._frame: np.ndarray | None = None
-        self._ball: tuple[np.ndarray, float] | None = None
+        self.marks: Sequence[tuple] = ()  # geoms to draw beside the model's: type, size, position, rgba
+        self._ball: tuple[tuple, ...] = ()
 
     def show_ball(self, position: np.ndarray | None, radius: float = 0.0) -> None:
-        """Draw a ball that is no part of the simulation; None draws none.
+        """Draw a green ball that is no part of the simulation; None draws none.
 
         Args:
             position: (3,) metres.
             radius: Metres.
         """
-        self._ball = None if position is None else (position, radius)
+        sphere, green = mujoco.mjtGeom.mjGEOM_SPHERE, [0.1, 0.7, 0.2, 1.0]
+        self._ball = () if position is None else ((sphere, np.full(3, radius), position, green),)
 
     def render(self, render_mode: str | None = "rgb_array") -> np.ndarray:
         """Draw the scene as it is now.
@@ -89,12 +92,9 @@ class LightRenderer:
         mujoco.mjv_updateScene(
             self._model, self._data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
-        if self._ball is not None:
-            position, radius = self._ball
-            mujoco.mjv_initGeom(
-                self._scene.geoms[self._scene.ngeom], mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, radius), position,
-                np.eye(3).ravel(), np.array([0.1, 0.7, 0.2, 1.0], np.float32),
-            )  # fmt: skip
+        for shape, size, position, rgba in (*self.marks, *self._ball):
+            geom = self._scene.geoms[self._scene.ngeom]
+            mujoco.mjv_initGeom(geom, shape, np.array(size), position, np.eye(3).ravel(), np.array(rgba, np.float32))
             self._scene.ngeom += 1
         frame = np.zeros((self._rect.height, self._rect.width, 3), dtype=np.uint8)  # a read that fails is a blank frame
         self._gl.make_current()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+import zlib
 from typing import Any
 
 import gymnasium as gym
@@ -24,9 +25,12 @@ from world_modality_core.io.errors import ConfigError
 from .disturbances import Disturber
 from .frame_guard import FrameGuard
 from .light_renderer import LightRenderer
+from .memory_tasks import MEMORY_TASKS, Touches
 
 # Stock gives push-v3 and push-back-v3 one instruction, so that the text alone doesn't say which is meant.
 INSTRUCTIONS = stock.TASK_DESCRIPTIONS | {"push-back-v3": "Pull the puck back to a goal"}
+INSTRUCTIONS |= {name: task.instruction for name, task in MEMORY_TASKS.items()}
+SUITES = DIFFICULTY_TO_TASKS | {"memory": [*MEMORY_TASKS]}
 
 
 class MetaworldLightEnv(MetaworldEnv):
@@ -66,6 +70,7 @@ class MetaworldLightEnv(MetaworldEnv):
         self.task_description = INSTRUCTIONS[self.task]
         self._max_episode_steps = episode_length
         self._guard = FrameGuard(self.task)
+        self._model_task = self.task
         self._raw_obs: np.ndarray | None = None
         self._is_stepping = False
         self._camera_period, self._hide_goal_after = camera_period, hide_goal_after
@@ -85,7 +90,7 @@ class MetaworldLightEnv(MetaworldEnv):
         """
         if self._env is not None:
             return
-        build = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{self.task}-goal-observable"]
+        build = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{self._model_task}-goal-observable"]
         env = build(seed=0, render_mode="rgb_array")  # with a seed it leaves numpy's global generator alone
         env.np_random = np.random.default_rng()  # unseeded resets differ between environments, as stock's do
         env._freeze_rand_vec = False
@@ -171,6 +176,63 @@ class MetaworldLightEnv(MetaworldEnv):
         self._env = None
 
 
+class MemoryTaskEnv(MetaworldLightEnv):
+    """A task of the suite `memory`: Meta-World's `reach-v3`, and what a cue asks to touch (`memory_tasks`).
+
+    `reset(options={"answer": (2,)})` sets the answer that the seed would draw.
+
+    Args:
+        task: Such as `recall-order`.
+        kwargs: As for `MetaworldLightEnv`.
+    """
+
+    def __init__(self, task: str, **kwargs: Any):
+        super().__init__("reach-v3", **kwargs)
+        self.task, self.task_description = task, INSTRUCTIONS[task]
+        self._guard = FrameGuard(task)
+        self._memory_task = MEMORY_TASKS[task]
+        self._hold_still_for = max(self._hold_still_for, self._memory_task.cue_steps)
+
+    def reset(self, seed: int | None = None, **kwargs) -> tuple[dict, dict[str, Any]]:
+        if not self._is_stepping:
+            rng = np.random.default_rng(None if seed is None else [seed, zlib.crc32(self.task.encode())])
+            places, answer = self._memory_task.draw(rng)
+            answer = (kwargs.get("options") or {}).get("answer", answer)
+            self._touches = Touches(self._memory_task, places, answer)
+        return super().reset(seed=seed, **kwargs)
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict[str, Any]]:
+        """As `MetaworldLightEnv.step`; success is the task's own, and the reward 1 at success."""
+        observation, _, _, truncated, info = super().step(action)
+        if self._env.curr_path_length > self._memory_task.cue_steps:
+            self._touches.note(self._raw_obs[:3])
+        is_success = self._touches.has_succeeded
+        info = {key: value for key, value in info.items() if key != "final_info"} | {"is_success": is_success}
+        if is_success:
+            info["final_info"] = {"task": self.task, "done": True, "is_success": True}
+        return observation, float(is_success), is_success, truncated, info
+
+    def _picture_is_due(self) -> bool:
+        is_due = super()._picture_is_due()
+        self._env.model.site_rgba[self._goal_markers, 3] = 0.0  # reach-v3's own goal means nothing here
+        step = self._env.curr_path_length
+        self._env.mujoco_renderer.marks = self._memory_task.marks(self._touches.places, self._touches.answer, step)
+        return is_due
+
+    def expert_action(self) -> np.ndarray:
+        seen = self._raw_obs
+        self._raw_obs = np.concatenate([seen[:-3], self._touches.aim()])
+        try:
+            return super().expert_action()
+        finally:
+            self._raw_obs = seen
+
+
+def make_light_env(task: str, **kwargs: Any) -> MetaworldLightEnv:
+    """The environment of a Meta-World task or of one of the suite `memory`; arguments of `MetaworldLightEnv`."""
+    return (MemoryTaskEnv if task in MEMORY_TASKS else MetaworldLightEnv)(task, **kwargs)
+
+
 def resolve_tasks(task: str, option: str = "env.task") -> dict[str, list[str]]:
     """Read an option that names tasks and difficulty tiers, comma-separated.
 
@@ -185,14 +247,14 @@ def resolve_tasks(task: str, option: str = "env.task") -> dict[str, list[str]]:
         raise ConfigError(f"{option}={task!r}: name at least one Meta-World task or difficulty tier")
     groups = {}
     for name in names:
-        if name not in DIFFICULTY_TO_TASKS and name not in INSTRUCTIONS:
-            known = [*INSTRUCTIONS, *DIFFICULTY_TO_TASKS]
+        if name not in SUITES and name not in INSTRUCTIONS:
+            known = [*INSTRUCTIONS, *SUITES]
             close = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
             hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
             raise ConfigError(f"{option}={task!r}: {name!r} is not a Meta-World task or difficulty tier; {hint}")
         if name in groups:
             raise ConfigError(f"{option}={task!r} names {name} twice")
-        groups[name] = list(DIFFICULTY_TO_TASKS.get(name, [name]))
+        groups[name] = list(SUITES.get(name, [name]))
     return groups
 
 
@@ -218,7 +280,7 @@ def create_metaworld_light_envs(
     for group, tasks in resolve_tasks(task).items():
         envs[group] = {}
         for task_id, name in enumerate(tasks):
-            makers = [lambda name=name: MetaworldLightEnv(task=name, **gym_kwargs) for _ in range(n_envs)]
+            makers = [lambda name=name: make_light_env(name, **gym_kwargs) for _ in range(n_envs)]
             if use_async_envs and n_envs > 1:
                 vector = _LazyAsyncVectorEnv(makers, *spaces)
                 spaces = (vector.observation_space, vector.action_space, vector.metadata)

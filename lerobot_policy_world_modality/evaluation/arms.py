@@ -97,11 +97,14 @@ class MemoryArm:
                 # The same draws as the policy's own, but of the scene's, not of its place in the batch.
                 return Memory(self._noise(tokens, plan))
             if self.bank is not None:
-                self.for_bank.append(tokens.half().cpu())
+                past = [] if world_batch.past is None else [world_batch.past.flatten(1, 2)]
+                self.for_bank.append(torch.cat([*past, tokens], dim=1).half().cpu())
             return memory
         if self.source is MemorySource.gate_closed:
-            if self.config.entry == "gated":
-                return memory  # the gates themselves are shut
+            if self.config.entry != "appended":
+                return memory  # the readers themselves are shut
+            if world_batch.past_is_pad is not None:
+                world_batch.past_is_pad = torch.ones_like(world_batch.past_is_pad)
             return Memory(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
         if self.source is MemorySource.stale:
             self._past = [*self._past[-self.stale_plans :], tokens]
@@ -109,11 +112,19 @@ class MemoryArm:
         traits = self.source.traits
         if traits.partner:
             # The same plan of the other episode, or its last: what differs is the content, not the phase.
-            plans = [episode[min(plan, len(episode) - 1)] for episode in self._other_scenes]
-            return Memory(torch.stack(plans).to(tokens))
+            plans = torch.stack([episode[min(plan, len(episode) - 1)] for episode in self._other_scenes])
+            n_past = plans.shape[1] - tokens.shape[1]
+            if traits.past:
+                world_batch.past = plans[:, :n_past].to(world_batch.past).view_as(world_batch.past)
+                return memory
+            return Memory(plans[:, n_past:].to(tokens))
+        given = MemoryInputs((len(tokens), *shape), tokens.device, predicted=tokens.view(-1, *shape))
+        if traits.past:
+            changed = traits.past(world_batch.past, world_batch.past_is_pad, given)
+            world_batch.past, world_batch.past_is_pad = changed
+            return memory
         if traits.is_noise:
             return Memory(self._noise(tokens, plan))
-        given = MemoryInputs((len(tokens), *shape), tokens.device, predicted=tokens.view(-1, *shape))
         if traits.reads_current:
             given.current = current_content(world_batch, self.config.content, shape)
         return Memory(make_memory(self.source, given).tokens.to(tokens.dtype))

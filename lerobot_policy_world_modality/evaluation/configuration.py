@@ -11,7 +11,7 @@ from lerobot_policy_world_modality.hub.policy_option import read_policy_option
 from lerobot_policy_world_modality.hub.trusted_files import is_typed, open_checkpoint
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.memory.sources import MemorySource
+from world_modality_core.memory.sources import PAST_SOURCES, MemorySource
 from world_modality_core.studies.evidence.checkpoint import label_of, training_seed
 
 
@@ -129,6 +129,23 @@ class WorldEvalConfig(EvalPipelineConfig):
         for arm in changing:
             if not arm.traits.is_noise:  # it takes the place of whatever the memory holds
                 self.policy.memory.check_content(arm)
+        of_past = [arm for arm in changing if arm.traits.past]
+        changing = [arm for arm in changing if not arm.traits.past]
+        if changing and self.policy.n_future_steps == 0:
+            left = ["intact", "gate_closed", *(PAST_SOURCES if self.policy.n_past else ())]
+            raise ConfigError(
+                f"arms={self.arms!r}: this checkpoint's memory has no forecast that {changing[0]} could change; its "
+                f"arms are {', '.join(left)}"
+            )
+        if of_past and self.policy.memory.past.source is not None:
+            raise ConfigError(
+                f"arms={self.arms!r}: this checkpoint acts with {self.policy.memory.past.source.value!r} anyway; "
+                f"{of_past[0]} would change it once more"
+            )
+        if "gate_closed" in names and self.policy.memory.entry == "appended" and self.policy.memory.use_current:
+            raise ConfigError(
+                "arms=gate_closed: a memory that is appended has no gate, and the current frame in it can't be hidden"
+            )
         if changing and source.traits.is_blind:
             raise ConfigError(
                 f"arms={self.arms!r}: this checkpoint's memory is {source.value!r} in rollouts, so that {changing[0]} "

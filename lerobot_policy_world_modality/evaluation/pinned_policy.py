@@ -15,6 +15,8 @@ def noise_shape(config: PreTrainedConfig) -> tuple[int, int] | None:
     """Shape (h, a) of the noise that a plan of one scene starts from; None where `select_action` takes none."""
     if config.type in ("smolvla", "smolvla_world"):
         return config.chunk_size, config.max_action_dim
+    if config.type in ("diffusion", "diffusion_world"):
+        return config.horizon, config.action_feature.shape[0]
     if config.type == "qwen_world_fplus" and config.head.kind == "flow":
         return config.chunk_size, config.action_feature.shape[0]
     return None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lerobot_policy_world_modality.evaluation.arms import MemoryArm
 from lerobot_policy_world_modality.policies.shared.host import host_of
+from lerobot_policy_world_modality.policies.shared.memory_filling import future_mass
 
 
 class PlanLog:
@@ -40,9 +41,8 @@ class PlanLog:
         self._gates.append(torch.stack([reader.last_sample_gate for reader in self._readers]).mean(0))
         attending = [reader for reader in self._readers if reader.last_sample_mass is not None]
         if attending:  # memory tokens in a prefix have a gate alone
-            n, k, p, _ = self._arm.shape
             mass = torch.stack([reader.last_sample_mass for reader in attending]).mean(0)
-            self._masses.append(mass.unflatten(-1, (n, k, p)).sum((1, 3)))
+            self._masses.append(future_mass(mass, self._arm.shape))
             self._entropies.append(torch.stack([reader.last_sample_entropy for reader in attending]).mean(0))
 
     def summaries(self, n_plans: list[int]) -> list[dict[str, Any]]:

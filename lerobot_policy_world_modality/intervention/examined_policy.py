@@ -69,4 +69,5 @@ class ExaminedPolicy:
         """(b, h, a) noise for a policy that samples its actions; the same for the same seed."""
         width = getattr(self.config, "max_action_dim", None) or self.config.action_feature.shape[0]
         draws = torch.Generator().manual_seed(seed)
-        return torch.randn(b, self.config.chunk_size, width, generator=draws).to(self.device)
+        steps = getattr(self.config, "chunk_size", None) or self.config.horizon
+        return torch.randn(b, steps, width, generator=draws).to(self.device)

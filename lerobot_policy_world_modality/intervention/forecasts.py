@@ -10,6 +10,7 @@ from torch import Tensor
 from lerobot_policy_world_modality.intervention.examined_policy import ExaminedPolicy
 from lerobot_policy_world_modality.intervention.frames import Frames
 from lerobot_policy_world_modality.intervention.rollout import open_loop
+from lerobot_policy_world_modality.policies.shared.memory_filling import future_mass
 from world_modality_core.prophet.losses import frame_cosine
 
 
@@ -106,7 +107,7 @@ class Readers:
 
     def __init__(self, examined: ExaminedPolicy):
         self._modules = examined.readers
-        self._shape = examined.host.memory_shape[:3] if examined.readers else None
+        self._shape = examined.host.memory_shape if examined.readers else None
         self._gates: dict[str, list[float]] = {name: [] for name in self._modules}
         self._masses: dict[str, list[Tensor]] = {name: [] for name in self._modules}
 
@@ -115,7 +116,7 @@ class Readers:
         for name, reader in self._modules.items():
             self._gates[name].append(float(reader.last_sample_gate.mean()))
             if reader.last_attention_mass is not None:
-                per_step = reader.last_attention_mass.view(self._shape).sum((0, 2))
+                per_step = future_mass(reader.last_attention_mass, self._shape)
                 self._masses[name].append(n * per_step.double().cpu())
 
     def values(self) -> dict[str, dict]:

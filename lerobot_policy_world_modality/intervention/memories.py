@@ -51,6 +51,10 @@ def why_not(examined: ExaminedPolicy, frames: Frames, source: MemorySource, is_s
         return f"{examined.config.type} reads no memory" if examined.prophet is None else "its action path reads none"
     if source is MemorySource.gate_closed:
         return None if examined.readers else "it reads its memory without a gate"
+    if source.traits.past and not examined.memory.past.n_frames:
+        return "its memory holds no past"
+    if not examined.host.config.n_future_steps and not source.traits.past:
+        return "its memory holds no forecast"
     if not examined.has_latents and not source.traits.is_blind:
         return "the policy uses no latents at all"
     try:

@@ -40,13 +40,13 @@ def record(cfg: RecordConfig) -> Path:
 
     datasets.disable_progress_bars()
     choose_mujoco_gl()  # before anything imports mujoco
-    from lerobot_policy_world_modality.envs.metaworld_light import INSTRUCTIONS, MetaworldLightEnv, resolve_tasks
+    from lerobot_policy_world_modality.envs.metaworld_light import INSTRUCTIONS, make_light_env, resolve_tasks
     from lerobot_policy_world_modality.record.jobs import attempts_so_far, record_missing
     from world_modality_core.latents.companion import default_root
 
     tasks = list(dict.fromkeys(task for group in resolve_tasks(cfg.tasks, "tasks").values() for task in group))
     for task in tasks:
-        MetaworldLightEnv(task, **cfg.env.gym_kwargs).build()
+        make_light_env(task, **cfg.env.gym_kwargs).build()
     # A link is followed: beside it staging might lie on another disk, and a folder can't take its place.
     root = Path(cfg.output.root or default_root(cfg.output.repo_id)).resolve()
     staging = root.with_name(root.name + ".recording")

@@ -23,7 +23,7 @@ from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 
-from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv
+from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv, make_light_env
 from lerobot_policy_world_modality.record.attempts import episode_folder
 from world_modality_core.io.files import move_durably, write_text
 
@@ -158,7 +158,7 @@ def _features(env: MetaworldLightEnv) -> dict[str, dict]:
 
 @lru_cache(maxsize=1)  # jobs come task by task; the environment that leaves the cache frees its OpenGL context
 def _environment(task: str, gym_kwargs: tuple) -> MetaworldLightEnv:
-    return MetaworldLightEnv(task=task, **dict(gym_kwargs))
+    return make_light_env(task, **dict(gym_kwargs))
 
 
 def follow_parent() -> None:

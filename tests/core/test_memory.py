@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from world_modality_core.configs import MemoryConfig, MemorySource
+from world_modality_core.configs import MemoryConfig, MemorySource, PastConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.memory.sources import (
+    PAST_SOURCES,
     TRAINING_SOURCES,
     MemoryInputs,
     make_memory,
@@ -157,3 +158,53 @@ def test_rollouts_never_ask_for_the_recorded_future():
         MemoryConfig(eval_source=MemorySource.oracle)
     with pytest.raises(ConfigError, match="gate"):
         MemoryConfig(gate="open")
+
+
+# Past frames of three samples, of four places: padding first, then the frames, oldest first.
+PAST = torch.tensor([[0, 0, 1, 2], [0, 0, 0, 0], [11, 12, 13, 14]]).float()[..., None, None].expand(3, 4, P, D)
+PAST_IS_PAD = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
+
+
+def changed_past(source, episode=(0, 1, 2), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    given = MemoryInputs((3, N, K, P, D), torch.device("cpu"), generator, episode=torch.tensor(episode))
+    past, is_pad = source.traits.past(PAST, PAST_IS_PAD, given)
+    assert past.shape == PAST.shape and (past == past[..., :1, :1]).all()
+    return past[..., 0, 0], is_pad
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("past_zero", [[0, 0], [], [0, 0, 0, 0]]),
+        ("past_reversed", [[2, 1], [], [14, 13, 12, 11]]),
+        ("past_frozen", [[1, 1], [], [11, 11, 11, 11]]),
+    ],
+)
+def test_a_changed_past_keeps_its_places(source, expected):
+    past, is_pad = changed_past(MemorySource(source))
+    assert torch.equal(is_pad, PAST_IS_PAD)
+    assert [row[~pad].tolist() for row, pad in zip(past, is_pad, strict=True)] == expected
+
+
+def test_the_past_of_another_episode():
+    seen = set()
+    for seed in range(20):
+        past, is_pad = changed_past(MemorySource.past_shuffle, seed=seed)
+        assert past[2].tolist() in (PAST[0, :, 0, 0].tolist(), PAST[1, :, 0, 0].tolist())
+        assert torch.equal(is_pad, PAST_IS_PAD)  # as much of it as of its own
+        seen.add(tuple(past[2].tolist()))
+    assert len(seen) == 2
+    assert changed_past(MemorySource.past_shuffle, episode=(0, 0, 0))[1].all()  # nobody to borrow from: nothing is read
+
+
+@pytest.mark.parametrize("source", PAST_SOURCES)
+def test_a_past_source_is_no_source_of_futures_and_needs_a_past(source):
+    assert source not in TRAINING_SOURCES
+    with pytest.raises(ConfigError, match="of which this memory has none"):
+        MemoryConfig().check_content(source)
+    with pytest.raises(ConfigError, match="memory.past.n_frames"):
+        PastConfig(source=source)
+    with pytest.raises(ConfigError, match="memory.past.source='zero'"):
+        PastConfig(n_frames=2, source="zero")
+    MemoryConfig(past=PastConfig(n_frames=2, source=source)).check_content(source)

@@ -10,11 +10,15 @@ from lerobot.configs.default import EvalConfig
 from lerobot.policies import get_policy_class, make_pre_post_processors
 
 from lerobot_policy_world_modality.envs.configuration_metaworld_light import MetaworldLightEnvConfig
+from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from tests.plugin.helpers import make_config, open_gates
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 
+# Arms of a memory that holds no past; the others are tested in tests/plugin/test_memory_of_time.py.
+FORECAST_ARMS = tuple(arm for arm in ARMS if not arm.startswith("past_"))
+FORECAST_BANK_ARMS = tuple(arm for arm in BANK_ARMS if arm in FORECAST_ARMS)
 CAMERA, SIZE = "observation.image", 32
 # Forward and down: this closes the drawer of drawer-close-v3 in 20 to 30 steps, whatever the scene.
 PUSH = [0.0, 0.3, -1.0, 0.0]

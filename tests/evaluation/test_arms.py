@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS, MemoryArm
+from lerobot_policy_world_modality.evaluation.arms import MemoryArm
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank
 from lerobot_policy_world_modality.evaluation.plan_log import PlanLog
 from lerobot_policy_world_modality.policies.shared.host import host_of
-from tests.evaluation.helpers import CAMERA, SIZE, make_policy_of
+from tests.evaluation.helpers import CAMERA, FORECAST_ARMS, FORECAST_BANK_ARMS, SIZE, make_policy_of
 from tests.plugin import qwen_helpers, smolvla_helpers
 from tests.plugin.helpers import live_batch, open_gates
 from wm_tools.doctor.qwen_backbone import make_qwen
@@ -62,7 +62,7 @@ def plan(policy, arm, seeds=(1, 2)):
 
 @pytest.fixture(scope="module")
 def runs(policy, bank):
-    return {arm: act(policy, MemoryArm(arm, bank, draw_seed=3, stale_plans=2)) for arm in ARMS}
+    return {arm: act(policy, MemoryArm(arm, bank, draw_seed=3, stale_plans=2)) for arm in FORECAST_ARMS}
 
 
 def test_without_an_arm_a_policy_acts_as_intact(policy, runs):
@@ -76,7 +76,7 @@ def test_without_an_arm_a_policy_acts_as_intact(policy, runs):
         assert torch.equal(actions, runs["intact"][2][plan])
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "intact"])
+@pytest.mark.parametrize("arm", [arm for arm in FORECAST_ARMS if arm != "intact"])
 def test_an_arm_changes_the_actions_and_nothing_before_the_memory(runs, arm):
     shown, queries, actions = runs[arm]
     assert torch.equal(queries, runs["intact"][1])
@@ -99,7 +99,7 @@ def test_what_each_arm_shows(policy, runs):
     assert not torch.equal(copied[0], copied[1]) and not torch.equal(copied[0, 0], copied[0, 1])
 
 
-@pytest.mark.parametrize("arm", BANK_ARMS)
+@pytest.mark.parametrize("arm", FORECAST_BANK_ARMS)
 def test_exchanged_memories_are_another_episodes_at_the_same_plan(runs, bank, arm):
     for i, seed in enumerate((1, 2)):
         values = runs[arm][0][:, i]
@@ -118,10 +118,10 @@ def test_memories_are_kept_once(bank):
 
 
 def test_only_intact_has_something_for_the_bank(policy, bank):
-    for name in ARMS:
+    for name in FORECAST_ARMS:
         plan(policy, arm := MemoryArm(name, bank))
         assert len(arm.for_bank) == (N_PLANS if name == "intact" else 0), name
-        plan(policy, arm := MemoryArm(name, None if name not in BANK_ARMS else bank))
+        plan(policy, arm := MemoryArm(name, None if name not in FORECAST_BANK_ARMS else bank))
         assert not arm.for_bank, name
 
 

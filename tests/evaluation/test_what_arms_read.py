@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from lerobot_policy_world_modality.evaluation import evaluate as module
-from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS, MemoryArm
+from lerobot_policy_world_modality.evaluation.arms import MemoryArm
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.evaluation.evaluate import evaluate
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank, pinned_generator
 from tests.evaluation import helpers
 from tests.evaluation.dots import DotsConfig
+from tests.evaluation.helpers import FORECAST_ARMS, FORECAST_BANK_ARMS
 from world_modality_core.studies.evidence.episode_records import EpisodeWriter
 
 TASKS, STALE_PLANS = ("dark", "bright"), 2
@@ -126,22 +127,22 @@ def sorted_results(rows: pd.DataFrame) -> pd.DataFrame:
 def alone(checkpoint, tmp_path_factory):
     """Rows of all arms, each run in a folder of its own (with `intact`, where it borrows)."""
     rows = {}
-    for arm in ARMS:
-        arms = ("intact", arm) if arm in BANK_ARMS else (arm,)
+    for arm in FORECAST_ARMS:
+        arms = ("intact", arm) if arm in FORECAST_BANK_ARMS else (arm,)
         rows[arm] = evaluate(options(checkpoint, tmp_path_factory.mktemp(arm), arms)).query("arm == @arm")
     return sorted_results(pd.concat(rows.values()))
 
 
 def any_order(seed: int) -> tuple[str, ...]:
-    return tuple(random.Random(seed).sample(ARMS, len(ARMS)))
+    return tuple(random.Random(seed).sample(FORECAST_ARMS, len(FORECAST_ARMS)))
 
 
 @pytest.mark.parametrize(
     "commands",
     [
-        (ARMS,),
-        (tuple(reversed(ARMS)),),
-        ((*(arm for arm in ARMS if arm != "stale"), "stale"),),
+        (FORECAST_ARMS,),
+        (tuple(reversed(FORECAST_ARMS)),),
+        ((*(arm for arm in FORECAST_ARMS if arm != "stale"), "stale"),),
         (any_order(0),),
         (any_order(1),),
         # More arms asked for later, in the same folder.
@@ -153,7 +154,7 @@ def any_order(seed: int) -> tuple[str, ...]:
 def test_every_arm_reads_what_it_says(checkpoint, alone, witness, tmp_path, commands):
     for arms in commands:
         rows = witness.evaluate(options(checkpoint, tmp_path, arms))
-    assert len(rows) == len(ARMS) * 6
+    assert len(rows) == len(FORECAST_ARMS) * 6
     # Else nothing here could fail: memories differ between plans, scenes and tasks, and episodes end at several times.
     assert rows.query("arm == 'intact'")["n_plans"].nunique() > 1
     memories = torch.stack(

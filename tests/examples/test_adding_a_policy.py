@@ -39,23 +39,32 @@ def batch():
     }
 
 
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def test_the_documented_declaration_is_that_of_the_example():
+    world = Path(__file__).parents[2] / "examples" / "other_plugin" / "lerobot_policy_mlp_chunk" / "world.py"
+    assert blocks()[0] == world.read_text()
+
+
 def test_a_documented_head_reads_a_memory(plain, batch):
     module = {}
-    exec(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1], module)
+    exec(next(block for block in blocks() if "give_memory" in block), module)
     policy = copy.deepcopy(plain)
-    layer = module["give_memory"](policy, d_world=64, n_tokens=8)
+    reader = module["give_memory"](policy, d_world=64, n_tokens=8)
     tokens = torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(2))
 
     with pytest.raises(RuntimeError, match="not filled"):
         policy.forward(batch)
-    layer.world_reader.remember(Memory(tokens))
+    reader.remember(Memory(tokens))
     loss, _ = policy.forward(batch)
     assert torch.equal(loss, plain.forward(batch)[0])
 
     with torch.no_grad():
-        layer.world_reader.attention.gate.value.fill_(0.5)
+        reader.attention.gate.value.fill_(0.5)
     first = policy.forward(batch)[0]
-    layer.world_reader.remember(Memory(tokens.flip(0)))
+    reader.remember(Memory(tokens.flip(0)))
     second = policy.forward(batch)[0]
     assert not torch.equal(first, loss) and not torch.equal(first, second)
     # Weights keep their names: a checkpoint of the plain policy still fits.

@@ -17,6 +17,8 @@ REPO = Path(__file__).parents[2]
 NAME = "lerobot_policy_world_modality"
 PACKAGES = [NAME, "world_modality_core", "coc_tools", "wm_tools"]
 TYPES = ["world_A", "world_B", "world_B_cont", "world_C", "world_F", "smolvla_world", "qwen_world_fplus"]
+HOSTS = ["act", "diffusion", "multi_task_dit", "pi0", "pi05", "xvla"]
+TYPES += [f"{host}_world" for host in HOSTS]
 SCRIPTS = sorted(tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"])
 SHOWN = ["wm-precompute", "wm-record", "wm-doctor"]  # --help: one of each package
 
@@ -51,7 +53,7 @@ for name in report["types"]:
     config.output_features = {{"action": PolicyFeature(FeatureType.ACTION, (4,))}}
     try:
         n_steps = [len(processor.steps) for processor in make_pre_post_processors(config)]
-    except OSError as error:  # the tokenizer of a VLM is on the Hub
+    except (OSError, ImportError) as error:  # the tokenizer of a VLM is on the Hub, or in an extra
         n_steps = [str(error)]
     report["resolved"][name] = [get_policy_class(name).__name__, get_policy_class(name).config_class.__name__, n_steps]
 print("REPORT" + json.dumps(report))

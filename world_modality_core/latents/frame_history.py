@@ -10,6 +10,7 @@ from torch import Tensor
 
 from world_modality_core.encoders import WorldEncoder
 from world_modality_core.io.errors import ObservationError
+from world_modality_core.latents.past_frames import choose_past, movement
 
 
 class FrameHistory:
@@ -25,15 +26,23 @@ class FrameHistory:
         window_stride: Steps between two of these frames.
         tolerance: Steps by which a frame may miss its place in a history, where frames come irregularly (`append` is
             told their steps); a place that no frame comes near to is padding.
+        past: Frames, stride and choice of the past that is kept, see `past_frames`; None for none.
     """
 
     def __init__(
-        self, cameras: list[str], n_history: int, stride: int, n_window: int, window_stride: int, tolerance: int = 0
+        self,
+        cameras: list[str],
+        n_history: int,
+        stride: int,
+        n_window: int,
+        window_stride: int,
+        tolerance: int = 0,
+        past: tuple[int, int, str] | None = None,
     ):
         self.cameras = cameras
         self.n_history, self.stride = n_history, stride
         self.n_window, self.window_stride = n_window, window_stride
-        self.tolerance = tolerance
+        self.tolerance, self._past = tolerance, past
         self.steps_back = sorted({-i * stride - j * window_stride for i in range(n_history) for j in range(n_window)})
         self._span = 1 - self.steps_back[0]
         self.clear()
@@ -42,6 +51,8 @@ class FrameHistory:
         """Forget everything: a new episode starts."""
         self._frames: dict[int, dict[str, Tensor]] = {}  # by step, oldest first
         self._latents: dict[int, Tensor] = {}
+        self._candidates: list[int] = []  # steps of the past that are kept, oldest first
+        self._moved: list[Tensor] = []  # (b,) of the first of them, as many as are encoded
         self._is_irregular = False
         self.n_encoded = 0  # frames encoded per environment since the last `clear`, for logs and tests
 
@@ -88,9 +99,21 @@ class FrameHistory:
             )
         if step <= now:  # a window of a frame that was encoded may hold this one
             self._latents = {at: latent for at, latent in self._latents.items() if at < step}
+            self._moved = self._moved[: sum(at < step for at in self._candidates)]
         oldest += max(0, step - now)
+        if self._past is not None and self._is_due(step):
+            self._candidates.append(step)
+        if self._waiting:
+            oldest = min(oldest, self._waiting[0] - (self.n_window - 1) * self.window_stride - self.tolerance)
         frames = self._frames | {step: frame}
         self._frames = {at: frames[at] for at in sorted(frames) if at >= oldest}
+
+    def past_due(self, now: int) -> list[int]:
+        """Steps of the frames that the past of a plan at step `now` still lacks."""
+        if not self._candidates:
+            return []
+        first, last, stride = self._candidates[0], self._candidates[-1], self._past[1]
+        return list(range(first + ((last - first) // stride + 1) * stride, now, stride))
 
     def adopt(self, other: FrameHistory) -> None:
         """Take over the latents that another history of the same frames has made by an encoder of the same spec."""
@@ -110,13 +133,52 @@ class FrameHistory:
         """
         wanted = [self.now - i * self.stride for i in reversed(range(self.n_history))]
         steps = [self._nearest(step) for step in wanted]
-        self._encode([step for step in sorted(set(steps)) if step not in self._latents], encoder)
-        self._latents = {step: latent for step, latent in self._latents.items() if step in steps}
+        self._encode([step for step in sorted({*steps, *self._waiting}) if step not in self._latents], encoder)
+        self._keep_past()
+        kept = {step for step in self._latents if step > self.now - self._span} | {*steps, *self._candidates}
+        self._latents = {step: latent for step, latent in self._latents.items() if step in kept}
         latents = torch.stack([self._latents[step] for step in steps], dim=1)
         slack = self.tolerance if self._is_irregular else 0
         missed = [abs(step - at) > slack for step, at in zip(wanted, steps, strict=True)]
         is_pad = torch.tensor(missed, device=latents.device)
         return latents, is_pad.expand(len(latents), -1)
+
+    def past(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The past of the current frame, after `latents`.
+
+        Returns:
+            Latents (b, n, p, d), is_pad (b, n) and age (b, n) in steps, as `past_frames` chooses them.
+        """
+        n, _, select = self._past
+        now = self._latents[self.now]
+        b, device = len(now), now.device
+        n_seen = sum(step < self.now for step in self._candidates)
+        moved = torch.stack(self._moved, dim=1)
+        chosen, is_pad = choose_past(moved, torch.full((b,), n_seen, device=device), n, select)
+        latents = torch.stack([self._latents[step] for step in self._candidates], dim=1)  # (b, j, p, d)
+        age = self.now - torch.tensor(self._candidates, device=device)[chosen]
+        rows = torch.arange(b, device=device)[:, None]
+        return latents[rows, chosen], is_pad, age.masked_fill(is_pad, 0)
+
+    @property
+    def _waiting(self) -> list[int]:
+        """Candidates that are not encoded yet, oldest first."""
+        return self._candidates[len(self._moved) :]
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a frame is the first at or after its place in the past."""
+        if not self._candidates:
+            return True
+        first, stride = self._candidates[0], self._past[1]
+        return (step - first) // stride > (self._candidates[-1] - first) // stride
+
+    def _keep_past(self) -> None:
+        for step in [*self._waiting]:
+            latent = self._latents[step].flatten(1)
+            i = len(self._moved)
+            before = self._latents[self._candidates[i - 1]].flatten(1) if i else None
+            first = torch.full((len(latent),), float("inf"), device=latent.device)
+            self._moved.append(first if before is None else movement(latent, before))
 
     def _nearest(self, step: int) -> int:
         return min(self._frames, key=lambda at: abs(at - step))

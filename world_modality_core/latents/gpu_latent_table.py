@@ -51,15 +51,16 @@ class GpuLatentTable:
         Returns:
             latents (b, w, p * d) float16 and is_pad (b, w), as `LatentTable.gather`.
         """
-        rows, is_pad = self._rows(index, offsets)
+        rows, is_pad = self.rows(index, offsets)
         return self.latents[rows], is_pad
 
     def gather_tokens(self, index: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
         """As `gather`, but the world tokens: (b, w, n_per_frame) int64."""
-        rows, is_pad = self._rows(index, offsets)
+        rows, is_pad = self.rows(index, offsets)
         return self.tokens[rows].long(), is_pad
 
-    def _rows(self, index: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def rows(self, index: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Rows (b, w) of windows, clamped to the episode of `index[i]`, and where they were (b, w)."""
         key = tuple(offsets)
         if key not in self._offsets:
             self._offsets[key] = torch.tensor(key, device=self.latents.device)

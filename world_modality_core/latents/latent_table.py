@@ -109,9 +109,13 @@ class LatentTable:
             IndexError: if an index is not a frame of the table.
         """
         rows, is_pad = self.rows(index, offsets)
+        return self.read(rows), torch.from_numpy(is_pad)
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """Read the latents of rows (b, w): (b, w, p * d) float16."""
         out = torch.empty((*rows.shape, self.latents.shape[1]), dtype=torch.float16)
         _take(self.latents, rows, out)
-        return out, torch.from_numpy(is_pad)
+        return out
 
     def gather_tokens(self, index: Tensor | np.ndarray, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Read the world tokens at `index[i] + offsets[j]`; as `gather`, but (b, w, n_per_frame) int64.

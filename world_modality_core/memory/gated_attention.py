@@ -18,7 +18,7 @@ class Gate(nn.Module):
 
     Args:
         kind: "scalar": one g. "per_head": one g per head. "per_token": g = w . query + c, with w = 0 and c = 0 at
-            the start.
+            the start. "open": no g, the factor is 1; for readers that start from nothing by themselves.
         d: Width of a query.
         n_heads: Attention heads.
     """
@@ -32,7 +32,8 @@ class Gate(nn.Module):
         self.is_closed = False
         if kind == "per_token":
             self.weight = nn.Parameter(torch.zeros(d))
-        self.value = nn.Parameter(torch.zeros(n_heads if kind == "per_head" else 1))
+        if kind != "open":
+            self.value = nn.Parameter(torch.zeros(n_heads if kind == "per_head" else 1))
 
     def forward(self, queries: Tensor) -> Tensor:
         """Compute the gate of each query and head.
@@ -43,12 +44,15 @@ class Gate(nn.Module):
         Returns:
             (b | 1, h | 1, n_heads | 1) in [-1, 1], fp32.
         """
+        factor = 0.0 if self.is_held or self.is_closed else 1.0
+        if self.kind == "open":
+            return torch.full((1, 1, 1), factor, device=queries.device)
         gate = self.value.float()
         if self.kind == "per_token":
             gate = gate + (queries.float() * self.weight.float()).sum(-1, keepdim=True)
         else:
             gate = gate[None, None]
-        return torch.tanh(gate) * (0.0 if self.is_held or self.is_closed else 1.0)
+        return torch.tanh(gate) * factor
 
     def _apply(self, fn, recurse=True):
         # A gate moves in steps of 1e-4: bf16 would round them away. Follow `fn` to its device, not to its dtype.
@@ -110,6 +114,25 @@ class GatedReader(nn.Module):
         return None if self._last[1] is None else self.last_sample_entropy.mean()
 
 
+class TimeEmbedding(nn.Module):
+    """Embed how many frames from now a token is, negative in the past; periods of 2 to 4,096 frames.
+
+    Args:
+        d: Width.
+    """
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.register_buffer("frequencies", math.pi / 2.0 ** torch.arange(12), persistent=False)
+        self.project = nn.Linear(2 * len(self.frequencies), d, bias=False)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """(b, m) -> (b, m, d)."""
+        angles = time[..., None].float() * self.frequencies
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return self.project(waves.to(self.project.weight.dtype))
+
+
 class GatedCrossAttention(GatedReader):
     """Read a memory of predicted latents into an action stream, behind a gate.
 
@@ -119,9 +142,18 @@ class GatedCrossAttention(GatedReader):
         n_positions: Memory tokens; each position has a learned key embedding, since latents don't carry their time.
         n_heads: Attention heads; must divide `d`.
         gate: Kind of gate, see `Gate`.
+        is_timed: Whether tokens carry their time, as past frames do, whose age differs from plan to plan.
     """
 
-    def __init__(self, d: int, d_memory: int, n_positions: int, n_heads: int = 4, gate: str = "scalar"):
+    def __init__(
+        self,
+        d: int,
+        d_memory: int,
+        n_positions: int,
+        n_heads: int = 4,
+        gate: str = "scalar",
+        is_timed: bool = False,
+    ):
         super().__init__()
         if d % n_heads:
             raise ValueError(f"memory.n_heads={n_heads} does not divide the action stream's width {d}")
@@ -135,13 +167,17 @@ class GatedCrossAttention(GatedReader):
         self.position = nn.Parameter(torch.randn(n_positions, d) * 0.02)
         self.to_out = nn.Linear(d, d, bias=False)
         self.gate = Gate(gate, d, n_heads)
+        self.time = TimeEmbedding(d) if is_timed else None
 
-    def project(self, memory: Tensor, is_pad: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def project(
+        self, memory: Tensor, is_pad: Tensor | None = None, time: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Turn a memory into keys and values, once per action chunk.
 
         Args:
             memory: (b, n_positions, d_memory) world latents, unnormalised.
             is_pad: (b, n_positions) True where a token must not be attended to; such tokens may hold anything.
+            time: (b, n_positions) frames from now of each token, where tokens carry their time.
 
         Returns:
             Keys and values, each (b, n_heads, n_positions, d / n_heads).
@@ -156,7 +192,10 @@ class GatedCrossAttention(GatedReader):
         if is_pad is not None:
             memory = memory.masked_fill(is_pad[..., None], 0.0)
         keys, values = self.to_key_value(self.norm_memory(memory)).chunk(2, dim=-1)
-        return self._split(keys + self.position), self._split(values)
+        keys = keys + self.position
+        if self.time is not None:
+            keys = keys + self.time(time)
+        return self._split(keys), self._split(values)
 
     def forward(
         self,
@@ -164,6 +203,7 @@ class GatedCrossAttention(GatedReader):
         memory: Tensor | None = None,
         is_pad: Tensor | None = None,
         keys_values: tuple[Tensor, Tensor] | None = None,
+        time: Tensor | None = None,
     ) -> Tensor:
         """Add gated cross-attention over predicted futures to the action stream.
 
@@ -175,6 +215,7 @@ class GatedCrossAttention(GatedReader):
             memory: (b, n_positions, d_memory) predicted world latents, unnormalised.
             is_pad: (b, n_positions) True where a memory token must not be attended to.
             keys_values: What `project` returned, instead of `memory`.
+            time: (b, n_positions) frames from now of each token, where tokens carry their time.
 
         Returns:
             (b, h, d), same dtype as `queries`.
@@ -184,8 +225,29 @@ class GatedCrossAttention(GatedReader):
         """
         if (memory is None) == (keys_values is None):
             raise ValueError("give either `memory` or `keys_values`")
-        keys, values = self.project(memory, is_pad) if keys_values is None else keys_values
+        keys_values = self.project(memory, is_pad, time) if keys_values is None else keys_values
         normed = self.norm_query(queries.to(self.norm_query.weight.dtype))
+        read, attention = self.attend(normed, keys_values, is_pad)
+        gate = self.gate(normed)  # (b | 1, h | 1, heads | 1)
+        gated = read * gate.permute(0, 2, 1)[..., None].to(read.dtype)
+        self._keep(gate, attention, len(attention))
+        update = self.to_out(gated.transpose(1, 2).flatten(2))
+        return queries + update.to(queries.dtype)
+
+    def attend(
+        self, normed: Tensor, keys_values: tuple[Tensor, Tensor], is_pad: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Read a projected memory.
+
+        Args:
+            normed: (b, h, d) queries.
+            keys_values: See `project`.
+            is_pad: (b, n_positions) True where a token must not be attended to.
+
+        Returns:
+            What was read (b, heads, h, d / heads), and the attention (b, heads, h, n_positions).
+        """
+        keys, values = keys_values
         scores = self._split(self.to_query(normed)) @ keys.mT * keys.shape[-1] ** -0.5  # (b, heads, h, n_positions)
         if is_pad is not None:
             scores = scores.masked_fill(is_pad[:, None, None], float("-inf"))
@@ -194,12 +256,7 @@ class GatedCrossAttention(GatedReader):
             attention = scores.softmax(-1).masked_fill(all_pad, 0.0)  # ... and reads nothing
         else:
             attention = scores.softmax(-1)
-        read = attention @ values  # (b, heads, h, d / heads)
-        gate = self.gate(normed)  # (b | 1, h | 1, heads | 1)
-        gated = read * gate.permute(0, 2, 1)[..., None].to(read.dtype)
-        self._keep(gate, attention, len(attention))
-        update = self.to_out(gated.transpose(1, 2).flatten(2))
-        return queries + update.to(queries.dtype)
+        return attention @ values, attention
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)

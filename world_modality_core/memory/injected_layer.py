@@ -1,12 +1,13 @@
-"""Let any linear layer of a policy read a world memory, without touching the code that calls it.
+"""Let any layer of a policy read a world memory, without touching the code that calls it.
 
-A policy whose `forward` lives upstream is given its memory by swapping one layer: the layer keeps its weights, their
-names and their gradients, and holds a gated cross-attention as a child. What upstream changes around it doesn't matter.
+A policy whose `forward` lives upstream is given its memory by a hook on one layer: the layer keeps its class, its
+weights, their names and their gradients, and holds the reader as its child `world_reader`. What upstream changes around
+it doesn't matter.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ class MemoryReader(MemoryHolder):
 
     def remember(self, memory: Memory) -> None:
         tokens = memory.tokens.to(self.attention.norm_memory.weight.dtype)
-        self._keys, self._values = self.attention.project(tokens, memory.is_pad)
+        self._keys, self._values = self.attention.project(tokens, memory.is_pad, memory.time)
         self._is_pad = memory.is_pad
 
     def forget(self) -> None:
@@ -62,25 +63,52 @@ class MemoryReader(MemoryHolder):
         return self.attention(x, is_pad=self._is_pad, keys_values=(self._keys, self._values))
 
 
-class WorldInjectedLinear(nn.Linear):
-    """`linear(inject(x))`, or `inject(linear(x))`: a linear layer around which a memory is read.
+def layer_width(layer: nn.Module, at: Literal["input", "output"] = "input") -> int:
+    """Width d of what enters or leaves a layer: `Linear`, `Conv1d`, or X-VLA's `DomainAwareLinear`.
 
-    It takes over the weight and bias of the layer that it replaces, under the same names.
+    Raises:
+        TypeError: if the layer doesn't say how wide it is.
+    """
+    names = {"input": ("in_features", "in_channels", "input_size")}.get(at, ("out_features", "out_channels"))
+    for name in names:
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    raise TypeError(f"{type(layer).__name__} has none of {', '.join(names)}: its {at} can't read a memory")
+
+
+def read_memory_at(
+    layer: nn.Module, attention: GatedCrossAttention, at: Literal["input", "output"] = "input"
+) -> MemoryReader:
+    """Let a layer read a memory: `layer(read(x), ...)`, or `read(layer(x, ...))`.
 
     Args:
-        linear: The layer to replace.
-        attention: The gated cross-attention; its width is that of the layer's input (`at="input"`) or output.
+        layer: Called with states (b, h, d) first, or (b, d, h) where it is a `Conv1d`.
+        attention: The gated cross-attention; its width is that of the layer's input or output.
         at: Where the memory is read.
+
+    Returns:
+        The layer's child `world_reader`, which is given the memory.
     """
+    layer.world_reader = MemoryReader(attention)
+    if at == "input":
+        layer.register_forward_pre_hook(_read_at_input)
+    else:
+        layer.register_forward_hook(_read_at_output)
+    return layer.world_reader
 
-    def __init__(self, linear: nn.Linear, attention: GatedCrossAttention, at: Literal["input", "output"] = "input"):
-        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
-        self.at = at
-        self.world_reader = MemoryReader(attention)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, h, in_features) -> (b, h, out_features)."""
-        if self.at == "input":
-            return super().forward(self.world_reader(x))
-        return self.world_reader(super().forward(x))
+# The hooks are given the module that runs: an adapter or a moving average copies the layer, child and hooks with it.
+
+
+def _read_at_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return _read(layer, args[0]), *args[1:]
+
+
+def _read_at_output(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return _read(layer, output)
+
+
+def _read(layer: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.Conv1d):
+        return layer.world_reader(x.mT).mT
+    return layer.world_reader(x)

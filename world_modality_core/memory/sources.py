@@ -23,12 +23,14 @@ class Memory:
     """What gated cross-attention reads.
 
     Attributes:
-        tokens: (b, m, d) memory tokens, m = n * k * p.
+        tokens: (b, m, d) memory tokens: of past frames, the current one, and m = n * k * p predicted ones.
         is_pad: (b, m) True where there is nothing to read; None if all tokens count.
+        time: (b, m) frames from now, negative in the past; None where a token's place says it.
     """
 
     tokens: Tensor
     is_pad: Tensor | None = None
+    time: Tensor | None = None
 
 
 @dataclass
@@ -95,6 +97,11 @@ def _noise(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | 
 
 
 def _exchanged(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
+    partners, is_alone = _draw_partners(given, source)
+    return given.predicted[partners], is_alone[:, None]
+
+
+def _draw_partners(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor]:
     import torch
 
     b = given.shape[0]
@@ -107,12 +114,39 @@ def _exchanged(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tenso
     partner = source.traits.partner
     is_same_task = None if partner == "any_task" else given.task[:, None] == given.task
     allowed = may_show(partner, episode[:, None] != episode, is_same_task)
-    partners, is_alone = random_partners(allowed, given.generator)
-    return given.predicted[partners], is_alone[:, None]
+    return random_partners(allowed, given.generator)
 
 
 def _current(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
     return given.current[:, None, None], None
+
+
+# Each changes the past frames of a memory (b, t, p, d), padding first, and their padding (b, t).
+
+
+def _past_zeros(past: Tensor, is_pad: Tensor, given: MemoryInputs) -> tuple[Tensor, Tensor]:
+    return past * 0, is_pad
+
+
+def _past_of_another(past: Tensor, is_pad: Tensor, given: MemoryInputs) -> tuple[Tensor, Tensor]:
+    partners, is_alone = _draw_partners(given, MemorySource.past_shuffle)
+    return past[partners], is_pad | is_alone[:, None]
+
+
+def _past_backwards(past: Tensor, is_pad: Tensor, given: MemoryInputs) -> tuple[Tensor, Tensor]:
+    import torch
+
+    n_pad, t = is_pad.sum(1, keepdim=True), past.shape[1]
+    place = torch.arange(t, device=past.device)
+    place = torch.where(is_pad, place, n_pad + t - 1 - place)
+    return past[torch.arange(len(past), device=past.device)[:, None], place], is_pad
+
+
+def _past_frozen(past: Tensor, is_pad: Tensor, given: MemoryInputs) -> tuple[Tensor, Tensor]:
+    import torch
+
+    oldest = is_pad.sum(1).clamp(max=past.shape[1] - 1)
+    return past[torch.arange(len(past), device=past.device), oldest][:, None].expand_as(past), is_pad
 
 
 @dataclass(frozen=True)
@@ -122,6 +156,7 @@ class SourceTraits:
     Attributes:
         memory: What the memory holds, for people: the row in docs/memory.md.
         fill: Makes the memory in training and in rollouts; None for what only a test can do to a policy's own memory.
+        past: Changes the memory's past frames instead; its futures stay the policy's own.
         runs_prophet: Whether the Prophet has to run.
         reads_current: Whether latents of the current frame enter as they are.
         is_offline: Whether the recorded future is needed, which a rollout doesn't have.
@@ -135,6 +170,7 @@ class SourceTraits:
 
     memory: str
     fill: Callable[[MemoryInputs, MemorySource], tuple[Tensor, Tensor | None]] | None
+    past: Callable[[Tensor, Tensor, MemoryInputs], tuple[Tensor, Tensor]] | None = None
     runs_prophet: bool = False
     reads_current: bool = False
     is_offline: bool = False
@@ -147,7 +183,7 @@ class SourceTraits:
     @property
     def reads_history(self) -> bool:
         """Whether latents of the history are looked at, by the Prophet or as they are."""
-        return self.runs_prophet or self.reads_current
+        return self.runs_prophet or self.reads_current or self.past is not None
 
     @property
     def is_blind(self) -> bool:
@@ -253,9 +289,39 @@ class MemorySource(StrEnum):
         "gate_closed",
         SourceTraits("its own, behind gates that are shut", None, runs_prophet=True, relies_on="its memory"),
     )
+    past_zero = (
+        "past_zero",
+        SourceTraits("its own, past frames as zeros", None, _past_zeros, relies_on="the past that it remembers"),
+    )
+    past_shuffle = (
+        "past_shuffle",
+        SourceTraits(
+            "its own, with the past frames of another episode",
+            None,
+            _past_of_another,
+            partner="any_task",
+            relies_on="this very episode's past",
+        ),
+    )
+    past_reversed = (
+        "past_reversed",
+        SourceTraits(
+            "its own, past frames in the reverse order", None, _past_backwards, relies_on="the order of its past"
+        ),
+    )
+    past_frozen = (
+        "past_frozen",
+        SourceTraits(
+            "its own, every past frame the oldest that it holds",
+            None,
+            _past_frozen,
+            relies_on="what happened in its past",
+        ),
+    )
 
 
 TRAINING_SOURCES = tuple(source for source in MemorySource if source.traits.fill)
+PAST_SOURCES = tuple(source for source in MemorySource if source.traits.past)
 TESTED_SOURCES = tuple(source for source in MemorySource if source.traits.is_tested)
 ARM_SOURCES = tuple(source for source in MemorySource if source.traits.relies_on)
 EXCHANGING_SOURCES = tuple(source for source in MemorySource if source.traits.partner)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from world_modality_core.memory.gated_attention import TimeEmbedding
 from world_modality_core.prophet.transformer import make_encoder
 
 
@@ -125,27 +126,31 @@ class AppendedMemory(nn.Module):
         d_memory: Width of a memory token.
         n_positions: Memory tokens; each position has a learned embedding, since latents don't carry their time.
         is_normed: Whether tokens pass a LayerNorm; not where their length says how far something moves.
+        is_timed: Whether tokens carry their time.
     """
 
-    def __init__(self, d: int, d_memory: int, n_positions: int, is_normed: bool = True):
+    def __init__(self, d: int, d_memory: int, n_positions: int, is_normed: bool = True, is_timed: bool = False):
         super().__init__()
         self.norm = nn.LayerNorm(d_memory) if is_normed else nn.Identity()
         self.project = nn.Linear(d_memory, d)
         self.position = nn.Parameter(torch.randn(n_positions, d) * 0.02)
+        self.time = TimeEmbedding(d) if is_timed else None
 
-    def forward(self, memory: Tensor, is_pad: Tensor | None = None) -> Tensor:
+    def forward(self, memory: Tensor, is_pad: Tensor | None = None, time: Tensor | None = None) -> Tensor:
         """Project a memory.
 
         Args:
             memory: (b, n_positions, d_memory).
             is_pad: (b, n_positions) True where a token won't be read; such tokens may hold anything.
+            time: (b, n_positions) frames from now of each token, where tokens carry their time.
 
         Returns:
             (b, n_positions, d).
         """
         if is_pad is not None:
             memory = memory.masked_fill(is_pad[..., None], 0.0)
-        return self.project(self.norm(memory)) + self.position
+        tokens = self.project(self.norm(memory)) + self.position
+        return tokens if self.time is None else tokens + self.time(time)
 
 
 class FutureHead(nn.Module):

@@ -13,7 +13,7 @@ from lerobot.utils.constants import OBS_STATE
 from lerobot_policy_world_modality.hub.trusted_files import is_typed
 from lerobot_policy_world_modality.policies.shared.planning_config import PlanningConfig
 from lerobot_policy_world_modality.policies.shared.prophet_options import take_over_prophet
-from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
+from lerobot_policy_world_modality.policies.shared.world_options import Arithmetic, VLAWorldOptions, check_amp
 from world_modality_core.configs import check_at_least, check_choices
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import as_folder
@@ -140,6 +140,9 @@ class QwenWorldFPlusConfig(VLAWorldOptions, PlanningConfig):
     freeze_vision: bool = False
     # The adapters.
     lora: LoraOptions = field(default_factory=LoraOptions)
+    # Arithmetic of training and rollouts: "float32", "bfloat16" (autocast; trained weights stay fp32), or None for what
+    # the launcher says.
+    dtype: Arithmetic | None = None
     # Recompute each layer's activations in the backward pass.
     gradient_checkpointing: bool = False
     # Samples that go through the backbone at a time in training; 0: all of the batch. Gradients are accumulated over
@@ -204,6 +207,7 @@ class QwenWorldFPlusConfig(VLAWorldOptions, PlanningConfig):
         check_at_least(self, 1, "chunk_size", "n_action_steps")
         check_at_least(self, 0, "micro_batch_size")
         self.check_world()
+        check_amp(self)
         if self.freeze_vision and self.train_backbone != "full":
             raise ConfigError(
                 f"freeze_vision=true has no effect with train_backbone={self.train_backbone!r}, which trains no vision "
@@ -233,6 +237,10 @@ class QwenWorldFPlusConfig(VLAWorldOptions, PlanningConfig):
         return is_typed("policy.trust_remote_code")
 
     @property
+    def rollout_dtype(self) -> str | None:
+        return self.dtype
+
+    @property
     def reads_memory(self) -> bool:
         return self.use_memory
 
@@ -247,6 +255,10 @@ class QwenWorldFPlusConfig(VLAWorldOptions, PlanningConfig):
     @property
     def needs_future(self) -> bool:
         return super().needs_future or self.lambda_align > 0
+
+    @property
+    def least_future_steps(self) -> int:
+        return 1 if self.lambda_align > 0 else super().least_future_steps
 
     @property
     def holds_backbone(self) -> bool:

@@ -276,7 +276,7 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
         if self.world.reader is None:
             return states
         memory = self.memory_of(world_batch, source)
-        return self.world.reader(states, memory.tokens, memory.is_pad)
+        return self.world.reader(states, memory.tokens, memory.is_pad, time=memory.time)
 
     def _objectives(self, states: Tensor, world_batch: WorldBatch) -> tuple[Tensor | float, dict[str, Tensor]]:
         """Weighted losses per sample (b,) of Prophet and alignment, 0 without any, and what to log."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_world_fplus import QwenWorldFPlusConfig
 from lerobot_policy_world_modality.policies.qwen_world_fplus.heads import FutureAlignment
 from lerobot_policy_world_modality.policies.shared.host import WorldParts
-from lerobot_policy_world_modality.policies.shared.memory_filling import memory_shape
+from lerobot_policy_world_modality.policies.shared.memory_filling import make_reader
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from world_modality_core.memory.gated_attention import GatedCrossAttention
 from world_modality_core.prophet.losses import future_latent_loss
@@ -26,8 +26,7 @@ class QwenWorld(WorldParts):
         super().__init__(config)
         self.reader: GatedCrossAttention | None = None
         if config.use_memory:
-            n, k, p, d_memory = memory_shape(config)
-            self.reader = GatedCrossAttention(d, d_memory, n * k * p, config.memory.n_heads, config.memory.gate)
+            self.reader = make_reader(config, d)
         self.lambda_align = config.lambda_align
         self.alignment: FutureAlignment | None = None
         if config.lambda_align > 0:

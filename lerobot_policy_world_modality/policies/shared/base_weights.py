@@ -1,14 +1,16 @@
-"""Starting a policy from another type's checkpoint (`--policy.init_from`)."""
+"""The weights of a policy whose layers read a memory: those of its base (`--policy.init_from`), and its own."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from lerobot.policies import PreTrainedPolicy
-from safetensors.torch import load_model
+from safetensors.torch import load_file
+from torch import Tensor
 
 # Modules that the checkpoint of the base can't have.
 _OF_THE_WORLD = ("world.", ".world_reader.", ".world_tokens.", ".world_prefix_reader.")
@@ -32,26 +34,59 @@ def load_base_weights(policy: PreTrainedPolicy, checkpoint: str, revision: str |
             raise FileNotFoundError(f"init_from={checkpoint!r} has no {SAFETENSORS_SINGLE_FILE}")
     else:
         file = hf_hub_download(checkpoint, SAFETENSORS_SINGLE_FILE, revision=revision)
+    _load(policy, _renamed(policy, load_file(file)), f"init_from={checkpoint!r}")
+    logging.info(f"init_from={checkpoint}: loaded all weights of the base")
+
+
+def load_own_weights(policy: PreTrainedPolicy, file: Path) -> None:
+    """Load a checkpoint of the policy's own type, or of its base where an adapter holds the rest.
+
+    Raises:
+        ValueError: if a weight is missing, one is left over, or shapes differ.
+    """
+    weights = load_file(file)
+    _load(policy, weights if any(map(_is_of_the_world, weights)) else _renamed(policy, weights), str(file))
+
+
+def _load(policy: PreTrainedPolicy, weights: dict[str, Tensor], source: str) -> None:
     try:
-        missing, unexpected = load_model(policy, file, strict=False)
+        missing, unexpected = policy.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ValueError(
-            f"init_from={checkpoint!r}: its weights have other shapes than this policy; an option that changes the "
-            f"architecture was given (see {error})"
+            f"{source}: its weights have other shapes than this policy; an option that changes the architecture was "
+            f"given (see {error})"
         ) from error
-    missing = sorted(name for name in missing if not any(part in f".{name}" for part in _OF_THE_WORLD))
+    # Weights that share their memory are saved under one of their names.
+    own = policy.state_dict(keep_vars=True)
+    loaded = {own[name].data_ptr() for name in weights if name in own}
+    missing = sorted(name for name in missing if own[name].data_ptr() not in loaded)
+    if not any(_is_of_the_world(name) for name in weights):
+        missing = [name for name in missing if not _is_of_the_world(name)]
     if missing or unexpected:
         remedy = ""
         if any("normalize" in name for name in unexpected):
             remedy = (
                 ". It was saved before LeRobot moved normalisation into processors; migrate it with `python -m "
-                f"lerobot.processor.migrate_policy_normalization --pretrained-path={checkpoint}`"
+                "lerobot.processor.migrate_policy_normalization --pretrained-path=CHECKPOINT`"
             )
         raise ValueError(
-            f"init_from={checkpoint!r} does not fit: missing {_some(missing)}, unexpected "
-            f"{_some(sorted(unexpected))}{remedy}"
+            f"{source} does not fit: missing {_some(missing)}, unexpected {_some(sorted(unexpected))}{remedy}"
         )
-    logging.info(f"init_from={checkpoint}: loaded all weights of the base")
+
+
+def _is_of_the_world(name: str) -> bool:
+    return any(part in f".{name}" for part in _OF_THE_WORLD)
+
+
+def _renamed(policy: PreTrainedPolicy, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an older checkpoint under the names of today, by upstream's own tables."""
+    if hasattr(policy, "_fix_pytorch_state_dict_keys"):  # PI0 and PI0.5: openpi's names
+        weights = policy._fix_pytorch_state_dict_keys(weights, policy.config)
+        return {name if name.startswith("model.") else f"model.{name}": value for name, value in weights.items()}
+    module = importlib.import_module(policy.config.world_base.__module__.replace("configuration_", "modeling_"))
+    if hasattr(module, "_remap_vendored_florence_state_dict") and module._is_vendored_florence_state_dict(weights):
+        return module._remap_vendored_florence_state_dict(weights)  # X-VLA: its own copy of Florence-2
+    return weights
 
 
 def _some(names: list[str]) -> str:

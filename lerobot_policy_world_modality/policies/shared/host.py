@@ -22,6 +22,7 @@ from lerobot_policy_world_modality.policies.shared.latent_reader import LatentRe
 from lerobot_policy_world_modality.policies.shared.memory_filling import (
     draw_generator,
     fill_memory,
+    future_mass,
     memory_shape,
     predict_futures,
     prophet_objective,
@@ -67,7 +68,7 @@ class WorldParts(nn.Module):
         if config.has_world:
             config.prophet.d_model = config.prophet.d_model or 256
             self.space = LatentNormaliser(config.encoder)
-            self.prophet = make_prophet(config)
+            self.prophet = make_prophet(config) if config.n_future_steps else None
 
 
 class PolicyWithWorld(OnHub):
@@ -202,7 +203,9 @@ class PolicyWithWorld(OnHub):
             if reader.last_attention_mass is None:
                 continue
             values[f"memory_entropy{suffix}"] = reader.last_attention_entropy
-            mass = reader.last_attention_mass.view(self.memory_shape[:3]).sum((0, 2))
+            mass = future_mass(reader.last_attention_mass, self.memory_shape)
+            if self.config.memory.shows_seen:
+                values[f"memory_mass_seen{suffix}"] = reader.last_attention_mass.sum() - mass.sum()
             values |= {f"memory_mass{suffix}_{i}": share for i, share in enumerate(mass, start=1)}
         return values
 
@@ -259,7 +262,7 @@ class PolicyWithWorld(OnHub):
 
         In training LeRobot 0.6.1's launcher, told by the same, does it already; later ones have an option of their own.
         """
-        if self.config.dtype != "bfloat16":
+        if self.config.rollout_dtype != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 

@@ -7,29 +7,34 @@ swapped (`world_modality_core.memory.injected_layer`).
 # Annotations are objects here, not strings: LeRobot reads that of `config`.
 
 import contextlib
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from lerobot.datasets import LeRobotDatasetMetadata
+from lerobot.policies import PreTrainedPolicy
+from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
-from lerobot_policy_world_modality.policies.shared.base_weights import load_base_weights
+from lerobot_policy_world_modality.policies.shared.base_weights import load_base_weights, load_own_weights
 from lerobot_policy_world_modality.policies.shared.host import (
     PolicyWithWorld,
     WorldParts,
     gate_parameters,
-    optimizer_groups,
 )
 from lerobot_policy_world_modality.policies.shared.latent_reader import LatentReader
+from lerobot_policy_world_modality.policies.shared.memory_filling import make_reader
 from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts
 from lerobot_policy_world_modality.policies.shared.training_companion import open_world
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
 from world_modality_core.memory.gated_attention import GatedCrossAttention
-from world_modality_core.memory.injected_layer import MemoryHolder
+from world_modality_core.memory.injected_layer import MemoryHolder, layer_width, read_memory_at
 from world_modality_core.memory.sources import MemorySource
 from world_modality_core.prophet.logged_values import LoggedValues
+from world_modality_core.prophet.network import Futures
 
 
 class InjectedWorldPolicy(PolicyWithWorld):
@@ -75,14 +80,13 @@ class InjectedWorldPolicy(PolicyWithWorld):
         self.reset()
 
     def _inject(self) -> None:
-        """Swap the layers that read the memory."""
-        raise NotImplementedError
+        """Let the layers read the memory that are to."""
+        layer = self.get_submodule(self.config.world_layer)
+        read_memory_at(layer, self._attention(layer_width(layer)))
 
     def _attention(self, d: int) -> GatedCrossAttention:
         """A reader for an action stream of width d."""
-        n, k, p, d_memory = self.memory_shape
-        options = self.config.memory
-        return GatedCrossAttention(d, d_memory, n * k * p, options.n_heads, options.gate)
+        return make_reader(self.config, d)
 
     def _reader_suffix(self, name: str) -> str:
         """What is appended to the names of the logged values of the reader called `name`."""
@@ -90,26 +94,32 @@ class InjectedWorldPolicy(PolicyWithWorld):
 
     # Training.
 
-    def _forward_with_world(
-        self,
-        batch: dict[str, Tensor],
-        reduction: str,
-        base_forward: Callable[[], tuple[Tensor, dict[str, float]]],
-    ) -> tuple[Tensor, LoggedValues]:
-        """The base's loss, its layers reading the memory, and the Prophet's.
+    def forward(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, LoggedValues]:
+        """Compute the base's loss, its layers reading the memory, and the Prophet's.
 
         Args:
             batch: A preprocessed batch, with `index` (b,).
-            reduction: "mean", or "none" for LeRobot's sample weighting.
-            base_forward: Runs the base's `forward`.
+            args, kwargs: As the base's, such as `noise` and `time` (SmolVLA), or `reduction`: "none" for LeRobot's
+                sample weighting, where the base knows it.
+
+        Returns:
+            Loss, () or (b,), and the values to log (docs/metrics.md).
         """
+        with self._autocast():
+            return self._forward_with_world(batch, *args, **kwargs)
+
+    def _forward_with_world(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, LoggedValues]:
+        reduction = kwargs.get("reduction", "mean")
         world_batch = self.recorded_batch(batch)
         with self.reading(world_batch, self.config.memory.source):
-            loss, values = base_forward()
+            loss, values = super().forward(batch, *args, **kwargs)
+            values = {name: value for name, value in (values or {}).items() if isinstance(value, int | float)}
             base_values = {("loss_action" if name == "loss" else name): value for name, value in values.items()}
             logged = LoggedValues(
                 self._reader_values({name: self._reader_suffix(name) for name in self.readers}), floats=base_values
             )
+            if "loss_action" not in base_values:
+                logged.add({"loss_action": loss.detach().mean()})
         loss_world, world_values = self._world_objective(world_batch)
         logged.add(world_values)
         if isinstance(loss_world, Tensor):
@@ -120,17 +130,34 @@ class InjectedWorldPolicy(PolicyWithWorld):
     @property
     def _watched(self) -> dict[str, nn.Module]:
         readers = {self._reader_suffix(name).lstrip("_") or "memory": reader for name, reader in self.readers.items()}
-        return ({"prophet": self.world.prophet} if self.config.has_world else {}) | readers
+        prophet = self.world.prophet
+        return ({} if prophet is None else {"prophet": prophet}) | readers
 
-    def get_optim_params(self) -> list[dict[str, Any]]:
-        """The base's parameters as the base trains them; gates with a learning rate of their own, without decay."""
+    def update(self) -> None:
+        """Count an optimiser step; LeRobot's trainer calls this after each."""
+        super().update()
+        for holder in self._found(MemoryHolder).values():
+            holder.forget()
+
+    def get_optim_params(self) -> list[dict[str, Any]] | dict[str, nn.Parameter]:
+        """The base's parameters as the base trains them, what is of the world in their first group; gates in one more.
+
+        By name where the base's optimiser wants names (X-VLA): that optimiser tells gates apart itself.
+        """
+        base = super().get_optim_params()
+        if isinstance(base, dict):
+            return base
+        base = [*base]
+        groups = base if base and isinstance(base[0], dict) else [{"params": base}]
         gates = gate_parameters(self.modules())
-        kinds: dict[str, list[nn.Parameter]] = {"base": [], "gate": []}
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                kinds["gate" if id(parameter) in gates else "base"].append(parameter)
+        groups = [{**group, "params": [p for p in group["params"] if id(p) not in gates]} for group in groups]
+        known = gates.keys() | {id(p) for group in groups for p in group["params"]}
+        groups[0]["params"] += [p for p in self.parameters() if id(p) not in known]
         lr = self.config.optimizer_lr * self.config.memory.gate_lr_factor
-        return optimizer_groups(kinds, {"base": {}, "gate": {"lr": lr, "weight_decay": 0.0}})
+        groups.append({"params": [*gates.values()], "lr": lr, "weight_decay": 0.0})
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p.requires_grad]
+        return [group for group in groups if group["params"]]
 
     # Rollout.
 
@@ -142,16 +169,80 @@ class InjectedWorldPolicy(PolicyWithWorld):
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Remember the current frame, and return the next action of the plan (b, a), as the base does."""
-        self.remember(batch)
-        with self._autocast():
+        with self._acting(batch):
             return self._finite(super().select_action(batch, *args, **kwargs))
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Remember the current frame and plan from it, as the base does: (b, h, a) normalised actions."""
-        self.remember(batch)
-        with self._autocast():
+        with self._acting(batch), self._reading_live(batch):
             return self._finite(super().predict_action_chunk(batch, *args, **kwargs))
+
+    def _get_action_chunk(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        # Where SmolVLA and X-VLA plan, whoever asked: select_action, predict_action_chunk, real-time chunking.
+        with self._reading_live(batch):
+            return super()._get_action_chunk(batch, *args, **kwargs)
+
+    @torch.no_grad()
+    def plan_recorded(
+        self,
+        batch: dict[str, Tensor],
+        source: MemorySource | str | None = None,
+        noise: Tensor | None = None,
+        futures: Futures | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Plan from recorded frames, with the memory of any source; for offline interventions.
+
+        Args:
+            batch: A preprocessed batch of the dataset, with `index` (b,).
+            source: Memory source, `oracle` included; None for the training source.
+            noise: Noise that the base starts from, where it takes any; drawn if None.
+            futures: What the Prophet is to have predicted; None lets it predict.
+            seed: Seed of the memory's draws, None for `memory.seed`; and of those of a base that takes no noise.
+
+        Returns:
+            (b, h, a) normalised actions.
+        """
+        self.eval()
+        world_batch = self._recorded_plan_batch(batch, futures, seed)
+        devices = [] if self.device.type == "cpu" else [self.device]
+        with (
+            self.reading(world_batch, source),
+            self._autocast(),
+            torch.random.fork_rng(devices, enabled=noise is not None),
+        ):
+            if noise is not None:
+                torch.manual_seed(seed or 0)
+            return self._sample_recorded(dict(batch), noise)
+
+    def _sample_recorded(self, batch: dict[str, Tensor], noise: Tensor | None) -> Tensor:
+        """Sample a chunk (b, h, a) from recorded frames, as the base does."""
+        plan = super().predict_action_chunk
+        takes = inspect.signature(plan).parameters
+        is_taken = noise is not None and ("noise" in takes or "kwargs" in takes)
+        # Bases that queue observations (Diffusion Policy, DiT) are to plan from the batch's.
+        queues, self._queues = getattr(self, "_queues", None), {}
+        try:
+            batch = super()._prepare_batch(batch) if hasattr(super(), "_prepare_batch") else batch
+            batch.pop(ACTION, None)
+            return plan(batch, **({"noise": noise} if is_taken else {}))
+        finally:
+            self._queues = queues
+
+    @contextlib.contextmanager
+    def _acting(self, batch: dict[str, Tensor]) -> Iterator[None]:
+        """Remember the current frame, once: a base's select_action may plan by predict_action_chunk."""
+        if self.__dict__.get("_is_acting"):
+            yield
+            return
+        self.remember(batch)
+        self._is_acting = True
+        try:
+            with self._autocast():
+                yield
+        finally:
+            self._is_acting = False
 
     @contextlib.contextmanager
     def reading(self, world_batch: WorldBatch, source: MemorySource | str | None) -> Iterator[None]:
@@ -161,17 +252,68 @@ class InjectedWorldPolicy(PolicyWithWorld):
             memory = self.memory_of(world_batch, source)
             for holder in holders:
                 holder.remember(memory)
+        self._is_reading = True
         try:
             yield
         finally:
-            for holder in holders:
-                holder.forget()
+            self._is_reading = False
+            # Activation checkpointing runs layers once more in the backward pass; `update` drops the memory then.
+            if not torch.is_grad_enabled():
+                for holder in holders:
+                    holder.forget()
 
     @contextlib.contextmanager
     def _reading_live(self, batch: dict[str, Tensor]) -> Iterator[None]:
         """Give the memory of the current frame to the layers that read it, for one sampled chunk."""
-        if not self.config.reads_memory:
+        if not self.config.reads_memory or self.__dict__.get("_is_reading"):
             yield
             return
         with self.reading(self._live_batch(batch), self.config.memory.rollout_source):
             yield
+
+    # Checkpoints.
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> "InjectedWorldPolicy":
+        """Load a checkpoint of this type, as LeRobot does.
+
+        Raises:
+            ValueError: if a weight is missing, one is left over, or shapes differ.
+        """
+        # PI0 and PI0.5 would rename weights of older checkpoints, and only print what doesn't fit.
+        return PreTrainedPolicy.from_pretrained.__func__(cls, pretrained_name_or_path, **kwargs)
+
+    @classmethod
+    def _load_as_safetensor(
+        cls, model: "InjectedWorldPolicy", model_file: str, map_location: str, strict: bool
+    ) -> "InjectedWorldPolicy":
+        load_own_weights(model, Path(model_file))
+        return model
+
+    # Fine-tuning with adapters.
+
+    @property
+    def _saved_with_adapters(self) -> list[str]:
+        """Last names of the modules of the world and around it: trained in full, and saved with an adapter."""
+        return ["world"] + ([self.config.world_layer.rpartition(".")[2]] if self.config.reads_memory else [])
+
+    def wrap_with_peft(self, peft_config=None, peft_cli_overrides: dict | None = None):
+        """As LeRobot's; an adapter on `init_from`'s checkpoint names that checkpoint as its base."""
+        if self.config.initialised_from and not self.config.pretrained_path:
+            self.name_or_path = self.config.initialised_from
+        return super().wrap_with_peft(peft_config, peft_cli_overrides)
+
+    def _get_default_peft_targets(self) -> dict[str, Any] | None:
+        """The base's targets without the layers that read the memory; those and the world are trained in full."""
+        targets = super()._get_default_peft_targets()
+        saved = self._saved_with_adapters
+        if targets is None:  # `--peft.target_modules` is needed, as for the base
+            return {"modules_to_save": saved}
+        return targets | {
+            "target_modules": rf"(?!.*({'|'.join(saved)})$)({targets['target_modules']})",
+            "modules_to_save": targets["modules_to_save"] + saved,
+        }
+
+    def _validate_peft_config(self, peft_config) -> None:
+        if not self.config.initialised_from:
+            super()._validate_peft_config(peft_config)

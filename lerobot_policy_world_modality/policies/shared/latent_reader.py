@@ -9,6 +9,7 @@ import torch
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from lerobot_policy_world_modality.policies.shared.kept_frames import KEPT
 from lerobot_policy_world_modality.policies.shared.vectors import state_vectors
 from lerobot_policy_world_modality.policies.shared.world_batch import Intervention, WorldBatch
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
@@ -19,6 +20,7 @@ from world_modality_core.latents.companion import Companion
 from world_modality_core.latents.frame_history import FrameHistory
 from world_modality_core.latents.gpu_latent_table import GpuLatentTable, row_is_finite
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
+from world_modality_core.latents.past_frames import RecordedPast
 
 # Share of the accelerator's free memory that the companion's latents may take without being asked for.
 ON_DEVICE_SHARE = 0.1
@@ -59,12 +61,15 @@ class LatentReader:
             spec.n_frames,
             spec.frame_stride,
             tolerance=max(1, config.history_stride // 2),
+            past=self._past_choice,
         )
+        self._recorded_past: RecordedPast | None = None
         if config.world_reads_language and config.language.dim == 0:
             config.language.dim = self.sentences(torch.device("cpu")).dim
 
     def remember(self, batch: dict[str, Tensor]) -> None:
         """Remember the current frame: one step after the last, or by a clock where frames come irregularly."""
+        batch = batch | {key.removeprefix(KEPT): value for key, value in batch.items() if key.startswith(KEPT)}
         if self.now_s is None and self.config.clock_fps is None:
             self.frames.append(batch)
         else:
@@ -72,10 +77,15 @@ class LatentReader:
             self.frames.append(batch, round(now_s * self.config.fps))
 
     def frame_times(self, now_s: float) -> list[float]:
-        """Seconds of the frames that the history ending at `now_s` is made of, oldest first; none without a history."""
+        """Seconds of the frames that a plan at `now_s` needs, oldest first; none without a history.
+
+        Those of its history, and those of the memory's past that it was not shown yet.
+        """
         if not (self.config.needs_live_history or self.config.needs_live_tokens):
             return []
-        return [now_s + step / self.config.fps for step in self.frames.steps_back]
+        fps = self.config.fps
+        past = [step / fps for step in self.frames.past_due(round(now_s * fps))]
+        return sorted({*past, *(now_s + step / fps for step in self.frames.steps_back)})
 
     def load(self, device: torch.device) -> None:
         """Load what a rollout looks through, so that its first plan takes no longer than the others."""
@@ -90,6 +100,8 @@ class LatentReader:
         Raises:
             ValueError: if the task is missing or empty although the policy uses it.
         """
+        if batch.get(OBS_STATE) is not None and batch[OBS_STATE].ndim == 3:  # a policy that sees n_obs_steps frames
+            batch = batch | {OBS_STATE: batch[OBS_STATE][:, -1]}
         state = state_vectors(batch, self.config) if self.config.world_reads_state else None
         language, tasks = None, task_list(batch)
         if self.config.world_reads_language:
@@ -102,7 +114,7 @@ class LatentReader:
         # Not the state of the batch: of one number, it has no axis of its own (see `state_vectors`).
         images = [each for key, each in batch.items() if key.startswith("observation.") and key != OBS_STATE]
         known = [batch["index"]] if "index" in batch else [each for each in (state, *images) if each is not None]
-        return WorldBatch(len(known[0] if known else tasks), state, language)
+        return WorldBatch(len(known[0] if known else tasks), state, language, future_stride=self.config.future_stride)
 
     def recorded(self, batch: dict[str, Tensor], device: torch.device, everything: bool = False) -> WorldBatch:
         """Look up a batch of recorded frames by `batch["index"]`.
@@ -117,7 +129,7 @@ class LatentReader:
             RuntimeError: if the policy has no companion.
         """
         config = self.config
-        history, future = everything or config.needs_history, everything or config.needs_future
+        history, future = everything or config.needs_history, (everything or config.needs_future) and self._future
         tokens = config.needs_tokens
         world_batch = self.common(batch, device)
         world_batch.episode, world_batch.task = batch.get("episode_index"), batch.get("task_index")
@@ -132,8 +144,13 @@ class LatentReader:
         self._check_excluded(index)
         if history or future:
             n = len(self._history) if history else 0
-            latents, is_pad = self._gather(index, self._history * history + self._future * future, device)
+            offsets = (self._history if history else []) + (self._future if future else [])
+            latents, is_pad, past = self._gather(index, offsets, device)
             latents = self.space.standardise_rows(latents)
+            if past is not None:
+                n_past = past[0].shape[1]
+                world_batch.past, latents = latents[:, :n_past], latents[:, n_past:]
+                world_batch.past_is_pad, world_batch.past_age = past
             if history:
                 # Contiguous, as where only the history is read: kernels sum in the order of the memory layout.
                 world_batch.history, world_batch.history_is_pad = latents[:, :n].contiguous(), is_pad[:, :n]
@@ -181,6 +198,10 @@ class LatentReader:
             return world_batch
         values, is_pad = self.frames.latents(self.encoder(device))
         values = values.to(device)
+        if self._past_choice is not None:
+            past, past_is_pad, age = self.frames.past()
+            world_batch.past = self.space.standardise(past.to(device))
+            world_batch.past_is_pad, world_batch.past_age = past_is_pad.to(device), age.to(device)
         if latents:
             world_batch.history, world_batch.history_is_pad = self.space.standardise(values), is_pad.to(device)
         if tokens:
@@ -207,15 +228,45 @@ class LatentReader:
                 self._sentences = SentenceEncoder(language.model_id, revision=language.revision, device=device)
         return self._sentences
 
-    def _gather(self, index: Tensor, offsets: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        if self._uses_gpu_table(device):
-            return self._gpu_table.gather(index.to(device), offsets)
-        # The trainer has just read the last step's loss, so that this waits for the copy of the batch only.
-        latents, is_pad = self.companion.table.gather(index.cpu(), offsets)
-        check_finite(self.companion, index, offsets, latents, is_pad)
+    @property
+    def _past_choice(self) -> tuple[int, int, str] | None:
+        """Frames, stride and choice of the past in the memory."""
+        if not self.config.n_past:
+            return None
+        past = self.config.memory.past
+        return past.n_frames, past.stride, past.select
+
+    def _gather(
+        self, index: Tensor, offsets: list[int], device: torch.device
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Read windows, the memory's past before them, in one go.
+
+        Returns:
+            Latents (b, t + w, p * d), is_pad (b, w) of the windows, and is_pad and age (b, t) of the past.
+        """
+        on_device, table = self._uses_gpu_table(device), self.companion.table
+        # On the host this waits for the copy of the batch only: the trainer has just read the last step's loss.
+        index = index.to(device) if on_device else index.cpu()
+        past_rows, past = None, None
+        if self._past_choice is not None:
+            if self._recorded_past is None:
+                self._recorded_past = RecordedPast(table.latents, table.bounds, *self._past_choice, index.device)
+            past_rows, *past = self._recorded_past.rows(index)
+        if on_device:
+            rows, is_pad = self._gpu_table.rows(index, offsets)
+            rows = rows if past_rows is None else torch.cat([past_rows, rows], dim=1)
+            return self._gpu_table.latents[rows], is_pad, past
+        rows, is_pad = table.rows(index, offsets)
+        is_pad = all_pad = torch.from_numpy(is_pad)
+        if past is not None:
+            rows = np.concatenate([past_rows.numpy(), rows], axis=1)
+            all_pad = torch.cat([past[0], is_pad], dim=1)
+            past = [part.to(device) for part in past]
+        latents = table.read(rows)
+        check_finite(self.companion, rows, latents, all_pad)
         if device.type == "cuda":
             latents, is_pad = latents.pin_memory(), is_pad.pin_memory()
-        return latents.to(device, non_blocking=True), is_pad.to(device, non_blocking=True)
+        return latents.to(device, non_blocking=True), is_pad.to(device, non_blocking=True), past
 
     def _uses_gpu_table(self, device: torch.device) -> bool:
         """Decide, once, whether the latents live on the device: there a step's windows cost no wait for the host."""
@@ -235,13 +286,12 @@ def task_list(batch: dict) -> list[str]:
     return [tasks] if isinstance(tasks, str) else list(tasks)
 
 
-def check_finite(companion: Companion, index: Tensor, offsets: list[int], latents: Tensor, is_pad: Tensor) -> None:
+def check_finite(companion: Companion, rows: np.ndarray, latents: Tensor, is_pad: Tensor) -> None:
     """Refuse latents that are not finite; zero them where they are padding, which nothing reads.
 
     Args:
         companion: Where they come from.
-        index: (b,) frames.
-        offsets: The w offsets gathered.
+        rows: (b, w) rows gathered.
         latents: (b, w, p * d) float16, on the CPU; changed in place.
         is_pad: (b, w) True at padding.
 
@@ -253,8 +303,7 @@ def check_finite(companion: Companion, index: Tensor, offsets: list[int], latent
         return
     used = is_bad & ~is_pad
     if used.any():
-        sample, place = (int(i) for i in used.nonzero()[0])
-        row = int(index[sample]) + offsets[place]
+        row = int(rows[used.numpy()][0])
         raise ValueError(
             f"row {row} of companion {companion.root} (episode {int(companion.table.episode_index[row])}) holds NaN or "
             "Inf; encode that episode again: run wm-precompute with the same options into a new folder"

@@ -35,6 +35,9 @@ class WorldBatch:
         language: (b, l) task embedding.
         history: (b, t, p, d) standardised latents, oldest first; the last is the current frame.
         history_is_pad: (b, t) True before the start of the episode.
+        past: (b, t, p, d) standardised latents of the past frames in the memory, oldest first, t = `past.n_frames`.
+        past_is_pad: (b, t) True where the episode has no such frame yet.
+        past_age: (b, t) frames ago.
         tokens: (b, n) world tokens of the current frame.
         future: (b, k, p, d) standardised latents to come (recorded only).
         future_tokens: (b, k, n) world tokens to come (recorded only).
@@ -43,7 +46,8 @@ class WorldBatch:
         task: (b,) task of each sample.
         futures: What the Prophet predicts, once it was asked; what is put here beforehand stands in its place.
         draw_seed: Seed of the memory's draws; None for `memory.seed`.
-        intervention: What is done to the memory before it is read (live only).
+        future_stride: Frames between two future ones.
+        intervention: What is done to the predicted futures before they are read (live only).
     """
 
     batch_size: int
@@ -51,6 +55,9 @@ class WorldBatch:
     language: Tensor | None = None
     history: Tensor | None = None
     history_is_pad: Tensor | None = None
+    past: Tensor | None = None
+    past_is_pad: Tensor | None = None
+    past_age: Tensor | None = None
     tokens: Tensor | None = None
     future: Tensor | None = None
     future_tokens: Tensor | None = None
@@ -59,6 +66,7 @@ class WorldBatch:
     task: Tensor | None = None
     futures: Futures | None = None
     draw_seed: int | None = None
+    future_stride: int = 1
     intervention: Intervention | None = None
 
     @property

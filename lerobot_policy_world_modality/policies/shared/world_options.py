@@ -69,8 +69,10 @@ class WorldOptions(TracksGivenFields):
     prophet: ClassVar[ProphetConfig | None] = None
     # What enters the memory, and the gates that it is read through; a type that has one declares it as a field.
     memory: ClassVar[MemoryConfig | None] = None
-    # Arithmetic of rollouts; likewise.
-    dtype: ClassVar[str | None] = None
+    # Whether a processor step keeps a rollout's frames for the encoder, whatever is made of them for the policy.
+    keeps_frames: ClassVar[bool] = False
+    # Past frames in the memory; a type that has one says so itself.
+    n_past: ClassVar[int] = 0
     # The field that says how many history frames t are read.
     history_field: ClassVar[str] = "n_history_steps"
 
@@ -81,15 +83,15 @@ class WorldOptions(TracksGivenFields):
             ConfigError: naming field, value and what was expected.
         """
         check_choices(self)
-        if (visual := self.normalization_mapping.get("VISUAL", "IDENTITY")) != "IDENTITY":
+        visual = self.normalization_mapping.get("VISUAL", "IDENTITY")
+        if visual != "IDENTITY" and not self.keeps_frames:
             raise ConfigError(
                 f"normalization_mapping: VISUAL is {getattr(visual, 'value', visual)}, but the world's encoder (and a "
                 "VLM's processor) takes images in [0, 1] and normalises them itself; use IDENTITY"
             )
-        check_at_least(
-            self, 1, self.history_field, "history_stride", "n_future_steps", "future_stride", "metrics_every"
-        )
-        if "n_action_steps" in self.__dict__ and self.n_action_steps > self.chunk_size:
+        check_at_least(self, 1, self.history_field, "history_stride", "future_stride", "metrics_every")
+        check_at_least(self, self.least_future_steps, "n_future_steps")
+        if {"n_action_steps", "chunk_size"} <= self.__dict__.keys() and self.n_action_steps > self.chunk_size:
             raise ConfigError(
                 f"n_action_steps={self.n_action_steps} is more than chunk_size={self.chunk_size}: a plan can't be "
                 "executed beyond its end; lower n_action_steps or raise chunk_size"
@@ -120,6 +122,11 @@ class WorldOptions(TracksGivenFields):
     def n_history(self) -> int:
         """History frames t."""
         return getattr(self, self.history_field)
+
+    @property
+    def least_future_steps(self) -> int:
+        """Future frames that the policy can't do without."""
+        return 1
 
     @property
     def has_world(self) -> bool:
@@ -176,6 +183,11 @@ class WorldOptions(TracksGivenFields):
         """Steps a second where the clock tells which step a frame belongs to; None where every call is one step."""
         return self.fps if self.frame_clock == "wall" else None
 
+    @property
+    def rollout_dtype(self) -> str | None:
+        """Autocast of rollouts; None where the policy says nothing of it."""
+        return None
+
 
 @dataclass
 class MemoryOptions(WorldOptions):
@@ -193,28 +205,39 @@ class MemoryOptions(WorldOptions):
         return True
 
     @property
+    def least_future_steps(self) -> int:
+        return 0 if self.reads_memory and self.memory.shows_seen else 1
+
+    @property
+    def n_past(self) -> int:
+        """Past frames in the memory."""
+        return self.memory.past.n_frames if self.reads_memory else 0
+
+    @property
     def world_weight(self) -> float:
         """Weight of the Prophet's objective in the loss; a frozen Prophet's is only logged."""
-        return 0.0 if self.prophet.freeze else self.lambda_world
+        return 0.0 if self.prophet.freeze or self.n_future_steps == 0 else self.lambda_world
 
     @property
     def trains_prophet(self) -> bool:
         """Whether a training step runs the Prophet."""
-        return self.world_weight > 0 or (self.reads_memory and self.memory.source.traits.runs_prophet)
+        reads_it = self.reads_memory and self.memory.source.traits.runs_prophet
+        return self.n_future_steps > 0 and (self.world_weight > 0 or reads_it)
 
     @property
     def needs_history(self) -> bool:
-        from_memory = self.reads_memory and self.memory.source.traits.reads_history
+        from_memory = self.reads_memory and (self.memory.source.traits.reads_history or self.memory.shows_seen)
         return super().needs_history or self.trains_prophet or from_memory
 
     @property
     def needs_future(self) -> bool:
-        from_memory = self.reads_memory and self.memory.source.traits.is_offline
+        from_memory = self.reads_memory and self.n_future_steps > 0 and self.memory.source.traits.is_offline
         return super().needs_future or self.trains_prophet or from_memory
 
     @property
     def needs_live_history(self) -> bool:
-        from_memory = self.reads_memory and self.memory.rollout_source.traits.reads_history
+        from_memory = self.memory.rollout_source.traits.reads_history or self.memory.shows_seen
+        from_memory = self.reads_memory and from_memory
         return super().needs_live_history or from_memory
 
 
@@ -224,9 +247,6 @@ class VLAWorldOptions(MemoryOptions):
 
     # History frames t that the Prophet sees.
     n_history_steps: int = 4
-    # Arithmetic of training and rollouts: "float32", "bfloat16" (autocast; trained weights stay fp32), or None for what
-    # the launcher says.
-    dtype: Arithmetic | None = None
 
     def check_world(self) -> None:
         super().check_world()
@@ -236,8 +256,6 @@ class VLAWorldOptions(MemoryOptions):
                 "--policy.memory.entry=gated (smolvla_world: --policy.fusion.f3a=true puts memory tokens into the "
                 "prefix)"
             )
-        if self.use_amp:
-            raise ConfigError("use_amp=true: this type has `dtype`; use --policy.dtype=bfloat16")
 
     @property
     def has_world(self) -> bool:
@@ -246,3 +264,13 @@ class VLAWorldOptions(MemoryOptions):
     @property
     def reads_task(self) -> bool:
         return True
+
+
+def check_amp(config: WorldOptions) -> None:
+    """Refuse LeRobot's `use_amp` in a type that has `dtype`.
+
+    Raises:
+        ConfigError: naming the option to use.
+    """
+    if config.use_amp:
+        raise ConfigError("use_amp=true: this type has `dtype`; use --policy.dtype=bfloat16")

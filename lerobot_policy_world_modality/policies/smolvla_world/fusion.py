@@ -1,6 +1,6 @@
 """F1, F2, F3a and F3b: where SmolVLA's action path reads a world memory (docs/smolvla_world.md).
 
-F1 and F2 swap a linear layer. F3a and F3b wrap the one call through which SmolVLA runs its language model and expert.
+F1 and F2 hook a linear layer. F3a and F3b wrap the one call through which SmolVLA runs its language model and expert.
 Nothing of SmolVLA's forward pass is repeated here; at closed gates it computes what it computes alone, bit for bit.
 """
 
@@ -11,8 +11,8 @@ from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention, GatedReader
-from world_modality_core.memory.injected_layer import MemoryHolder, MemoryReader, WorldInjectedLinear
+from world_modality_core.memory.gated_attention import Gate, GatedCrossAttention, GatedReader, TimeEmbedding
+from world_modality_core.memory.injected_layer import MemoryHolder, MemoryReader
 from world_modality_core.memory.sources import Memory
 
 
@@ -26,9 +26,19 @@ class MemoryTokens(GatedReader, MemoryHolder):
         d_expert: Width of the action expert.
         n_heads: Groups of the expert's channels that a "per_head" gate tells apart.
         gate: Kind of gate, see `Gate`.
+        is_timed: Whether tokens carry their time.
     """
 
-    def __init__(self, d_memory: int, n_positions: int, d_prefix: int, d_expert: int, n_heads: int, gate: str):
+    def __init__(
+        self,
+        d_memory: int,
+        n_positions: int,
+        d_prefix: int,
+        d_expert: int,
+        n_heads: int,
+        gate: str,
+        is_timed: bool = False,
+    ):
         super().__init__()
         if d_expert % n_heads:
             raise ValueError(f"memory.n_heads={n_heads} does not divide the action expert's width {d_expert}")
@@ -38,6 +48,7 @@ class MemoryTokens(GatedReader, MemoryHolder):
         self.position = nn.Parameter(torch.randn(n_positions, d_prefix) * 0.02)
         self.norm_query = nn.LayerNorm(d_expert) if gate == "per_token" else nn.Identity()
         self.gate = Gate(gate, d_expert, n_heads)
+        self.time = TimeEmbedding(d_prefix) if is_timed else None
         self.forget()
 
     def remember(self, memory: Memory) -> None:
@@ -46,6 +57,8 @@ class MemoryTokens(GatedReader, MemoryHolder):
             tokens = tokens.masked_fill(is_pad[..., None], 0.0)
         tokens = self.norm_memory(tokens.to(self.norm_memory.weight.dtype))
         self.tokens = self.to_prefix(tokens) + self.position  # (b, m, d_prefix)
+        if self.time is not None:
+            self.tokens = self.tokens + self.time(memory.time)
         self.is_used = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         if is_pad is not None:
             self.is_used = ~is_pad
@@ -156,11 +169,6 @@ def insert_positions(positions: Tensor, n_prefix: int, is_used: Tensor, has_pref
         return positions + count[:, -1:]
     prefix, suffix = positions[:, :n_prefix], positions[:, n_prefix:]
     return torch.cat([prefix, prefix.max(1, keepdim=True).values + count, suffix + count[:, -1:]], dim=1)
-
-
-def read_at_layer(parent: nn.Module, name: str, attention: GatedCrossAttention, at: str) -> None:
-    """Swap a linear layer for one that reads the memory (F1, F2)."""
-    setattr(parent, name, WorldInjectedLinear(getattr(parent, name), attention, at))
 
 
 def read_at_prefix(

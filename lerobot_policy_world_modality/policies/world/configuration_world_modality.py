@@ -270,7 +270,8 @@ class WorldFConfig(WorldModalityConfig, MemoryOptions):
                 "memory.content='states', but the Prophet tells no states; start from one that does "
                 "(wm-prophet --prophet.tells_state=true --state_loss_weight=1, --policy.prophet.init_from=FOLDER)"
             )
-        is_blind = self.memory.source.traits.is_blind and self.memory.rollout_source.traits.is_blind
+        sources = (self.memory.source, self.memory.rollout_source)
+        is_blind = not self.memory.shows_seen and all(source.traits.is_blind for source in sources)
         if self.see_through_memory and (self.use_vision or is_blind):
             wrong = "use_vision=true" if self.use_vision else f"memory.source={self.memory.source.value!r}"
             raise ConfigError(
@@ -295,4 +296,4 @@ class WorldFConfig(WorldModalityConfig, MemoryOptions):
 
     @property
     def reads_world(self) -> bool:
-        return not self.memory.rollout_source.traits.is_blind
+        return self.memory.shows_seen or not self.memory.rollout_source.traits.is_blind

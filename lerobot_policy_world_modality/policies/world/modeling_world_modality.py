@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.policies.shared.host import make_prophet
+from lerobot_policy_world_modality.policies.shared.memory_filling import make_reader, n_memory_tokens
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from lerobot_policy_world_modality.policies.world.configuration_world_modality import (
     WorldAConfig,
@@ -126,30 +127,32 @@ class WorldFPolicy(WorldModalityPolicy):
     def _build_world(self) -> None:
         config = self.config
         config.prophet.d_model = config.prophet_width
-        self.prophet = make_prophet(config)
-        n, k, p, d = self.memory_shape
+        if config.n_future_steps:
+            self.prophet = make_prophet(config)
+        options, d = config.memory, config.d_model
         self.memory: GatedCrossAttention | AppendedMemory
-        if config.memory.entry == "gated":
-            self.memory = GatedCrossAttention(config.d_model, d, n * k * p, config.memory.n_heads, config.memory.gate)
+        if options.entry == "appended":
+            size = (self.memory_shape[-1], n_memory_tokens(config))
+            self.memory = AppendedMemory(d, *size, options.content != "states", options.past.n_frames > 0)
         else:
-            self.memory = AppendedMemory(config.d_model, d, n * k * p, is_normed=config.memory.content != "states")
+            self.memory = make_reader(config, d)
 
     @property
     def _watched(self) -> dict[str, nn.Module]:
-        watched = {"prophet": self.prophet, "memory": self.memory}
+        watched = {"memory": self.memory} if self.prophet is None else {"prophet": self.prophet, "memory": self.memory}
         return watched | ({"gate": self.memory.gate} if self.config.memory.entry == "gated" else {})
 
     def _append_world(self, world_batch, source):
-        if self.config.memory.entry == "gated":
+        if self.config.memory.entry != "appended":
             return None
         memory = self.memory_of(world_batch, source)
-        return self.memory(memory.tokens, memory.is_pad), memory.is_pad
+        return self.memory(memory.tokens, memory.is_pad, memory.time), memory.is_pad
 
     def _read_world(self, states: Tensor, world_batch: WorldBatch, source: MemorySource) -> Tensor:
-        if self.config.memory.entry != "gated":
+        if self.config.memory.entry == "appended":
             return states
         memory = self.memory_of(world_batch, source)
-        return self.memory(states, memory.tokens, memory.is_pad)
+        return self.memory(states, memory.tokens, memory.is_pad, time=memory.time)
 
     def _objective(self, world_batch, context, is_pad):
         values = self._reader_values(dict.fromkeys(self.readers, ""))
