@@ -7,6 +7,7 @@ later is finished by the next run (`recover`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -53,6 +54,8 @@ INFO = "meta/info.json"
 # What is going to be replaced; renamed to JOURNAL when all is ready for it.
 PLAN = "plan.json"
 JOURNAL = "journal.json"
+# In a copy: what it is a copy of, and by which labels.
+COPY_FILE = ".coc_copy.json"
 _MAKE_ROOM = "make room there, then give the same command again"
 
 
@@ -111,7 +114,7 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
 
     Args:
         source: Folder of the dataset.
-        root: Folder of the copy, which must not exist.
+        root: Folder of the copy, which must not exist, or be this very copy.
         labels: Label of each episode that has one.
 
     Returns:
@@ -121,22 +124,30 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
         WriteError: if the folder is not empty, the labels don't fit the dataset, or the disk is full.
     """
     source, root = Path(source).resolve(), Path(root).resolve()
+    request = {"copy_of": str(source), "labels_sha256": _hash(labels)}
     if root.exists() and any(root.iterdir()):
+        if (root / COPY_FILE).is_file() and read_json(root / COPY_FILE) == request:
+            return root  # by a run that was killed before it could say so
         raise WriteError(f"write.root={str(root)!r} exists: name a new folder, or delete it")
     meta = _open(source, labels)
     root.parent.mkdir(parents=True, exist_ok=True)
-    request = {"copy_of": str(source)}
     left_over = WorkFolder(root.with_name(f"{root.name}.partial")).n_bytes(request)
     check_room(root, 1.2 * sum(path.stat().st_size for path in data_files(source)) - left_over, _MAKE_ROOM)
     with naming_full_disk(root):
-        write_folder(root, request, lambda aside: _copy_with_labels(meta, source, aside, labels))
+        write_folder(root, request, lambda aside: _copy_with_labels(meta, source, aside, labels, request))
     return root
 
 
+def _hash(labels: Mapping[int, EpisodeLabel]) -> str:
+    lines = "".join(f"{label.to_line()}\n" for _, label in sorted(labels.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def _copy_with_labels(
-    meta: LeRobotDatasetMetadata, source: Path, aside: Path, labels: Mapping[int, EpisodeLabel]
+    meta: LeRobotDatasetMetadata, source: Path, aside: Path, labels: Mapping[int, EpisodeLabel], request: dict
 ) -> None:
     _write_files(meta, source, aside, labels)
+    write_text(aside / COPY_FILE, json.dumps(request, indent=2))
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         if (

@@ -135,7 +135,7 @@ class LabelFile(Mapping[int, EpisodeLabel]):
         Raises:
             StoreError: if it is damaged, or another process writes it.
         """
-        self.path = Path(path)
+        self.path = Path(path).resolve()  # beside a link its locks and parts would lie elsewhere
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
