@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def fit(given: argparse.Namespace) -> Monitor:
         if getattr(given, name) < 1:
             raise ConfigError(f"{name}={getattr(given, name)}: expected at least 1")
     monitor, lines = _fit_again(given) if given.monitor else _fit_anew(given)
-    monitor.save(given.output_dir)
+    monitor.save(Path(given.output_dir).resolve())
     print("\n".join([*lines, f"Monitor: {given.output_dir}\n  use it with wm-eval --monitor={given.output_dir}"]))
     return monitor
 
