@@ -148,13 +148,14 @@ def run(cfg: CompareConfig) -> int:
     )
     print(brief(report) if cfg.brief else format_report(report, cfg.markdown), end="")
     if cfg.json:
-        Path(cfg.json).parent.mkdir(parents=True, exist_ok=True)
-        write_text(cfg.json, json.dumps({"options": asdict(cfg), **report.to_dict()}, indent=1) + "\n")
+        output = Path(cfg.json).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, json.dumps({"options": asdict(cfg), **report.to_dict()}, indent=1) + "\n")
     if cfg.plot:
         # matplotlib is an extra.
         from world_modality_core.studies.evidence.compare_plot import save_plot
 
-        save_plot(report, Path(cfg.plot))
+        save_plot(report, Path(cfg.plot).resolve())
     cases = [(c, answer) for c, answer in zip(report.comparisons, report.answers, strict=True) if c.kind != "arm"]
     failed = [answer for _, answer in cases if answer.answer == WORSE]
     if cfg.junit:

@@ -70,8 +70,9 @@ def report(given: argparse.Namespace) -> Path | None:
     if given.row:
         print(markdown_row(page, study, given.title or records.question, given.folders[0]))
         return None
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    with writing(given.output) as aside, aside.open("w", encoding="utf-8") as file:
+    output = given.output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with writing(output) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(render(page))
     if page.refusals:
         print(f"{page.n_refused}, the page says why: {page.refusals[0]}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from world_modality_core.io.quoting import quoted
 from world_modality_core.studies.report.charts import RATE_SCALE, Chart
 from world_modality_core.studies.report.clips import ClipPair, choose_clips
 from world_modality_core.studies.report.curves import (
@@ -189,7 +190,8 @@ def render(page: Page) -> Iterator[str]:
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
     # Plain text of our own, not data.
     script = Markup(environment.get_template("page.js.jinja").render())
-    return environment.get_template("page.html.jinja").generate(page=page, script=script)
+    # Names in records may hold what a browser would act upon, in the charts too.
+    return map(quoted, environment.get_template("page.html.jinja").generate(page=page, script=script))
 
 
 def markdown_row(page: Page, study: str, question: str, link: str) -> str:
