@@ -14,7 +14,7 @@ BLIND ?=
 PYTHON ?= $(shell for p in python3.12 python3.13 python3 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python3; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
-.PHONY: help env demo test lint format doctor wheel docs audit nightly bare clean
+.PHONY: help env demo test storm lint format doctor wheel docs audit nightly bare clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -43,6 +43,9 @@ demo: env  ## record, precompute, train, evaluate, show (BLIND=1 adds the blind 
 test: lint  ## lint, then all tests that need neither a GPU nor the hub
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not hub" $(ARGS)
 
+storm: env  ## kill every long job at 30 random moments (ARGS='--jobs=labels,record --kills=100 --seed=1')
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MUJOCO_GL=egl $(BIN)/python tests/faults/storm.py $(ARGS)
+
 lint: env  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -64,9 +67,9 @@ audit:  ## known vulnerabilities of the versions in constraints.txt (needs a net
 	@test -x build/audit/bin/pip-audit || { "$(PYTHON)" -m venv build/audit && build/audit/bin/pip install --quiet "pip-audit>=2.9,<3"; }
 	@build/audit/bin/python .ci/audit.py $(ARGS)
 
-nightly:  ## LeRobot's newest release in an environment of its own, our tests in it, what broke (ARGS=tests/core)
+nightly:  ## LeRobot's newest release, or LEROBOT=CHECKOUT, in an environment of its own: our tests (ARGS=tests/core), what broke
 	@$(MAKE) --no-print-directory env VENV=build/nightly/venv CONSTRAINTS=
-	@build/nightly/venv/bin/python .ci/nightly.py -n $(JOBS) $(ARGS)
+	@build/nightly/venv/bin/python .ci/nightly.py $(if $(LEROBOT),--lerobot=$(LEROBOT)) -n $(JOBS) $(ARGS)
 
 bare:  ## both commands in a new Debian with what README asks for and no more (root; COMMANDS='make env')
 	@.ci/bare.sh $(if $(COMMANDS),'$(COMMANDS)')

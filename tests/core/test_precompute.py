@@ -389,7 +389,7 @@ def test_more_codes_than_vectors_are_refused(videos, tmp_path, tokens, fits):
 
 def test_a_full_disk_is_refused(videos, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(steps.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     assert_refused(config(videos, tmp_path / "out"), "0.0 MB more are needed and 0.0 MB are free")
 
 
@@ -402,7 +402,7 @@ def test_a_run_that_goes_on_needs_room_for_the_rest_alone(videos, tmp_path, monk
         used = sum(file.stat().st_size for file in (tmp_path / "out.partial").rglob("*.npy"))
         return usage._replace(free=free - used)
 
-    monkeypatch.setattr(steps.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     stage = steps.stage_latents
     with monkeypatch.context() as patch:  # as if killed when half of it was staged, the companion half written
         patch.setattr(steps, "stage_latents", lambda *args: stage(*args[:3], args[3][:2], *args[4:]))

@@ -1,8 +1,11 @@
 """world_A to world_F on real latents: windows, gradients, do-no-harm, save/load, train/rollout sameness."""
 
+import contextlib
 import dataclasses
 import inspect
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -17,7 +20,7 @@ from tests.device import DEVICE, assert_same
 from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config, open_dataset
 from world_modality_core.configs import CompanionConfig, MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.encoders.spec import EncoderSpec
-from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.errors import ConfigError, ObservationError
 from world_modality_core.memory.sources import TRAINING_SOURCES
 
 
@@ -507,3 +510,40 @@ def test_every_type_is_what_lerobot_s_own_policies_are(policy_type):
     config = PreTrainedConfig.get_choice_class(policy_type)
     assert issubclass(policy, PreTrainedPolicy) and policy.name == policy_type and policy.config_class is config
     assert issubclass(config, inspect.signature(policy.__init__).parameters["config"].annotation)
+
+
+@pytest.mark.skipif(not hasattr(PreTrainedPolicy, "drop_queued_actions"), reason="LeRobot 0.6.1 has no such call")
+@pytest.mark.parametrize("policy_type", TYPES)
+def test_a_new_instruction_is_planned_for_at_once(tiny_companion, policy_type):
+    policy, dataset, (preprocessor, _) = build(tiny_companion, policy_type)
+    policy.eval().reset()
+    policy.select_action(live_batch(dataset, preprocessor, [0]))
+    policy.drop_queued_actions()
+    batch = live_batch(dataset, preprocessor, [0]) | {"task": ["open the drawer"]}
+    after = policy.select_action(batch)
+    assert policy.latent_reader.frames.now == 1  # the frames stay
+    assert torch.isfinite(after).all() and policy._n_plans == 2
+
+
+def test_two_tasks_at_once_do_not_share_a_policy_without_a_word(tiny_companion):
+    """As `lerobot-eval --env.max_parallel_tasks=2` does: each thread resets, then acts."""
+    policy, dataset, (preprocessor, _) = build(tiny_companion, "world_A")
+    batch = live_batch(dataset, preprocessor, [0])
+    with ThreadPoolExecutor(2) as pool:
+        meet = threading.Barrier(2)
+
+        def act():
+            policy.reset()
+            meet.wait()
+            with contextlib.suppress(threading.BrokenBarrierError):
+                policy.select_action(batch)
+                meet.wait()
+                policy.select_action(batch)
+
+        with pytest.raises(ObservationError, match="env.max_parallel_tasks=1"):
+            for future in [pool.submit(act), pool.submit(act)]:
+                try:
+                    future.result(timeout=60)
+                except ObservationError:
+                    meet.abort()
+                    raise

@@ -25,6 +25,7 @@ from lerobot_policy_world_modality.envs.libero_setup import (
 )
 from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
 from tests import fork_server
+from tests.evaluation.test_pinned_env import model_fields
 from tests.plugin.helpers import SMALL, open_gates
 from wm_tools.doctor.libero_checks import settling_row
 from wm_tools.doctor.settling import settle_suite
@@ -86,6 +87,20 @@ def test_a_suite_resets_to_the_initial_state_of_the_scene_and_steps(libero, suit
     moved = observation["robot_state"]["eef"]["pos"] - before
     assert moved[0, 0] > 0.01 and moved[0, 2] < -0.01 and not (terminated | truncated).any()
     pinned.close()
+
+
+@pytest.mark.parametrize("hard_reset", [False, True])
+def test_a_scene_s_fixtures_are_where_they_were(libero, hard_reset):
+    """Of an environment that is used again: fixtures lie in the model, which an initial state doesn't hold."""
+    env, _ = make("libero_goal", 1, hard_reset=hard_reset)
+    pinned = PinnedEnv(env, "libero", "libero_goal", start_seed=500)
+    models = []
+    for number in (0, 1, 2, 0):
+        pinned.reset(seed=[500 + number])
+        models.append(model_fields(env.envs[0]._env.sim.model))
+        pinned.step(ACTION)
+    pinned.close()
+    assert [name for name in models[0] if not np.array_equal(models[0][name], models[3][name])] == []
 
 
 def test_the_scenes_of_libero_spatial_keep_still_only_with_an_older_mujoco(libero):
