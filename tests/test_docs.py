@@ -29,7 +29,7 @@ from world_modality_core.studies.matrix.cli import make_parser as matrix_parser
 from world_modality_core.studies.report.cli import make_parser as report_parser
 
 REPO = Path(__file__).parents[1]
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [REPO / "README.md", REPO / "SECURITY.md", *sorted((REPO / "docs").glob("*.md"))]
 CONFIGS = {
     "wm-record": RecordConfig,
     "wm-precompute": PrecomputeConfig,

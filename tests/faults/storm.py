@@ -368,7 +368,7 @@ def _training(data: _Data, stack: contextlib.ExitStack) -> Job:
 
     return Job(
         "world_modality_core.studies.matrix.cli:main",
-        lambda folder: [str(data.base / "study.yaml"), f"--root={folder / 'root'}", "--only=train", "--retry_failed"],
+        lambda folder: [str(data.base / "study.yaml"), f"--root={folder / 'root'}", "--only=train-*", "--retry_failed"],
         result,
     )
 

@@ -1,192 +1,239 @@
-"""`wm-verify` on artefacts of every kind: silent where all is well, and one line for each thing that isn't."""
+"""`wm-verify` on artefacts that 0.1.0 wrote, and on copies of them that were damaged in one place each."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
-from coc_tools.episodes import EpisodeReader
-from coc_tools.store import LabelFile
-from tests.coc.helpers import label_of
 from tests.fixtures_datasets import make_dataset
-from tests.intervention.helpers import make_checkpoint
 from tests.security.test_checkpoints import edit
-from tests.studies.report.synthetic import write_eval, write_job
-from wm_tools.push import cli as push_cli
-from wm_tools.verify import cli
-from wm_tools.verify.artefacts import kind_of
+from wm_tools.push.cli import main as push_main
+from wm_tools.verify.kinds import KINDS, verify
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.latents.companion import open_companion
-from world_modality_core.precompute.finish import write_stripped
-from world_modality_core.precompute.source import SourceDataset
 
+REPO = Path(__file__).parents[2]
+WRITTEN = REPO / "tests/compatibility/0.1.0"
 DATA = "data/chunk-000/file-000.parquet"
-VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
-SOURCED = ("companion", "companion_stripped", "labels/labels.jsonl")
 
 
-@pytest.fixture(scope="module")
-def artefacts(tiny_companion, tmp_path_factory):
-    """One of each kind; do not write there."""
-    base = tmp_path_factory.mktemp("artefacts")
-    source = SourceDataset("tests/source", str(tiny_companion.source_root))
-    shutil.copytree(tiny_companion.companion_root, base / "companion", ignore=shutil.ignore_patterns("cache"))
-    shutil.copytree(tiny_companion.source_root, base / "dataset")
-    write_stripped(source, open_companion(root=base / "companion"))
-    make_dataset(base / "images", lengths=(3,), cameras=["observation.images.top"], use_videos=False, size=32)
-    make_checkpoint(base / "checkpoint", tiny_companion, "world_F")
-    (base / "labels").mkdir()
-    with LabelFile(base / "labels/labels.jsonl") as labels:
-        labels.append(label_of(EpisodeReader("tests/source", str(tiny_companion.source_root)), 0))
-    arms = {"intact": 0.5, "zero": 0.4}
-    write_eval(base / "evaluation", "F", 0, arms, n_scenes=3, video=b"x", n_episodes=3)
-    edit(base / "evaluation/eval.json", lambda info: info.update(seed=100_000))
-    write_job(base / "study/eval-F-0", "eval", "F", 0, ["wm-eval"])
-    shutil.copytree(base / "evaluation", base / "study/eval-F-0/eval")
-    return base
+def tensors(path: Path, change) -> None:
+    """Change the tensors of a file."""
+    values = load_file(path)
+    change(values)
+    save_file(values, path)
 
 
-NAMES = [
-    "companion",
-    "companion_stripped",
-    "dataset",
-    "images",
-    "checkpoint",
-    "labels/labels.jsonl",
-    "evaluation",
-    "study",
-]
-
-
-def faults(path: Path, source: Path | None = None) -> list[str]:
-    return kind_of(path).faults(path, source)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_whole_has_no_faults_and_nothing_is_written(artefacts, name):
-    before = sorted(artefacts.rglob("*"))
-    assert faults(artefacts / name, artefacts / "dataset" if name in SOURCED else None) == []
-    assert sorted(artefacts.rglob("*")) == before
-
-
-def flip(path: Path) -> None:
-    """Another value in the middle of a parquet file's latents, in a file that is otherwise valid."""
+def column(path: Path, name: str, change) -> None:
+    """Change the values of a column of a parquet file."""
     table = pq.read_table(path)
-    name = next(name for name in table.column_names if name.endswith("latents"))
-    rows = table[name].to_pylist()
-    rows[len(rows) // 2][0] += 1.0
-    column = pa.array(rows, table[name].type)
-    pq.write_table(table.set_column(table.column_names.index(name), name, column), path)
+    values = change(table[name].to_pylist())
+    place = table.schema.get_field_index(name)
+    pq.write_table(
+        table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type)), path
+    )
 
 
-def only_named(path: Path) -> None:
-    """The image is no longer in the file, but a path is."""
-    table = pq.read_table(path)
-    name = "observation.images.top"
-    rows = [{"bytes": None, "path": "/etc/hostname"}, *table[name].to_pylist()[1:]]
-    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(rows, table[name].type)), path)
+def with_nan(values: dict) -> None:
+    name = next(name for name, value in values.items() if value.dtype == np.float32 and value.size > 3)
+    values[name].flat[0] = np.nan
 
 
-def not_a_number(path: Path) -> None:
-    tensors = load_file(path)
-    next(value for value in tensors.values() if value.is_floating_point() and value.numel()).view(-1)[0] = torch.nan
-    save_file(tensors, path)
+def link(path: Path) -> None:
+    """Put a link out of the artefact in a file's place."""
+    outside = path.parents[len(path.parents) - 3] / "outside"
+    shutil.move(path, outside)
+    path.symlink_to(outside)
 
 
-def lead_out(path: Path) -> None:
-    elsewhere = path.parents[1] / f"moved-{path.name}"
-    shutil.move(path, elsewhere.parent.parent / elsewhere.name)
-    path.symlink_to(elsewhere.parent.parent / elsewhere.name)
+def rows_of(folder: Path, name: str, change) -> None:
+    for path in sorted((folder / "episodes").glob("intact*")):
+        column(path, name, change)
 
 
-def hostile(path: Path) -> None:
-    edit(path, lambda content: content["steps"].append({"class": "subprocess.Popen", "config": {"args": "true"}}))
-
-
-CASES = {
-    "another latent": ("companion", DATA, flip, "latents are not those that wm-precompute wrote"),
-    "a data file that is missing": ("companion", DATA, Path.unlink, "files that its metadata names are not there"),
-    "a cut file": ("dataset", DATA, lambda path: path.write_bytes(path.read_bytes()[:900]), "can't be read as parquet"),
-    "a missing video": ("dataset", VIDEO, Path.unlink, "the first is videos/observation.images.top"),
-    "a cut video": ("dataset", VIDEO, lambda path: path.write_bytes(path.read_bytes()[:-1500]), "video"),
-    "an image that is only named": ("images", DATA, only_named, "1 images of observation.images.top are only named"),
-    "a link": ("checkpoint", "model.safetensors", lead_out, "is a link to"),
-    "a foreign class": ("checkpoint", "policy_preprocessor.json", hostile, "names 'subprocess.Popen'"),
-    "weights that are no numbers": ("checkpoint", "model.safetensors", not_a_number, "holds NaN"),
-    "code": ("checkpoint", "hook.py", lambda path: path.write_text("1"), "hook.py may hold code"),
-    "a line that is no label": ("labels/labels.jsonl", "", lambda path: path.write_text("{}\n"), "line 1"),
-    "a part that is missing": ("evaluation", "episodes/zero-push-v3-100000.parquet", Path.unlink, "of episodes/"),
-    "scenes that were not run": (
-        "evaluation", "eval.json", lambda path: edit(path, lambda info: info.update(n_episodes=5)),
-        "2 of 5 scenes are missing, the first is seed 100003",
-    ),
-    "a film that is missing": ("evaluation", "videos/intact-0-0.mp4", Path.unlink, "intact-0-0.mp4 is missing"),
-    "a job that is not done": (
-        "study", "eval-F-0/job.json", lambda path: edit(path, lambda job: job.update(state="failed")), "failed, not",
-    ),
-    "a job without its table": ("study", "eval-F-0/eval/episodes.parquet", Path.unlink, "the evaluation did not end"),
+# (artefact, its source or None, what is done to it, what the line says)
+DAMAGE = {
+    "companion: a latent": ("companion", None, lambda r: column(r / DATA, "world.latents", lambda v: v[::-1]),
+                            "latents are not those"),
+    "companion: statistics": ("companion", None, lambda r: tensors(
+        r / "meta/world_stats.safetensors", lambda v: v.update(mean=v["mean"] + 1)), "mean is not that of the latents"),
+    "companion: PCA": ("companion", None, lambda r: tensors(
+        r / "meta/world_pca.safetensors", lambda v: v.update({k: x * 2 for k, x in v.items()})), "is not the PCA"),
+    "companion: another source": ("companion", "source", lambda r: edit(
+        r / "meta/world_modality.json", lambda c: c["source"].update(episode_lengths_sha256="0" * 64)),
+        "was made from"),
+    "companion: a task of another source": ("companion", "source", lambda r: column(
+        r / DATA, "task_index", lambda v: [1 - x for x in v]), "its task_index are not what"),
+    "companion: a link": ("companion", None, lambda r: link(r / "meta/stats.json"), "stats.json is a link to"),
+    "dataset: a part is missing": ("source", None, lambda r: (r / DATA).unlink(), "lacks 1 of its files"),
+    "dataset: counts": ("source", None, lambda r: edit(r / "meta/info.json", lambda c: c.update(total_frames=35)),
+                        "total_frames=35"),
+    "dataset: NaN": ("source", None, lambda r: column(
+        r / DATA, "observation.state", lambda v: [[float("nan")] * len(v[0]), *v[1:]]),
+        "state is NaN or Inf in 1 frames"),
+    "dataset: unfinished": ("source", None, lambda r: (r / "meta/x.partial").write_text(""), "not written to its end"),
+    "Prophet: a tensor": ("prophet", None, lambda r: tensors(
+        r / "model.safetensors", lambda v: v.pop("prophet.head.bias")), "'head.bias' has shape None"),
+    "Prophet: NaN": ("prophet", None, lambda r: tensors(r / "model.safetensors", with_nan), "holds NaN"),
+    "Prophet: horizon": ("prophet", None, lambda r: edit(r / "config.json", lambda c: c.update(n_future_steps=3)),
+                         "the config asks for"),
+    "checkpoint: code": ("policies/world_F", None, lambda r: edit(
+        r / "policy_preprocessor.json", lambda c: c["steps"][0].update({"class": "subprocess.Popen", "config": {}}) or
+        c["steps"][0].pop("registry_name")), "names 'subprocess.Popen'"),
+    "checkpoint: cut short": ("policies/world_F", None, lambda r: os.truncate(r / "model.safetensors", 9000),
+                              "can't be read as a policy's weights"),
+    "checkpoint: a script": ("policies/world_F", None, lambda r: (r / "hook.py").write_text("1"), "may hold code"),
+    "checkpoint: NaN": ("policies/world_F", None, lambda r: tensors(r / "model.safetensors", with_nan), "holds NaN"),
+    "checkpoint: no processor": ("policies/world_F", None, lambda r: (r / "policy_preprocessor.json").unlink(),
+                                 "policy_preprocessor.json is missing"),
+    "checkpoint: config": ("policies/world_F", None, lambda r: edit(
+        r / "config.json", lambda c: c.update(n_future_steps="many")), "can't be read as a policy's config"),
+    "evaluation: an episode is missing": ("evaluation", None, lambda r: edit(
+        r / "eval.json", lambda c: c.update(n_episodes=11)), "2 of 22 episodes are missing, the first gate_closed"),
+    "evaluation: another model's rows": ("evaluation", None, lambda r: rows_of(r, "model", lambda v: ["X"] * len(v)),
+                                         "rows of model X"),
+    "evaluation: table": ("evaluation", None, lambda r: column(
+        r / "episodes.parquet", "success", lambda v: [not x for x in v]), "does not hold the rows"),
+    "evaluation: not ended": ("evaluation", None, lambda r: (r / "episodes.parquet").unlink(), "it did not end"),
+    "evaluation: not a checkpoint's": ("evaluation", "policies/world_A", lambda r: None, "is not an evaluation of"),
+    "evaluation: scenes": ("evaluation", None, lambda r: rows_of(r, "init_hash", lambda v: ["0"] * len(v)),
+                           "did not look the same"),
+    "evaluation: no description": ("evaluation", None, lambda r: (r / "eval.json").unlink(), "eval.json: No such file"),
+    "labels: cut off": ("labels.jsonl", None, lambda p: os.truncate(p, p.stat().st_size - 9),
+                         "its last line is cut off"),
+    "labels: of another task": ("labels.jsonl", "source", lambda p: p.write_text(
+        p.read_text().replace('"task": "', '"task": "never ')), "These are labels of another dataset"),
+    "labels: twice": ("labels.jsonl", None, lambda p: p.write_text(p.read_text() * 2), "both of episode"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_fault_is_named(artefacts, tmp_path, case):
-    name, file, harm, said = CASES[case]
-    top = name.split("/")[0]
-    shutil.copytree(artefacts / top, tmp_path / "here" / top)
-    path = tmp_path / "here" / name
-    harm(path / file if file else path)
-    found = faults(path)
-    assert any(said in fault for fault in found), found
-    assert all("\n" not in fault for fault in found)
+@pytest.fixture
+def written(tmp_path):
+    copy = shutil.copytree(WRITTEN, tmp_path / "written")
+    edit(copy / "evaluation/eval.json", lambda content: content.update(n_action_steps=4))  # its rows are made up
+    return copy
 
 
-def test_what_is_of_another_source_is_named(artefacts, tmp_path):
-    for name in ("companion", "labels/labels.jsonl"):
-        found = faults(artefacts / name, artefacts / "images")
-        assert len(found) == 1 and ("is not that dataset or a copy of it" in found[0] or "line 1" in found[0])
-    assert "it is no copy of" in faults(artefacts / "companion_stripped", artefacts / "images")[0]
+def test_what_is_whole_passes(written):
+    for name, source in (
+        ("companion", "source"), ("source", None), ("prophet", None), ("policies/world_A", None),
+        ("policies/world_F", None), ("evaluation", None), ("labels.jsonl", "source"),
+    ):  # fmt: skip
+        facts, faults = verify(written / name, source and written / source)
+        assert faults == [] and any(character.isdigit() for character in facts), name
 
 
-def test_the_command(artefacts, capsys, monkeypatch, tmp_path):
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["wm-verify", *map(str, arguments)])
-        return cli.main()
-
-    assert command(artefacts / "evaluation", artefacts / "companion", f"--source={artefacts / 'dataset'}") == 0
-    assert capsys.readouterr().out.count(", whole\n") == 2
-    shutil.copytree(artefacts / "evaluation", tmp_path / "evaluation")
-    (tmp_path / "evaluation/eval.json").write_text("{")
-    assert command(artefacts / "evaluation", tmp_path / "evaluation") == 1
-    assert capsys.readouterr().out.count(f"{tmp_path / 'evaluation'}: ") == 1
-    with pytest.raises(SystemExit, match="is none of a copy of a dataset, a companion"):
-        command(tmp_path)
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named(written, name):
+    path, source, damage, says = DAMAGE[name]
+    damage(written / path)
+    before = {each: each.stat().st_mtime_ns for each in written.rglob("*")}
+    _, faults = verify(written / path, source and written / source)
+    assert any(says in line for line in faults), faults
+    assert {each: each.stat().st_mtime_ns for each in written.rglob("*")} == before
 
 
-def test_wm_push_verifies_first(artefacts, tmp_path):
-    shutil.copytree(artefacts / "checkpoint", tmp_path / "checkpoint")
-    not_a_number(tmp_path / "checkpoint/model.safetensors")
-    given = push_cli.make_parser().parse_args([str(tmp_path / "checkpoint"), "--repo_id=me/x", "--dry_run"])
-    with pytest.raises(ConfigError, match="a checkpoint, is not uploaded: .* holds NaN"):
-        push_cli.work(given)
+@pytest.mark.parametrize("study", ["study1", "study2_fresh"])
+def test_an_exported_study(tmp_path, study):
+    copy = shutil.copytree(REPO / "results" / study, tmp_path / study)
+    assert verify(copy)[1] == []
+    if (copy / "jobs.json").is_file():
+        table = pq.read_table(copy / "episodes.parquet")
+        pq.write_table(table.slice(1), copy / "episodes.parquet")
+        assert "1 of " in verify(copy)[1][0] and "episodes are missing" in verify(copy)[1][0]
 
 
-def test_the_help_and_what_needs_no_torch_come_at_once(artefacts):
-    command = [sys.executable, "-m", "wm_tools.verify.cli"]
-    assert "companion" in subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
-    look = (
-        f"import sys; from wm_tools.verify.cli import main; sys.argv = ['x', {str(artefacts / 'evaluation')!r}]; main()"
-    )
-    heavy = "print([name for name in ('torch', 'lerobot', 'transformers') if name in sys.modules])"
+def test_a_study_is_as_whole_as_its_jobs(written, tmp_path):
+    job = {"name": "eval-F-7", "kind": "eval", "model": "F", "train_seed": 7, "command": ["wm-eval"], "seconds": 1.0}
+    job |= {"state": "done", "started_at": "2026-01-01", "after": {}}
+    study = tmp_path / "study"
+    shutil.copytree(written / "evaluation", study / "eval-F-7/eval")
+    (study / "eval-F-7/job.json").write_text(json.dumps(job))
+    assert verify(study)[1] == []
+    (study / "eval-F-7/job.json").write_text(json.dumps(job | {"state": "running", "after": {"train-F-7": "then"}}))
+    (study / "eval-F-7/eval/episodes.parquet").unlink()
+    running, after, inside = verify(study)[1]
+    assert "is running" in running and "another run of train-F-7" in after and "did not end" in inside
+    shutil.rmtree(study / "eval-F-7/eval")
+    (study / "eval-F-7/job.json").write_text(json.dumps(job))
+    assert "what it made is not there" in verify(study)[1][0]
+
+
+@pytest.mark.parametrize("use_videos", [True, False], ids=["videos", "images"])
+def test_pictures(tmp_path, use_videos):
+    root = tmp_path / "pictures"
+    make_dataset(root, lengths=(5, 6), cameras=("observation.images.top",), use_videos=use_videos)
+    assert verify(root)[1] == []
+    if use_videos:
+        video = next(root.rglob("*.mp4"))
+        os.truncate(video, video.stat().st_size // 2)
+        assert verify(root)[1][0].startswith(f"{video}")
+        return
+    data = next((root / "data").rglob("*.parquet"))
+    large = tmp_path / "large.png"
+    Image.new("RGB", (900, 900)).save(large)
+    for image, says in (({"bytes": None, "path": "/etc/passwd"}, "1 images of observation.images.top are only named"),
+                        ({"bytes": large.read_bytes(), "path": None}, "900 x 900 px")):  # fmt: skip
+        column(data, "observation.images.top", lambda values, image=image: [image, *values[1:]])
+        assert says in verify(root)[1][0]
+
+
+def test_what_can_not_be_checked(written, tmp_path):
+    for path, source, says in (
+        (tmp_path / "none", None, "does not exist"), (tmp_path, None, "nothing that is known here"),
+        (written / "prophet", written, "is not held against anything"),
+        (written / "companion", tmp_path / "none", "name the dataset that it was made from"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=says):
+            verify(path, source)
+
+
+def test_every_kind_has_a_check():
+    import importlib
+
+    for kind in KINDS:
+        module, name = kind.check.split(":")
+        assert callable(getattr(importlib.import_module(f"wm_tools.verify.{module}"), name))
+
+
+RUN = """
+import sys
+from wm_tools.verify.cli import main
+status = 0
+try:
+    status = main()
+except SystemExit as stop:
+    status = stop.code
+print("HEAVY", status, sorted({"torch", "lerobot", "transformers"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "status"),
+    [(["--help"], "usage: wm-verify", 0), (["evaluation"], "20 episodes of 2 arms: nothing is wrong", 0),
+     (["labels.jsonl"], "2 episodes: nothing is wrong", 0), (["nothing"], "", 2)],
+)  # fmt: skip
+def test_the_command(written, arguments, says, status):
+    start = time.process_time()
     done = subprocess.run(
-        [sys.executable, "-c", f"from wm_tools.verify import cli; {look}; {heavy}"],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, cwd=written, env=os.environ
     )
-    assert done.stdout.splitlines()[-1] == "[]"
+    *_, last = done.stdout.splitlines()
+    assert says in done.stdout and last == f"HEAVY {status} []", (done.stdout, done.stderr)
+    assert time.process_time() - start < 1
+
+
+def test_an_upload_is_checked_first(written, capsys, monkeypatch):
+    tensors(written / "companion/meta/world_stats.safetensors", lambda values: values.update(std=values["std"] * 2))
+    monkeypatch.setattr(sys, "argv", ["wm-push", str(written / "companion"), "--repo_id=me/x"])
+    with pytest.raises(SystemExit, match="nothing was uploaded: .*std is not that of the latents"):
+        push_main()

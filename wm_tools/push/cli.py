@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from wm_tools.verify.kinds import kind_of, verify
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
 
@@ -41,14 +42,13 @@ def work(given: argparse.Namespace) -> None:
     from lerobot.utils.import_utils import register_third_party_plugins
 
     from lerobot_policy_world_modality.hub.uploads import push
-    from wm_tools.verify.artefacts import kind_of
 
     register_third_party_plugins()
-    if given.path.exists():
-        kind = kind_of(given.path)
-        if faults := kind.faults(given.path):
-            more = f" (and {len(faults) - 1} more, which wm-verify names)" if faults[1:] else ""
-            raise ConfigError(f"{given.path}, {kind.name}, is not uploaded: {faults[0]}{more}")
+    if given.path.exists() and kind_of(given.path.resolve()):  # else `push` says what can be uploaded
+        _, faults = verify(given.path)
+        if faults:
+            more = f" (and {len(faults) - 1} more: wm-verify {given.path})" if len(faults) > 1 else ""
+            raise ConfigError(f"nothing was uploaded: {faults[0]}{more}")
     push(given)
 
 

@@ -1,1 +1,1 @@
-"""`wm-verify`: is what lies in a folder whole, its own, and what it says it is?"""
+"""`wm-verify`: is a folder whole, what it says it is, and of its source? Changes nothing and asks no network."""
