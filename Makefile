@@ -14,7 +14,7 @@ BLIND ?=
 PYTHON ?= $(shell for p in python3.12 python3.13 python3 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python3; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
-.PHONY: help env demo test lint format doctor wheel docs audit nightly bare clean
+.PHONY: help env demo test storm lint format doctor wheel docs audit nightly bare clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -42,6 +42,9 @@ demo: env  ## record, precompute, train, evaluate, show (BLIND=1 adds the blind 
 
 test: lint  ## lint, then all tests that need neither a GPU nor the hub
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not hub" $(ARGS)
+
+storm: env  ## kill every long job at 30 random moments (ARGS='--jobs=labels,record --kills=100 --seed=1')
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MUJOCO_GL=egl $(BIN)/python tests/faults/storm.py $(ARGS)
 
 lint: env  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ later is finished by the next run (`recover`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -37,6 +38,7 @@ from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.errors import UserError
 from world_modality_core.io.files import (
     check_own,
+    check_room,
     checked,
     naming_full_disk,
     open_parquet,
@@ -45,13 +47,16 @@ from world_modality_core.io.files import (
     reading,
     write_text,
 )
-from world_modality_core.io.work_folder import write_folder
+from world_modality_core.io.work_folder import WorkFolder, write_folder
 from world_modality_core.precompute.assemble import link_or_copy
 
 INFO = "meta/info.json"
 # What is going to be replaced; renamed to JOURNAL when all is ready for it.
 PLAN = "plan.json"
 JOURNAL = "journal.json"
+# In a copy: what it is a copy of, and by which labels.
+COPY_FILE = ".coc_copy.json"
+_MAKE_ROOM = "make room there, then give the same command again"
 
 
 class WriteError(UserError):
@@ -76,7 +81,7 @@ def write_in_place(root: Path, labels: Mapping[int, EpisodeLabel]) -> tuple[Path
         _finish_or_undo(root)
         meta = _open(root, labels)
         names = [str(path.relative_to(root)) for path in data_files(root)] + [INFO]
-        _check_space(root, sum((root / name).stat().st_size for name in names))
+        check_room(root, 1.2 * sum((root / name).stat().st_size for name in names), _MAKE_ROOM)
         backup = root.with_name(f"{root.name}.coc_backup-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
         try:
             with naming_full_disk(root):
@@ -109,7 +114,7 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
 
     Args:
         source: Folder of the dataset.
-        root: Folder of the copy, which must not exist.
+        root: Folder of the copy, which must not exist, or be this very copy.
         labels: Label of each episode that has one.
 
     Returns:
@@ -119,20 +124,30 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
         WriteError: if the folder is not empty, the labels don't fit the dataset, or the disk is full.
     """
     source, root = Path(source).resolve(), Path(root).resolve()
+    request = {"copy_of": str(source), "labels_sha256": _hash(labels)}
     if root.exists() and any(root.iterdir()):
+        if (root / COPY_FILE).is_file() and read_json(root / COPY_FILE) == request:
+            return root  # by a run that was killed before it could say so
         raise WriteError(f"write.root={str(root)!r} exists: name a new folder, or delete it")
     meta = _open(source, labels)
     root.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(root.parent, sum(path.stat().st_size for path in data_files(source)))
+    left_over = WorkFolder(root.with_name(f"{root.name}.partial")).n_bytes(request)
+    check_room(root, 1.2 * sum(path.stat().st_size for path in data_files(source)) - left_over, _MAKE_ROOM)
     with naming_full_disk(root):
-        write_folder(root, {"copy_of": str(source)}, lambda aside: _copy_with_labels(meta, source, aside, labels))
+        write_folder(root, request, lambda aside: _copy_with_labels(meta, source, aside, labels, request))
     return root
 
 
+def _hash(labels: Mapping[int, EpisodeLabel]) -> str:
+    lines = "".join(f"{label.to_line()}\n" for _, label in sorted(labels.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def _copy_with_labels(
-    meta: LeRobotDatasetMetadata, source: Path, aside: Path, labels: Mapping[int, EpisodeLabel]
+    meta: LeRobotDatasetMetadata, source: Path, aside: Path, labels: Mapping[int, EpisodeLabel], request: dict
 ) -> None:
     _write_files(meta, source, aside, labels)
+    write_text(aside / COPY_FILE, json.dumps(request, indent=2))
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         if (
@@ -215,15 +230,6 @@ def _lock(root: Path) -> FileLock:
         return lock.acquire(timeout=0).lock
     except Timeout as error:
         raise WriteError(f"{root}: another coc-label writes into this dataset; wait for it") from error
-
-
-def _check_space(folder: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < 1.2 * n_bytes:
-        raise WriteError(
-            f"{folder}: {1.2 * n_bytes / 1e9:.2f} GB are needed on this disk, {free / 1e9:.2f} GB are free; make room "
-            "there, then give the same command again"
-        )
 
 
 def _open(root: Path, labels: Mapping[int, EpisodeLabel]) -> LeRobotDatasetMetadata:

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from coc_tools.schema import EpisodeLabel
 from coc_tools.store import StoreError, problem_of, refuse_second
 from world_modality_core.io.files import parse_json
-from world_modality_core.io.hub_transfer import local_file
 
 
 def iter_lines(path: str | Path) -> Iterator[tuple[int, int, EpisodeLabel | str]]:
@@ -27,7 +26,12 @@ def iter_lines(path: str | Path) -> Iterator[tuple[int, int, EpisodeLabel | str]
         HubError: if it can't be had from the Hub.
     """
     seen: dict[int, int] = {}
-    with open(local_file(path), "rb") as file:
+    local = path
+    if str(path).startswith("hf://"):  # else the Hub's client and LeRobot need not be imported
+        from world_modality_core.io.hub_transfer import local_file
+
+        local = local_file(path)
+    with open(local, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -135,7 +135,7 @@ class LabelFile(Mapping[int, EpisodeLabel]):
         Raises:
             StoreError: if it is damaged, or another process writes it.
         """
-        self.path = Path(path)
+        self.path = Path(path).resolve()  # beside a link its locks and parts would lie elsewhere
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
@@ -179,10 +179,11 @@ class LabelFile(Mapping[int, EpisodeLabel]):
         """Add a label; it is on disk when this returns.
 
         Raises:
-            StoreError: if the episode has one already.
+            StoreError: if the episode has one already, or the file was removed or replaced meanwhile.
         """
         if label.episode_index in self._offsets:
             raise StoreError(f"{self.path}: episode {label.episode_index} is labelled already")
+        self._check_is_there()
         offset = os.fstat(self._file).st_size
         with naming_full_disk(self.path):
             _write_line(self._file, label.to_line())
@@ -193,10 +194,33 @@ class LabelFile(Mapping[int, EpisodeLabel]):
         with naming_full_disk(failed_path(self.path)):
             _write_line(self._failed, failure.to_line())
 
+    def _check_is_there(self) -> None:
+        """Refuse to call labels written that nobody will find: a removed file goes on to take what is written to it.
+
+        Raises:
+            StoreError: if the file was removed or replaced meanwhile.
+        """
+        there = os.stat(self.path).st_ino if self.path.exists() else None
+        if there != os.fstat(self._file).st_ino:
+            raise StoreError(
+                f"{self.path} was removed or replaced while coc-label wrote it, with {len(self)} labels: give the same "
+                "command again, and leave the file where it is"
+            )
+
     def close(self) -> None:
-        """Settle the file of failures, leave no empty files, and let others write."""
-        os.close(self._file)
-        os.close(self._failed)
+        """Settle the file of failures, leave no empty files, and let others write.
+
+        Raises:
+            StoreError: as `append`.
+        """
+        try:
+            self._check_is_there()
+        except StoreError:
+            self._lock.release()
+            raise
+        finally:
+            os.close(self._file)
+            os.close(self._failed)
         try:
             self._drop_settled_failures()
             if not self._offsets:

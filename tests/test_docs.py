@@ -19,6 +19,7 @@ from lerobot_policy_world_modality.intervention.cli import InterveneConfig
 from lerobot_policy_world_modality.record.record_options import RecordConfig
 from wm_tools.push.cli import make_parser as push_parser
 from wm_tools.trial.cli import make_parser as trial_parser
+from wm_tools.verify.cli import make_parser as verify_parser
 from world_modality_core.memory.sources import ARM_SOURCES, TESTED_SOURCES, TRAINING_SOURCES, MemorySource
 from world_modality_core.monitor.cli import make_parser as monitor_parser
 from world_modality_core.precompute.precompute_options import PrecomputeConfig
@@ -28,7 +29,7 @@ from world_modality_core.studies.matrix.cli import make_parser as matrix_parser
 from world_modality_core.studies.report.cli import make_parser as report_parser
 
 REPO = Path(__file__).parents[1]
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [REPO / "README.md", REPO / "SECURITY.md", *sorted((REPO / "docs").glob("*.md"))]
 CONFIGS = {
     "wm-record": RecordConfig,
     "wm-precompute": PrecomputeConfig,
@@ -47,6 +48,7 @@ PARSERS = {
     "wm-monitor": monitor_parser(),
     "wm-report": report_parser(),
     "wm-push": push_parser(),
+    "wm-verify": verify_parser(),
     "wm-trial": trial_parser(),
 }
 CODE = ["lerobot_policy_world_modality", "world_modality_core", "coc_tools", "wm_tools", "examples", "benchmarks"]

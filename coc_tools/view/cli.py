@@ -96,7 +96,7 @@ def view(cfg: ViewConfig) -> Path:
 
     note = f"{reader.meta.repo_id}: {len(shown)} of {len(labelled)} labelled episodes; "
     note += f"curve: {gripper}" if gripper else "no actions, so no curve of the gripper"
-    output = Path(cfg.output)
+    output = Path(cfg.output).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(render("Chains of causality", note, names, (card(index) for index in shown)))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from coc_tools.episodes import Episode
 from coc_tools.schema import EpisodeLabel, LabelStep
+from world_modality_core.io.quoting import quoted
 
 
 @dataclass(frozen=True)
@@ -183,4 +184,5 @@ def render(title: str, note: str, names: Sequence[str], cards: Iterable[Card]) -
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["sha256"] = _sha256
-    return environment.get_template("page.html.jinja").generate(title=title, note=note, names=names, cards=cards)
+    page = environment.get_template("page.html.jinja")
+    return map(quoted, page.generate(title=title, note=note, names=names, cards=cards))

@@ -33,9 +33,10 @@ from lerobot_policy_world_modality.evaluation.tasks import LIBERO, Task, tasks_o
 from lerobot_policy_world_modality.live_monitor.evaluated_monitor import EvaluatedMonitor, mark_alarm
 from lerobot_policy_world_modality.policies.shared.host import host_of
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import writing
 from world_modality_core.monitor.monitor_rows import write_monitor_rows
 from world_modality_core.monitor.saved_monitor import Monitor
-from world_modality_core.studies.evidence.episode_records import EpisodeWriter, write_eval_info
+from world_modality_core.studies.evidence.episode_records import INFO_FILE, EpisodeWriter, write_eval_info
 
 
 def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
@@ -125,7 +126,18 @@ class Evaluation:
         if self._envs is not None:
             close_envs(self._envs)
         self.writer.finish()
-        return self.writer.rows()
+        rows = self.writer.rows()
+        self._check_all_is_there(rows)
+        return rows
+
+    def _check_all_is_there(self, rows: pd.DataFrame) -> None:
+        """Refuse to call done what something else removed from the folder meanwhile."""
+        missing = self.done - set(zip(rows["arm"], rows["task"], rows["seed"].tolist(), strict=True))
+        if missing or not (self.output_dir / INFO_FILE).is_file():
+            raise ConfigError(
+                f"output_dir={self.output_dir}: {len(missing)} of {len(self.done)} episodes or {INFO_FILE} are not "
+                "there although they were written: something removed them. Evaluate again, into a new folder"
+            )
 
     def _missing(self, arm: str, task: Task) -> list[int]:
         return [seed for seed in self.seeds if (arm, task.name, seed) not in self.done]
@@ -139,7 +151,7 @@ class Evaluation:
                 use_async_envs=cfg.eval.use_async_envs,
                 trust_remote_code=cfg.trust_remote_code,
             )
-        except (ValueError, ConfigError) as error:
+        except ValueError as error:
             raise ConfigError(f"env.type={cfg.env.type}, env.task={cfg.env.task!r}: {error}") from error
 
     def _prepare(self) -> None:
@@ -311,7 +323,8 @@ class Evaluation:
     def _save_film(self, env: PinnedEnv, arm: str, task: str, seed: int, i: int) -> str:
         path = Path("videos", arm, task.replace("/", "_"), f"{seed}.mp4")
         (self.output_dir / path).parent.mkdir(parents=True, exist_ok=True)
-        write_video(self.output_dir / path, env.films[i], env.metadata["render_fps"])
+        with writing(self.output_dir / path, ".mp4") as aside:  # libav goes by the name's end
+            write_video(aside, env.films[i], env.metadata["render_fps"])
         return path.as_posix()
 
 

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.files import writing
+from world_modality_core.io.files import read_tensors, writing
 from world_modality_core.memory.sources import EXCHANGING_SOURCES, MemorySource, may_show
 
 FOLDER = "memory_bank"
@@ -48,7 +48,7 @@ class MemoryBank:
 
     def load(self, task: str, seed: int) -> Tensor:
         """(n_plans, m, d) fp16 memories of an episode."""
-        return load_file(self._path(task, seed))["memories"]
+        return read_tensors(self._path(task, seed), ["memories"])["memories"]
 
     def drop_unfinished(self, done: Collection[tuple[str, int]]) -> None:
         """Drop the memories of a batch that was cut off before its rows were written: its episodes are run again.

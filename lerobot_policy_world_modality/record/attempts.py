@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from world_modality_core.io.errors import ConfigError
+
+
+def episode_folder(staging: Path, task: str, seed: int) -> Path:
+    """Where a kept episode is staged, as a dataset; beside it `<seed>.json` says what became of the attempt."""
+    return staging / task / f"{seed:06d}"
 
 
 class Attempts:

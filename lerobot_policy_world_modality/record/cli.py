@@ -8,18 +8,18 @@ most the episodes that were being recorded, and the result does not depend on th
 """
 
 import logging
-import shutil
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 from lerobot_policy_world_modality.envs.mujoco_gl import choose_mujoco_gl
-from lerobot_policy_world_modality.record.merging import RECORD_FILE, merge_recording
+from lerobot_policy_world_modality.record.attempts import Attempts, episode_folder
+from lerobot_policy_world_modality.record.merging import MERGED, RECORD_FILE, merge_recording
 from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.files import naming_full_disk, read_json
+from world_modality_core.io.files import check_room, n_bytes_in, naming_full_disk, read_json
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.io.work_folder import WorkFolder
 
@@ -41,7 +41,7 @@ def record(cfg: RecordConfig) -> Path:
     datasets.disable_progress_bars()
     choose_mujoco_gl()  # before anything imports mujoco
     from lerobot_policy_world_modality.envs.metaworld_light import INSTRUCTIONS, make_light_env, resolve_tasks
-    from lerobot_policy_world_modality.record.jobs import record_missing
+    from lerobot_policy_world_modality.record.jobs import attempts_so_far, record_missing
     from world_modality_core.latents.companion import default_root
 
     tasks = list(dict.fromkeys(task for group in resolve_tasks(cfg.tasks, "tasks").values() for task in group))
@@ -61,8 +61,9 @@ def record(cfg: RecordConfig) -> Path:
         lock = work.begin(staged)
         try:
             with naming_full_disk(staging):
-                _check_disk(cfg, len(tasks), staging)
-                attempts = record_missing(cfg, tasks, staging)
+                attempts = attempts_so_far(cfg, tasks, staging)
+                _check_room(cfg, attempts, staging)
+                record_missing(cfg, attempts, staging)
                 merge_recording(attempts, staging, root, cfg.output.repo_id, staged | {"n_episodes": cfg.n_episodes})
         finally:
             if not any(staging.glob("*/*.json")):  # nothing worth resuming
@@ -115,16 +116,18 @@ def _differences(found: dict, request: dict) -> str:
     return "; ".join(option_differences(found, request))
 
 
-def _check_disk(cfg: RecordConfig, n_tasks: int, staging: Path) -> None:
-    """Twice (staged and merged) 0.3 bytes a pixel, several times what was measured, for 200 frames an episode."""
+def _check_room(cfg: RecordConfig, attempts: list[Attempts], staging: Path) -> None:
+    """Refuse what doesn't fit: episodes that are missing are staged, and all are merged.
+
+    An episode takes 0.3 bytes a pixel, several times what was measured, for 200 frames. A merge that was cut off is
+    made anew: its half makes room for it.
+    """
     pixels = cfg.env.observation_height * cfg.env.observation_width
-    needed = 2 * n_tasks * cfg.n_episodes * (min(200, cfg.env.episode_length) * 0.3 * pixels + 100_000)
-    free = shutil.disk_usage(staging).free
-    if free < needed:
-        raise ConfigError(
-            f"{staging.parent} has {free / 1e9:.1f} GB free and this recording may need {needed / 1e9:.1f} GB; "
-            "make room, or choose another --output.root"
-        )
+    an_episode = min(200, cfg.env.episode_length) * 0.3 * pixels + 100_000
+    n_missing = sum(cfg.n_episodes - len(each.kept()) for each in attempts)
+    staged = sum(n_bytes_in(episode_folder(staging, each.task, seed)) for each in attempts for seed in each.kept())
+    needed = 2 * n_missing * an_episode + staged - n_bytes_in(staging / MERGED)
+    check_room(staging, needed, "make room, or choose another --output.root")
 
 
 def main() -> int:

@@ -24,7 +24,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 
 from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv, make_light_env
-from world_modality_core.io.files import write_text
+from lerobot_policy_world_modality.record.attempts import episode_folder
+from world_modality_core.io.files import move_durably, write_text
 
 EPISODE_SEED = "episode_seed"
 """Feature that repeats the seed of the episode on each of its frames."""
@@ -54,11 +55,11 @@ class EpisodeJob:
 
     @property
     def dataset_root(self) -> Path:
-        return self.folder / self.task / f"{self.seed:06d}"
+        return episode_folder(self.folder, self.task, self.seed)
 
     @property
     def outcome_path(self) -> Path:
-        return self.folder / self.task / f"{self.seed:06d}.json"
+        return self.dataset_root.with_suffix(".json")
 
 
 class Outcome(TypedDict):
@@ -98,7 +99,7 @@ def record_episode(job: EpisodeJob) -> Outcome:
         dataset.clear_episode_buffer()
     dataset.finalize()
     if succeeded:
-        os.replace(partial, job.dataset_root)
+        move_durably(partial, job.dataset_root)
     else:
         shutil.rmtree(partial)
     outcome = Outcome(task=job.task, seed=job.seed, success=succeeded, n_frames=n_frames)

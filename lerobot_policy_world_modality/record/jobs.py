@@ -11,14 +11,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lerobot_policy_world_modality.record import expert_episode
-from lerobot_policy_world_modality.record.attempts import Attempts
+from lerobot_policy_world_modality.record.attempts import Attempts, episode_folder
 from lerobot_policy_world_modality.record.expert_episode import EpisodeJob, Outcome
 from lerobot_policy_world_modality.record.record_options import RecordConfig
 from world_modality_core.io.files import checked, read_json
 
 
-def record_missing(cfg: RecordConfig, tasks: list[str], staging: Path) -> list[Attempts]:
-    """Record every episode that the staging folder does not hold yet.
+def attempts_so_far(cfg: RecordConfig, tasks: list[str], staging: Path) -> list[Attempts]:
+    """What the staging folder holds of each task.
 
     Raises:
         ConfigError: the expert hardly ever succeeds in a task.
@@ -26,18 +26,34 @@ def record_missing(cfg: RecordConfig, tasks: list[str], staging: Path) -> list[A
     attempts = {task: Attempts(task, cfg.start_seed, cfg.n_episodes) for task in tasks}
     for task in tasks:
         for path in sorted(staging.glob(f"{task}/*.json")):
-            attempts[task].add(checked(Outcome, read_json(path), path))
+            outcome = checked(Outcome, read_json(path), path)
+            if not outcome["success"] or episode_folder(staging, task, outcome["seed"]).is_dir():
+                attempts[task].add(outcome)
+    return list(attempts.values())
+
+
+def record_missing(cfg: RecordConfig, attempts: list[Attempts], staging: Path) -> None:
+    """Record every episode that the staging folder does not hold yet.
+
+    Args:
+        cfg: The options.
+        attempts: `attempts_so_far`; those that are made are added.
+        staging: The folder.
+
+    Raises:
+        ConfigError: the expert hardly ever succeeds in a task.
+    """
+    of_task = {each.task: each for each in attempts}
     options = (cfg.env.gym_kwargs, cfg.action_noise, cfg.n_frames_after_success, staging, cfg.video)
-    with tqdm(total=len(tasks) * cfg.n_episodes, unit="episode") as bar:
+    with tqdm(total=len(attempts) * cfg.n_episodes, unit="episode") as bar:
 
         def missing_jobs() -> list[EpisodeJob]:
-            bar.n = sum(len(a.kept()) for a in attempts.values())
-            bar.set_postfix(failed=sum(len(a.failed()) for a in attempts.values()))
-            return [EpisodeJob(a.task, seed, *options) for a in attempts.values() for seed in a.missing()]
+            bar.n = sum(len(a.kept()) for a in attempts)
+            bar.set_postfix(failed=sum(len(a.failed()) for a in attempts))
+            return [EpisodeJob(a.task, seed, *options) for a in attempts for seed in a.missing()]
 
         for outcome in _outcomes(missing_jobs, cfg.n_workers or min(8, len(os.sched_getaffinity(0)))):
-            attempts[outcome["task"]].add(outcome)
-    return list(attempts.values())
+            of_task[outcome["task"]].add(outcome)
 
 
 def _outcomes(missing_jobs: Callable[[], list[EpisodeJob]], n_workers: int) -> Iterator[Outcome]:

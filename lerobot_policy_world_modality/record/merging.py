@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 from pathlib import Path
 
-from lerobot_policy_world_modality.record.attempts import Attempts
-from world_modality_core.io.files import write_text
+from lerobot_policy_world_modality.record.attempts import Attempts, episode_folder
+from world_modality_core.io.files import move_durably, read_json, write_text
 
 RECORD_FILE = Path("meta/wm_record.json")
+MERGED = "merged"
+"""Folder of the staging folder in which episodes are merged."""
 MERGE_AT_ONCE = 16
 """LeRobot's merge rewrites its output for every source: 16 at a time, then the results, instead of n^2/2 episodes."""
 
@@ -26,15 +27,18 @@ def merge_recording(attempts: list[Attempts], staging: Path, root: Path, repo_id
         repo_id: What it is called.
         request: What was asked for; written beside the data, with what came of it.
     """
-    sources = [staging / a.task / f"{seed:06d}" for a in attempts for seed in a.kept()]
-    merged = merge_episodes(sources, repo_id, staging / "merged")
+    sources = [episode_folder(staging, a.task, seed) for a in attempts for seed in a.kept()]
+    merged = merge_episodes(sources, repo_id, staging / MERGED)
+    n_merged = read_json(merged / "meta/info.json", dict)["total_episodes"]
+    if n_merged != len(sources):
+        raise RuntimeError(f"{merged} has {n_merged} episodes of the {len(sources)} that were recorded")
     instructions = request.pop("instructions")
     report = {a.task: _task_report(a, instructions[a.task]) for a in attempts}
     write_text(merged / RECORD_FILE, json.dumps(request | {"tasks": report}, indent=1))
     root.parent.mkdir(parents=True, exist_ok=True)
     if root.exists():
         root.rmdir()
-    os.replace(merged, root)
+    move_durably(merged, root)
     _print_report(report, root)
 
 

@@ -104,6 +104,25 @@ def test_failures_are_kept_until_there_is_a_label(tmp_path):
     assert not failed_path(path).exists()
 
 
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_file_that_vanishes_meanwhile_is_no_success(tmp_path, at_end, is_replaced):
+    path = tmp_path / "labels.jsonl"
+    with pytest.raises(StoreError, match="removed or replaced while coc-label wrote it, with 1 labels"):
+        with LabelFile(path) as labels:
+            labels.append(label(1))
+            path.unlink()
+            if is_replaced:
+                (tmp_path / "other").write_text("x")  # the inode's number is not free again while it is open
+                (tmp_path / "other").rename(path)
+            if not at_end:
+                labels.append(label(2))
+    if is_replaced:
+        path.write_text("")
+    with LabelFile(path) as labels:
+        labels.append(label(1))
+
+
 def test_an_unused_file_leaves_nothing(tmp_path):
     with LabelFile(tmp_path / "labels.jsonl"):
         pass

@@ -3,12 +3,14 @@
 import argparse
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass, field
 
 import pytest
 
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.quoting import quoted
 
 PRINTS = "print('line\\n' * {n})"
 OTHER_PIPE = "import os; r, w = os.pipe(); os.close(r); os.write(w, b'x')"
@@ -34,6 +36,60 @@ def test_another_broken_pipe_keeps_its_traceback():
     process = start(OTHER_PIPE)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "BrokenPipeError" in err and out == ""
+
+
+HELPERS = {
+    "pool": """
+        from concurrent.futures import ProcessPoolExecutor
+        with ProcessPoolExecutor(1) as pool:
+            pool.submit(eval, "__import__('os')._exit(9)").result()""",
+    "pipe": """
+        from multiprocessing import Pipe
+        here, there = Pipe()
+        there.close()
+        here.recv()""",
+    "loader": """
+        from torch.utils.data import DataLoader
+        class Killed:
+            __len__ = lambda self: 2
+            __getitem__ = lambda self, i: os._exit(9)
+        list(DataLoader(Killed(), num_workers=1))""",
+}
+
+
+@pytest.mark.parametrize("helper", HELPERS)
+def test_a_helper_that_was_killed_is_told_in_one_line(helper):
+    process = start("import os" + textwrap.indent(textwrap.dedent(HELPERS[helper]), "    "))
+    out, err = process.communicate(timeout=120)
+    last = err.splitlines()[-1]
+    assert process.returncode == 1 and last.startswith("wm-x: a helper process was killed"), err
+    assert "Traceback" not in err and last.endswith("then the same command goes on from here")
+
+
+def test_a_folder_that_is_gone_or_read_only_is_told_in_one_line(tmp_path):
+    (tmp_path / "work").mkdir()
+    gone = f"import shutil; shutil.rmtree({str(tmp_path / 'work')!r}); open({str(tmp_path / 'work/part')!r}, 'w')"
+    for body, said in [
+        (gone, "work/part: its folder is gone"),
+        (f"raise OSError(30, 'Read-only file system', {str(tmp_path / 'a')!r})", "a: Read-only file system"),
+    ]:
+        process = start(body)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 1 and said in err and err.count("\n") == 1
+    out, err = start(f"open({str(tmp_path / 'missing')!r})").communicate(timeout=120)
+    assert "Traceback" in err  # a file that we thought was there: a fault of ours
+
+
+HOSTILE = "a\x1b[2J\x1b]0;title\x07b\x00\u202ec\r\x9b5n"
+
+
+def test_what_a_terminal_would_act_upon_is_written_out():
+    shown = ascii(HOSTILE)[1:-1]
+    raised = f"from world_modality_core.io.errors import UserError; raise UserError({HOSTILE!r})"
+    process = start(f"print({HOSTILE!r}); {raised}")
+    out, err = process.communicate(timeout=120)
+    assert out == shown + "\n" and err == f"wm-x: {shown}\n".replace("\\r", " ")
+    assert quoted("plain: \u00e9\u4e2d\U0001f600\tx\n") == "plain: \u00e9\u4e2d\U0001f600\tx\n"
 
 
 def test_what_is_read_is_printed():

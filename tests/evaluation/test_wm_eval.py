@@ -124,6 +124,20 @@ def test_an_interrupted_batch_is_run_again_and_gives_the_same(checkpoint, finish
     pd.testing.assert_frame_equal(rows[columns].reset_index(drop=True), whole[columns].reset_index(drop=True))
 
 
+def test_a_folder_that_vanishes_meanwhile_is_no_success(checkpoint, tmp_path, monkeypatch):
+    write, written = EpisodeWriter.write, []
+
+    def write_and_lose_the_first(self, rows):
+        write(self, rows)
+        if not written:
+            shutil.rmtree(tmp_path / "out")
+        written.append(rows)
+
+    monkeypatch.setattr(EpisodeWriter, "write", write_and_lose_the_first)
+    with pytest.raises(ConfigError, match="2 of 3 episodes or eval.json are not there although they were written"):
+        evaluate(options(checkpoint, tmp_path / "out", arms="intact"))
+
+
 def test_an_arm_does_as_it_would_alone(checkpoint, finished, tmp_path):
     """In the environments that other arms have used before, and filmed, or in new ones."""
     rows = evaluate(options(checkpoint, tmp_path, arms="gate_closed"))

@@ -131,7 +131,7 @@ def become(main: Callable[[], object] | str, arguments: Sequence[str], log: Path
         os._exit(status)
 
 
-def _exit_code(pid: int) -> int | None:
+def exit_code(pid: int) -> int | None:
     if pid in _FORKS:
         return _FORKS[pid].poll()
     done, status = os.waitpid(pid, os.WNOHANG)
@@ -141,7 +141,7 @@ def _exit_code(pid: int) -> int | None:
 def wait(pid: int, log: Path, timeout_s: float = 480.0) -> Done:
     """Wait for a command's end."""
     end = time.monotonic() + timeout_s
-    while (code := _exit_code(pid)) is None:
+    while (code := exit_code(pid)) is None:
         if time.monotonic() > end:
             os.killpg(pid, signal.SIGKILL)
             pytest.fail(f"it did not end: {log.with_suffix('.err').read_text()[-2000:]}")

@@ -58,6 +58,15 @@ def test_the_report_escapes_what_comes_from_records(tmp_path):
     assert "javascript:alert(1)" in "".join(parsed.text) and "{{7*7}}" in "".join(parsed.text)  # shown, as text
 
 
+def test_marks_of_direction_and_control_characters_are_written_out(tmp_path, capsys):
+    evil = "x\x1b[31m\u202ey"
+    study = write_study(tmp_path / "study", n_seeds=1, n_scenes=3, evil=evil)
+    page = tmp_path / "r.html"
+    report(make_parser().parse_args([str(study), f"--output={page}", f"--title={evil}", "--no_videos"]))
+    text = page.read_text()
+    assert not set("\x1b\u202e") & set(text) and "x\\x1b[31m\\u202ey" in text
+
+
 @pytest.fixture(scope="module")
 def ordered(tmp_path_factory):
     """A dataset whose tasks give orders."""

@@ -6,13 +6,15 @@ import sys
 
 import pytest
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies import get_policy_class
+from lerobot.datasets import LeRobotDatasetMetadata
+from lerobot.policies import get_policy_class, make_policy
 
+from lerobot_policy_world_modality.hub.policy_option import read_policy_option
 from lerobot_policy_world_modality.intervention import cli as wm_intervene
 from tests.evaluation.helpers import make_checkpoint as make_acting
 from tests.evaluation.helpers import options as eval_options
 from tests.faults.commands import run
-from tests.intervention.helpers import save_checkpoint
+from tests.intervention.helpers import make_checkpoint, save_checkpoint
 from tests.plugin import qwen_helpers
 from tests.security.test_checkpoints import code_that_marks, edit
 from wm_tools.doctor.qwen_backbone import make_qwen
@@ -70,6 +72,20 @@ def test_what_is_typed_is_not_saved_and_what_was_saved_is_not_read(clean, tmp_pa
         assert config.runs_remote_code is expected
         config._save_pretrained(tmp_path)
         assert json.loads((tmp_path / "config.json").read_text())["trust_remote_code"] is False
+
+
+def test_a_checkpoint_names_no_file_to_write_to(tiny_companion, tmp_path, monkeypatch):
+    """LeRobot's trainer would append what it logs to whatever a stranger's `metrics_file` names."""
+    folder = make_checkpoint(tmp_path / "pretrained_model", tiny_companion, "world_A")
+    edit(folder / "config.json", lambda content: content.update(metrics_file=str(tmp_path / "victim")))
+    meta = LeRobotDatasetMetadata(tiny_companion.source_repo_id, root=tiny_companion.source_root)
+    mine = str(tmp_path / "mine")
+    for more, expected in (
+        ([], None), ([f"--policy.metrics_file={mine}"], mine), (["--resume=true"], str(tmp_path / "victim")),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["lerobot-train", f"--policy.path={folder}", *more])
+        policy = make_policy(read_policy_option(), ds_meta=meta)
+        assert policy.config.metrics_file == policy._log.path == expected
 
 
 def test_kernels_of_the_hub_are_code(clean):

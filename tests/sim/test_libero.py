@@ -1,8 +1,6 @@
 """Real LIBERO: every suite resets where it is told to, arms see the same scenes, checkpoints act in it."""
 
 import json
-import os
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +24,7 @@ from lerobot_policy_world_modality.envs.libero_setup import (
     set_up,
 )
 from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
+from tests import fork_server
 from tests.evaluation.test_pinned_env import model_fields
 from tests.plugin.helpers import SMALL, open_gates
 from wm_tools.doctor.libero_checks import settling_row
@@ -215,9 +214,7 @@ def test_a_checkpoint_acts_with_nobody_at_the_terminal(libero, tmp_path, command
     ]  # fmt: skip
     arguments += ["--arms=intact,gate_closed", "--train_seed=0"] if command == "wm-eval" else ["--env.hard_reset=false"]
     program = Path(sys.executable).parent / command
-    done = subprocess.run(
-        [program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ, timeout=500
-    )
+    done = fork_server.run([program, *arguments], capture_output=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     if command == "lerobot-eval":
         assert json.loads((tmp_path / "eval" / "eval_info.json").read_text())["overall"]["n_episodes"] == 1

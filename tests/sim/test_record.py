@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from lerobot_policy_world_modality.record.attempts import Attempts  # noqa: E402
 from lerobot_policy_world_modality.record.cli import main, record  # noqa: E402
 from lerobot_policy_world_modality.record.merging import RECORD_FILE  # noqa: E402
 from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv, RecordOutput  # noqa: E402
+from tests import fork_server
 from world_modality_core.io.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.sim
@@ -74,6 +76,36 @@ def clean(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def noisy(tmp_path_factory) -> Path:
     return record(config(tmp_path_factory.mktemp("noisy") / "data", action_noise=0.2, n_frames_after_success=0))
+
+
+def test_a_killed_recording_asks_for_the_room_that_the_rest_needs(tmp_path, monkeypatch):
+    from collections import namedtuple
+
+    from lerobot_policy_world_modality.record import cli
+
+    cfg, staging = config(tmp_path / "data", tasks="reach-v3"), tmp_path / "data.recording"
+    attempts = [Attempts("reach-v3", 0, 2)]
+    asked = []
+    monkeypatch.setattr(cli, "check_room", lambda folder, n_bytes, remedy: asked.append(n_bytes))
+    cli._check_room(cfg, attempts, staging)
+    for seed in range(2):
+        folder = staging / f"reach-v3/{seed:06d}"
+        folder.mkdir(parents=True)
+        (folder / "part").write_bytes(bytes(1000))
+        attempts[0].add({"task": "reach-v3", "seed": seed, "success": True, "n_frames": 9})
+        cli._check_room(cfg, attempts, staging)
+    (staging / "merged/0/0").mkdir(parents=True)
+    (staging / "merged/0/0/part").write_bytes(bytes(700))  # thrown away before it is merged again
+    cli._check_room(cfg, attempts, staging)
+    assert asked[1] == asked[0] / 2 + 1000 and asked[2:] == [2000, 1300]
+    monkeypatch.undo()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1000))
+    with pytest.raises(ConfigError, match="0.0 MB more are needed and 0.0 MB are free on that disk; make room"):
+        cli._check_room(cfg, attempts, staging)
+    with pytest.raises(ConfigError, match="MB more are needed"):
+        record(cfg)
+    assert not (tmp_path / "data").exists()
 
 
 def test_it_is_a_plain_lerobot_dataset_of_all_tasks(clean):
@@ -157,7 +189,7 @@ def test_killed_and_started_again_it_ends_with_the_same_dataset(clean, tmp_path,
     command += ["--n_episodes=2", "--n_workers=2", "--output.repo_id=tests/recorded", f"--output.root={root}"]
     command += [f"--env.observation_height={SIZE}", f"--env.observation_width={SIZE}"]
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        process = fork_server.start(command, stdout=out, stderr=out, start_new_session=True)
     deadline = time.monotonic() + 300
     while not list(staging.glob("*/*.json")) or not list(staging.glob("*/*.partial")):  # one done, one in flight
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()

@@ -11,7 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from wm_tools.verify.kinds import kind_of, verify
 from world_modality_core.io.commands import run_command
+from world_modality_core.io.errors import ConfigError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,6 +44,11 @@ def work(given: argparse.Namespace) -> None:
     from lerobot_policy_world_modality.hub.uploads import push
 
     register_third_party_plugins()
+    if given.path.exists() and kind_of(given.path.resolve()):  # else `push` says what can be uploaded
+        _, faults = verify(given.path)
+        if faults:
+            more = f" (and {len(faults) - 1} more: wm-verify {given.path})" if len(faults) > 1 else ""
+            raise ConfigError(f"nothing was uploaded: {faults[0]}{more}")
     push(given)
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import draccus
@@ -18,11 +23,14 @@ from draccus.utils import DecodingError, DraccusException
 
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import is_disk_full
+from world_modality_core.io.quoting import QuotingStream, quoted
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 READER_GONE = 141
 """Exit status where nobody reads what is printed any more (`wm-... | head`), as shells have it."""
+
+_NOT_OURS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
 
 def run_command(
@@ -108,8 +116,9 @@ def command_errors(command: str, remedy: str = "goes on from here", status: int 
             ours keeps its traceback.
     """
     try:
-        yield
-        print(end="", flush=True)
+        with redirect_stdout(QuotingStream(sys.stdout)):
+            yield
+            print(end="", flush=True)
     except KeyboardInterrupt:
         # What still has to end (worker processes, say) may be cut short by a second Ctrl-C, without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -120,14 +129,44 @@ def command_errors(command: str, remedy: str = "goes on from here", status: int 
             sys.exit(f"{command}: {_one_line(error)}")
         print(f"{command}: {_one_line(error)}", file=sys.stderr)
         sys.exit(status)
-    except BrokenPipeError:
-        if not _reader_has_gone():  # some other pipe: a worker's
-            raise
-        sys.exit(READER_GONE)
     except Exception as error:
-        if not is_disk_full(error):
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            sys.exit(READER_GONE)
+        said = _said_by_the_machine(error)
+        if said is None:
             raise
-        sys.exit(f"{command}: {_one_line(error)}: the disk is full. Make room and give the same command again")
+        print(f"{command}: {said}; then the same command {remedy}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _said_by_the_machine(error: Exception) -> str | None:
+    """What is wrong with a disk, a folder or a helper process, and the remedy; None where it is a fault of ours."""
+    if is_disk_full(error):
+        return f"{_one_line(error)}: the disk is full. Make room"
+    if isinstance(error, OSError) and error.filename is not None:
+        name = quoted(str(error.filename))
+        if error.errno in _NOT_OURS:
+            return f"{name}: {error.strerror}. Make the folder writable, or name another, or mend the disk"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and not Path(name).parent.is_dir():
+            return f"{name}: its folder is gone, something removed it meanwhile. Leave unfinished work where it is"
+    if _is_helper_gone(error):
+        return (
+            f"a helper process was killed ({type(error).__name__}), as happens where memory runs out. Use fewer of "
+            "them or smaller batches, or make memory free"
+        )
+    return None
+
+
+def _is_helper_gone(error: Exception) -> bool:
+    """Whether a process that works for this one ended before it answered."""
+    if isinstance(error, BrokenExecutor):
+        return True
+    if isinstance(error, RuntimeError) and re.search(r"DataLoader worker \(pid.*\) (is killed|exited)", str(error)):
+        return True
+    if not isinstance(error, EOFError | ConnectionError):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename).parts[-2:] == ("multiprocessing", "connection.py")
 
 
 def _reader_has_gone() -> bool:
@@ -141,4 +180,4 @@ def _reader_has_gone() -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return quoted(" ".join(str(error).split()))

@@ -10,11 +10,12 @@ from string import Formatter
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.datasets.utils import DEFAULT_DATA_PATH, DEFAULT_VIDEO_PATH, INFO_PATH
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.io.files import check_own, inside, read_parquet, reading
+from world_modality_core.io.files import check_own, inside, open_parquet, read_parquet, reading
 
 
 def data_files(root: str | Path) -> list[Path]:
@@ -97,7 +98,28 @@ def named_files(meta: LeRobotDatasetMetadata) -> set[str]:
             name = pattern.format(chunk_index=chunk, file_index=file, **values)
             check_own(inside(root, name, what), root)
             files.add(name)
+    for name in sorted(files):
+        if name.endswith(".parquet") and (root / name).is_file():
+            _check_pictures_inside(root / name, set(meta.image_keys))
     return files
+
+
+def _check_pictures_inside(path: Path, cameras: set[str]) -> None:
+    """Refuse pictures that aren't in a file of frames but named there: whoever reads them opens whatever is named."""
+    with reading(path, "parquet"), open_parquet(path) as file:
+        for i, column in enumerate(file.schema):
+            camera, _, part = column.path.rpartition(".")
+            if camera not in cameras or part != "bytes":
+                continue
+            chunks = [file.metadata.row_group(group).column(i) for group in range(file.metadata.num_row_groups)]
+            is_known = all(chunk.statistics is not None and chunk.statistics.has_null_count for chunk in chunks)
+            n = sum(chunk.statistics.null_count for chunk in chunks) if is_known else _n_nulls(file, column.path)
+            if n:
+                raise ConfigError(f"{path}: {n} images of {camera} are only named; put the images themselves there")
+
+
+def _n_nulls(file: pq.ParquetFile, name: str) -> int:
+    return file.read(columns=[name]).flatten()[0].null_count
 
 
 def _check_pattern(pattern: object, what: str, usual: str) -> None:

@@ -87,8 +87,12 @@ def check_own(path: Path, root: Path) -> None:
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[Path]:
+def writing(path: str | Path, ending: str = "") -> Iterator[Path]:
     """Write a file so that it is the old or the new one, whenever the process dies, the disk is full or power is cut.
+
+    Args:
+        path: The file.
+        ending: How the name to write to must end, for libraries that go by it.
 
     Yields:
         The name to write to; it becomes `path` when the block ends, and is removed if the block fails.
@@ -98,7 +102,7 @@ def writing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     _remove_left_overs(path)
-    aside = path.with_name(f"{path.name}.{_machine()}-{os.getpid()}.partial")
+    aside = path.with_name(f"{path.name}.{_machine()}-{os.getpid()}.partial{ending}")
     with naming_full_disk(path):
         try:
             yield aside
@@ -114,8 +118,8 @@ def _remove_left_overs(path: Path) -> None:
     A process is known to be dead where its number means something: on this machine, since it was booted, in this
     container. What was begun elsewhere (a shared disk) is left over once nothing was written to it for a day.
     """
-    for left_over in path.parent.glob(f"{escape(path.name)}.*.partial"):
-        match = re.fullmatch(r"\.([0-9a-f]{12})-(\d+)\.partial", left_over.name.removeprefix(path.name))
+    for left_over in path.parent.glob(f"{escape(path.name)}.*.partial*"):
+        match = re.fullmatch(r"\.([0-9a-f]{12})-(\d+)\.partial(?:\.\w+)?", left_over.name.removeprefix(path.name))
         with suppress(FileNotFoundError):  # its writer has ended meanwhile, or another process removed it
             if match and (
                 not _is_alive(int(match[2]))
@@ -189,9 +193,10 @@ def naming_full_disk(path: str | Path) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
+        free = _free_bytes(Path(path)) / 1e6
         raise DiskFullError(
-            f"{path}: no room left to write ({_free(Path(path))} free there). Make room on that disk, then give the "
-            "same command again: what is finished is kept"
+            f"{path}: no room left to write ({free:.1f} MB free there). Make room on that disk, then give the same "
+            "command again: what is finished is kept"
         ) from error
 
 
@@ -207,9 +212,31 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
-def _free(path: Path) -> str:
+def check_room(folder: Path, n_bytes: float, remedy: str) -> None:
+    """Refuse work for which a disk has no room.
+
+    Args:
+        folder: Where it is written, be it there already or not.
+        n_bytes: What is still to write; what a killed run has written already is no part of it.
+        remedy: What to do.
+
+    Raises:
+        ConfigError: naming the folder and both sizes.
+    """
+    free = _free_bytes(folder)
+    if n_bytes > free:
+        sizes = f"{n_bytes / 1e6:,.1f} MB more are needed and {free / 1e6:,.1f} MB are free on that disk"
+        raise ConfigError(f"{folder}: {sizes}; {remedy}")
+
+
+def n_bytes_in(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 if there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _free_bytes(path: Path) -> int:
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-    return f"{shutil.disk_usage(existing).free / 1e6:.1f} MB"
+    return shutil.disk_usage(existing).free
 
 
 # Reading.

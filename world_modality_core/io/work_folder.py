@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from world_modality_core.io.errors import ConfigError, DamagedFileError
-from world_modality_core.io.files import move_durably, read_json, write_text
+from world_modality_core.io.files import move_durably, n_bytes_in, read_json, write_text
 from world_modality_core.io.option_differences import option_differences
 
 REQUEST_FILE = "request.json"
@@ -116,8 +116,7 @@ class WorkFolder:
 
     def n_bytes(self, request: dict) -> int:
         """Bytes of a request's unfinished work: what is not done again, and what is deleted before it is."""
-        files = self.root.rglob("*") if self.is_for(request) else ()
-        return sum(path.stat().st_size for path in files if path.is_file())
+        return n_bytes_in(self.root) if self.is_for(request) else 0
 
     def remove(self, request: dict | None = None) -> None:
         """Delete the folder, if it is the command's own; with a request, only where it holds the work for that one."""

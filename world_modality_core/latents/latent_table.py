@@ -202,26 +202,46 @@ def _write_cache(data_files, n_frames, latents_path, n_values, tokens_path, n_to
         latents_file = files.enter_context(_npy_file(latents_path, np.float16, (n_frames, n_values)))
         if n_tokens:
             tokens_file = files.enter_context(_npy_file(tokens_path, np.int32, (n_frames, n_tokens)))
-        digest, row = ContentHash(), 0
-        columns = ["index", LATENTS] + ([TOKENS] if n_tokens else [])
-        for path in data_files:
-            for batch in _row_groups(path, columns):
-                stop = row + batch.num_rows
-                if stop > n_frames or not np.array_equal(batch["index"].to_numpy(), np.arange(row, stop)):
-                    raise DamagedFileError(f"{path}: frames are not in the order of `index`; write the companion again")
-                with reading(path, "a companion's data", "download or write the companion again"):
-                    latents = np.ascontiguousarray(column_values(batch[LATENTS], n_values), np.float16)
-                    tokens = column_values(batch[TOKENS], n_tokens).astype(np.int32) if n_tokens else None
-                digest.update(latents, tokens)
-                latents_file.write(latents)
-                if n_tokens:
-                    tokens_file.write(tokens)
-                row = stop
-        if row != n_frames or digest.hexdigest() != content_sha256:
-            raise DamagedFileError(
-                f"the companion at {data_files[0].parents[2] if data_files else latents_path} is damaged: its latents "
-                f"are not those that wm-precompute wrote ({row} of {n_frames} frames read); download or write it again"
-            )
+        for latents, tokens in read_content(data_files, n_frames, n_values, n_tokens, content_sha256):
+            latents_file.write(latents)
+            if n_tokens:
+                tokens_file.write(tokens)
+
+
+def read_content(
+    data_files: Sequence[Path], n_frames: int, n_values: int, n_tokens: int, content_sha256: str
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Read a companion's latents and tokens, and hold them against their hash at the end.
+
+    Args:
+        data_files: The companion's parquet files, in order.
+        n_frames: Frames of all of them.
+        n_values, n_tokens, content_sha256: As for `build_table`.
+
+    Yields:
+        (n, p * d) float16 latents and (n, tokens) int32 tokens, or None, of consecutive frames.
+
+    Raises:
+        DamagedFileError: if the files do not hold what the hash promises.
+    """
+    digest, row = ContentHash(), 0
+    columns = ["index", LATENTS] + ([TOKENS] if n_tokens else [])
+    for path in data_files:
+        for batch in _row_groups(path, columns):
+            stop = row + batch.num_rows
+            if stop > n_frames or not np.array_equal(batch["index"].to_numpy(), np.arange(row, stop)):
+                raise DamagedFileError(f"{path}: frames are not in the order of `index`; write the companion again")
+            with reading(path, "a companion's data", "download or write the companion again"):
+                latents = np.ascontiguousarray(column_values(batch[LATENTS], n_values), np.float16)
+                tokens = column_values(batch[TOKENS], n_tokens).astype(np.int32) if n_tokens else None
+            digest.update(latents, tokens)
+            yield latents, tokens
+            row = stop
+    if row != n_frames or digest.hexdigest() != content_sha256:
+        raise DamagedFileError(
+            f"{data_files[0].parents[2] if data_files else 'a companion'}: its latents are not those that "
+            f"wm-precompute wrote ({row} of {n_frames} frames read): it is damaged; download or write it again"
+        )
 
 
 @contextmanager

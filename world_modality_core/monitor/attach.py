@@ -31,7 +31,7 @@ def attach(given: argparse.Namespace) -> Path:
     Raises:
         ConfigError: naming option and remedy.
     """
-    source, target = Path(given.policy), Path(given.output_dir)
+    source, target = Path(given.policy), Path(given.output_dir).resolve()
     if not (source / PREPROCESSOR).is_file():
         raise ConfigError(
             f"policy={given.policy!r} has no {PREPROCESSOR}; name a folder `checkpoints/last/pretrained_model`"

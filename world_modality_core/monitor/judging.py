@@ -48,7 +48,7 @@ def eval_rows(given: argparse.Namespace) -> dict[str, Any]:
         found[str(model)] = judge(of, float(rates[0]), given.n_bootstrap, given.seed)
     print("\n\n".join(judgement_text(model, of) for model, of in found.items()))
     if given.output:
-        write_text(given.output, json.dumps(found, indent=1, default=_plain) + "\n")
+        write_text(Path(given.output).resolve(), json.dumps(found, indent=1, default=_plain) + "\n")
     if given.page:
         write_judged_page(Path(given.page), found, rows, monitor, given.n_films)
         print(f"Page: {given.page}")

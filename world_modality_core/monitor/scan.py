@@ -84,7 +84,7 @@ def scan(given: argparse.Namespace) -> dict[str, Any]:
         "levels": {e: float((levels[e] - lines[e]).max()) for e in episodes},
         "moments": [asdict(moment) for moment in moments],
     }
-    folder = Path(given.output_dir)
+    folder = Path(given.output_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "scan.json", json.dumps(found, indent=1) + "\n")
     strips = [_strip(monitor, frames, dataset, moment, scored[moment.episode], levels) for moment in moments]

@@ -240,6 +240,24 @@ class SourceDataset:
         shape = list(feature["shape"])
         return [shape[1], shape[2], shape[0]] if names[0].startswith("channel") else shape
 
+    def check_ends(self) -> None:
+        """Decode the first and the last frame of each episode by each colour camera.
+
+        Raises:
+            UserError: naming the file that has them not, or of another size than the metadata declares.
+        """
+        images = _ImageColumn()
+        cameras = [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
+        for episode, (start, stop) in enumerate(self.bounds):
+            for camera in [key for key in cameras if self.camera_shape(key)[2] == 3]:
+                stream = self._stream(episode, camera)
+                for index in (start, stop - 1):
+                    if stream.is_video:
+                        at = stream.start_s + self.timestamps[index : index + 1].astype(np.float64)
+                        next(video_frames(stream.path, stream.size, at, episode, self.tolerance_s))
+                    else:
+                        next(images.frames(stream.path, stream.size, camera, int(index), 1))
+
     def chunks(
         self, episodes: Sequence[int], cameras: Sequence[str], n_frames: int, n_workers: int
     ) -> Iterator[Chunk | BadEpisode]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.dataset_files import data_files
 from world_modality_core.io.episode_lists import parse_episodes
 from world_modality_core.io.errors import ConfigError, UserError
+from world_modality_core.io.files import check_room
 from world_modality_core.io.hub_transfer import HubError, check_upload
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.io.processes import join_processes, wait_for_everyone
@@ -78,7 +78,8 @@ def precompute(cfg: PrecomputeConfig) -> Path:
     staging = Staging(partial_root(root))
     _check_codes(cfg, source, encoder.spec)
     n_bytes = _bytes_to_write(cfg, source, encoder.spec, root, is_finished) - staging.n_bytes(request["latents"])
-    _check_space(root, n_bytes)
+    remedy = "or make the latents smaller with encoder.pca_dim or a coarser encoder.pooling"
+    check_room(root, n_bytes, f"name an output.root on another disk, {remedy}")
     if state.is_main_process:
         print(_plan(cfg, source, encoder, device, root, n_bytes))
     if cfg.dry_run:
@@ -198,15 +199,6 @@ def _bytes_to_write(
         if kind == "merged" and source.root.stat().st_dev != _existing(root).stat().st_dev:  # else they are linked
             n_bytes += sum(path.stat().st_size for path in (source.root / "videos").rglob("*.mp4"))
     return n_bytes
-
-
-def _check_space(root: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(_existing(root)).free
-    if n_bytes > free:
-        raise ConfigError(
-            f"output.root={str(root)!r}: {_mb(n_bytes)} more are needed and {_mb(free)} are free on that disk; name a "
-            "folder on another one, or make the latents smaller with encoder.pca_dim or a coarser encoder.pooling"
-        )
 
 
 def _existing(path: Path) -> Path:

@@ -12,13 +12,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.utils.constants import OBS_STATE
+from lerobot.configs import parser
+from lerobot.utils.constants import OBS_STATE, RNG_STATE, TRAINING_STATE_DIR
+from lerobot.utils.random_utils import load_rng_state
 from torch import Tensor, nn
 
 from lerobot_policy_world_modality.hub.on_hub import OnHub
+from lerobot_policy_world_modality.hub.trusted_files import is_typed
 from lerobot_policy_world_modality.policies.shared.latent_reader import LatentReader
 from lerobot_policy_world_modality.policies.shared.memory_filling import (
     draw_generator,
@@ -99,9 +103,11 @@ class PolicyWithWorld(OnHub):
             world.space.fill(companion.mean, companion.std, companion.pca, companion.codebook)
             if config.prophet is not None:
                 start_prophet(config, world.prophet, world.space, stats)
+        if config.pretrained_path and not (is_typed("resume") or parser.parse_arg("policy.metrics_file")):
+            config.metrics_file = None  # a checkpoint's own: what a file names is not written to
         self._log = TrainingLog(config.metrics_file, config.metrics_every)
         self._step, self._last = 0, None
-        self._is_loaded = False
+        self._is_loaded = self._has_trained = False
         world.register_load_state_dict_post_hook(lambda *_: self._read_step())
 
     def _read_step(self) -> None:
@@ -117,7 +123,19 @@ class PolicyWithWorld(OnHub):
 
     def recorded_batch(self, batch: dict[str, Tensor], everything: bool = False) -> WorldBatch:
         """What the policy sees of the world at recorded frames; see `LatentReader.recorded`."""
+        if self.training and not self._has_trained:
+            self._has_trained = True
+            self._restore_generators()
         return self.latent_reader.recorded(batch, self.device, everything and self.config.has_world)
+
+    def _restore_generators(self) -> None:
+        """Before the first step after `--resume=true`: dropout and flow noise go on where the checkpoint's run was.
+
+        LeRobot restores the generators too, and then starts its data loader, which draws from them.
+        """
+        state = Path(self.config.pretrained_path or "").parent / TRAINING_STATE_DIR
+        if is_typed("resume") and (state / RNG_STATE).is_file():
+            load_rng_state(state)
 
     def remember(self, batch: dict[str, Tensor]) -> None:
         """Remember the current frame of a rollout, if any memory or input needs it.

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import parse_json
 from world_modality_core.prophet.logged_values import LoggedValues
 
 
@@ -21,6 +24,8 @@ class TrainingLog:
     """
 
     def __init__(self, path: str | None, every: int):
+        if path is not None:
+            _check_is_log(Path(path))
         self.path, self.every = path, every
         self._values: LoggedValues | None = None
         self._is_watching = False
@@ -69,3 +74,24 @@ class TrainingLog:
         with open(self.path, "a") as file:
             file.write(json.dumps({"step": step} | dict(zip(names, means, strict=True))) + "\n")
         self._total = None
+
+
+def _check_is_log(path: Path) -> None:
+    """Refuse to append to a file that is no log of a training: a checkpoint of somebody else's may name any.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        first = file.readline(1 << 16)
+    try:
+        is_log = not first.endswith(b"\n") or "step" in parse_json(first)  # a kill may have torn the only line
+    except (ValueError, TypeError):
+        is_log = False
+    if not is_log:
+        raise ConfigError(
+            f"policy.metrics_file={str(path)!r} exists and is no log of a training: name another file, and "
+            "don't go on from this checkpoint if you didn't name that one"
+        )

@@ -107,6 +107,13 @@ def test_a_killed_job_is_reported_and_retried_where_it_was(fakes):
     assert fakes.record(victim["job"])["n_starts"] == 2
 
 
+def test_a_job_that_left_nothing_is_not_done(fakes):
+    fakes.write(models={"A": {"train": {"leaves_nothing": 1}}}, seeds=[1])
+    code, printed = fakes.run()
+    left = "train-A-s1/train/checkpoints/last/pretrained_model is not there"
+    assert code == 1 and left in printed and fakes.record("train-A-s1")["state"] == "failed"
+
+
 def test_two_queues_share_a_study(fakes):
     fakes.write()
     queues = [fakes.start("--jobs=1", step_s=0.02) for _ in range(2)]

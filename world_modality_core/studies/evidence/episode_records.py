@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from world_modality_core.io.errors import ConfigError, UserError
@@ -27,6 +28,8 @@ EPISODES_FILE = "episodes.parquet"
 PARTS_FOLDER = "episodes"
 
 _VERSION_KEY = b"world_modality_episodes_schema"
+
+_LONGEST_TEXT = 1000
 
 # What readers of eval.json take for granted.
 _INFO_KINDS = {"model": str, "train_seed": int, "arms": list, "command": list | str}
@@ -322,6 +325,11 @@ def _read_table(file: Path) -> pa.Table:
             table = table.append_column(name, pa.nulls(len(table), EPISODE_SCHEMA.field(name).type))
         table = table.cast(EPISODE_SCHEMA)
         table.validate(full=True)  # texts that are no UTF-8, say
+    for field in EPISODE_SCHEMA:
+        if not field.nullable and table[field.name].null_count:
+            raise EpisodesError(f"{file}: {field.name} is empty in {table[field.name].null_count} rows")
+        if pa.types.is_string(field.type) and (pc.max(pc.utf8_length(table[field.name])).as_py() or 0) > _LONGEST_TEXT:
+            raise EpisodesError(f"{file}: a text of {field.name} is longer than {_LONGEST_TEXT} characters")
     return table
 
 

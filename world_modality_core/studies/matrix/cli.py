@@ -134,6 +134,7 @@ def _run(given: argparse.Namespace, find_program: Callable[[str], str], check: C
         keep_all_checkpoints=study.keep_checkpoints == "all",
         find_program=find_program,
     )
+    Path(study.root).resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that isn't there yet
     outcome = run_queue(jobs, options)
     bad = [name for name, each in outcome.items() if each != "done"]
     print(

@@ -245,6 +245,12 @@ def drop_old_checkpoints(job: Job) -> None:
             shutil.rmtree(path)
 
 
+def missing_output(job: Job) -> Path | None:
+    """What a job that ended without an error should have left, if it is not there."""
+    path = job.checkpoint if job.kind == "train" else job.output
+    return None if path.is_dir() and any(path.iterdir()) else path
+
+
 def end_of_log(job: Job, n_lines: int = 15) -> str:
     """The last lines that a job printed."""
     try:

@@ -31,6 +31,7 @@ from world_modality_core.studies.matrix.job_record import (
     end_of_log,
     is_done,
     lock_of,
+    missing_output,
     new_record,
     prepare,
     read_record,
@@ -215,11 +216,14 @@ class _Queue:
         self.running.remove(each)
         self._drop_old_checkpoints(each.job)
         each.record |= {"exit_code": code, "ended_at": datetime.now(UTC).isoformat()}
-        outcome = "done" if code == 0 else "failed"
+        missing = missing_output(each.job) if code == 0 else None
+        outcome = "done" if code == 0 and missing is None else "failed"
         self._write_state(each, outcome)
         each.lock.release()
         seconds = duration(each.record["seconds"])
-        if code == 0:
+        if missing is not None:
+            self._finish(each.job, outcome, f"failed: it ended without an error, and {missing} is not there")
+        elif code == 0:
             self._finish(each.job, outcome, f"done in {seconds}")
         else:
             log = "\n".join(f"    {line}" for line in end_of_log(each.job).splitlines())

@@ -7,9 +7,11 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from markupsafe import Markup
 
+from world_modality_core.io.quoting import quoted
 from world_modality_core.studies.report.charts import RATE_SCALE, Chart
 from world_modality_core.studies.report.clips import ClipPair, choose_clips
 from world_modality_core.studies.report.curves import (
@@ -174,7 +176,9 @@ def _note(records: Records) -> str:
         }
         parts = [f"{n} {name}{'s' if n != 1 else ''}" for name, n in counts.items()]
     written = f"written by lerobot_policy_world_modality {version('lerobot_policy_world_modality')}"
-    return f"{', '.join([*parts, 'from ' + ', '.join(records.folders)])}; {written}."
+    # Where it lies on this machine is nobody's business who reads the page.
+    folders = [folder if not Path(folder).is_absolute() else Path(folder).name for folder in records.folders]
+    return f"{', '.join([*parts, 'from ' + ', '.join(folders)])}; {written}."
 
 
 def render(page: Page) -> Iterator[str]:
@@ -186,7 +190,8 @@ def render(page: Page) -> Iterator[str]:
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
     # Plain text of our own, not data.
     script = Markup(environment.get_template("page.js.jinja").render())
-    return environment.get_template("page.html.jinja").generate(page=page, script=script)
+    # Names in records may hold what a browser would act upon, in the charts too.
+    return map(quoted, environment.get_template("page.html.jinja").generate(page=page, script=script))
 
 
 def markdown_row(page: Page, study: str, question: str, link: str) -> str:
