@@ -266,7 +266,7 @@ def _records(base: Path, write_study: Callable) -> list[Target]:
         records = read_records([str(root)])
         from world_modality_core.studies.report.paired_differences import compare_all
 
-        compared = compare_all(records.episodes, "", "", False, 100)
+        compared = compare_all(records.episodes, "", "", False)
         for _ in render(make_page(records, compared, "x", 0)):
             pass
 

@@ -37,7 +37,7 @@ def stir(policy, gate: float) -> None:
             if isinstance(module, Prophet):
                 module.head.weight.normal_(std=0.3)
             if isinstance(module, GatedCrossAttention):
-                module.position.normal_()
+                module.position.normal_(std=10)
 
 
 def make_checkpoint(folder: Path, tiny, policy_type: str = "world_F", gate: float = 0.5, **options) -> Path:
