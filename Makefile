@@ -67,9 +67,9 @@ audit:  ## known vulnerabilities of the versions in constraints.txt (needs a net
 	@test -x build/audit/bin/pip-audit || { "$(PYTHON)" -m venv build/audit && build/audit/bin/pip install --quiet "pip-audit>=2.9,<3"; }
 	@build/audit/bin/python .ci/audit.py $(ARGS)
 
-nightly:  ## LeRobot's newest release in an environment of its own, our tests in it, what broke (ARGS=tests/core)
+nightly:  ## LeRobot's newest release, or LEROBOT=CHECKOUT, in an environment of its own: our tests (ARGS=tests/core), what broke
 	@$(MAKE) --no-print-directory env VENV=build/nightly/venv CONSTRAINTS=
-	@build/nightly/venv/bin/python .ci/nightly.py -n $(JOBS) $(ARGS)
+	@build/nightly/venv/bin/python .ci/nightly.py $(if $(LEROBOT),--lerobot=$(LEROBOT)) -n $(JOBS) $(ARGS)
 
 bare:  ## both commands in a new Debian with what README asks for and no more (root; COMMANDS='make env')
 	@.ci/bare.sh $(if $(COMMANDS),'$(COMMANDS)')

@@ -1,8 +1,8 @@
-"""Our tests against LeRobot's newest release (`make nightly`).
+"""Our tests against LeRobot's newest release, or a checkout of it (`make nightly`, `make nightly LEROBOT=FOLDER`).
 
 Installs it here, whatever bound pyproject.toml sets, runs the tests, and prints one summary of what broke.
 
-    build/nightly/venv/bin/python .ci/nightly.py [pytest's arguments]
+    build/nightly/venv/bin/python .ci/nightly.py [--lerobot=FOLDER] [pytest's arguments]
 """
 
 import os
@@ -31,11 +31,12 @@ SHOWN = (
 )
 
 
-def newest(pyproject: str) -> list[str]:
+def newest(pyproject: str, checkout: str = "") -> list[str]:
     """What to install: LeRobot with our extras of it but without our bound; the rest as this project asks for it.
 
     Args:
         pyproject: Text of this project's pyproject.toml.
+        checkout: Folder with LeRobot's repository, in place of its newest release.
     """
     project = tomllib.loads(pyproject)["project"]
     # libero compiles a package; the tests' environment does without it.
@@ -46,13 +47,14 @@ def newest(pyproject: str) -> list[str]:
             extras |= set(match[1].split(","))
         else:
             others.append(wanted)
-    return [f"lerobot[{','.join(sorted(extras))}]", *others]
+    where = f" @ {Path(checkout).resolve().as_uri()}" if checkout else ""
+    return [f"lerobot[{','.join(sorted(extras))}]{where}", *others]
 
 
-def upgrade() -> None:
+def upgrade(checkout: str = "") -> None:
     """Install the newest of everything. pip warns that this project wants an older LeRobot, and does it."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--upgrade-strategy=eager"]
-    wanted = newest((REPO / "pyproject.toml").read_text())
+    wanted = newest((REPO / "pyproject.toml").read_text(), checkout)
     subprocess.run([*command, "--disable-pip-version-check", *wanted], check=True)
 
 
@@ -74,7 +76,10 @@ def summary(record: Path) -> tuple[str, int]:
             # One change upstream breaks many tests in the same words.
             why = (found[state].get("message") or "no message").strip().splitlines()[0][:200]
             broken[why].append(f"{case.get('classname')}.{case.get('name')}")
-    lines = ["LeRobot's newest release and our tests", "  " + ", ".join(f"{name} {version(name)}" for name in SHOWN)]
+    lines = [
+        "LeRobot's newest release (or the checkout) and our tests",
+        "  " + ", ".join(f"{name} {version(name)}" for name in SHOWN),
+    ]
     lines.append("  " + ", ".join(f"{counts[state]} {state}" for state in ("passed", "failure", "error", "skipped")))
     for why, names in sorted(broken.items(), key=lambda item: -len(item[1])):
         lines.append(f"\n{len(names)} x {why}")
@@ -87,10 +92,11 @@ def summary(record: Path) -> tuple[str, int]:
 
 
 def main() -> None:
-    upgrade()
+    chosen = [argument for argument in sys.argv[1:] if argument.startswith("--lerobot=")]
+    upgrade(chosen[-1].partition("=")[2] if chosen else "")
     RECORD.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-m", "not gpu and not hub", "--dist", "loadfile", "-q", "--tb=line"]
-    command += [f"--junit-xml={RECORD}", *sys.argv[1:]]
+    command += [f"--junit-xml={RECORD}", *(argument for argument in sys.argv[1:] if argument not in chosen)]
     quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     status = subprocess.run(command, cwd=REPO, env={**os.environ, **quiet}).returncode
     if not RECORD.exists():

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import get_policy_class, make_policy_config
+from random_latents import random_companion
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 
@@ -27,7 +27,6 @@ from lerobot_policy_world_modality.policies.shared.memory_filling import predict
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from wm_tools.doctor.qwen_backbone import make_qwen
 from world_modality_core.encoders.spec import EncoderSpec
-from world_modality_core.latents.latent_table import LatentTable
 
 # Qwen3-VL-2B-Instruct's config.json.
 TEXT_2B = {
@@ -90,7 +89,7 @@ def count_flops(b: int, n_text: int) -> dict[str, float]:
     return counts
 
 
-def build(args: argparse.Namespace, vlm: Path, table: LatentTable, has_world: bool):
+def build(args: argparse.Namespace, vlm: Path, companion: SimpleNamespace, has_world: bool):
     """A policy in training mode on a table of random latents, and its optimiser."""
     options = {} if has_world else {"use_memory": False, "lambda_world": 0.0}
     config = policy_config(device=args.device, vlm_backbone=str(vlm), weights="random", **options)
@@ -98,7 +97,7 @@ def build(args: argparse.Namespace, vlm: Path, table: LatentTable, has_world: bo
     policy = get_policy_class("qwen_world_fplus")(config).to(args.device).train()
     policy._awaits_weights = False  # random ones are wanted
     if has_world:
-        policy.latent_reader.companion = SimpleNamespace(table=table, root=vlm)
+        policy.latent_reader.companion = companion
     return policy, torch.optim.AdamW(policy.get_optim_params())
 
 
@@ -127,11 +126,8 @@ def main() -> None:
             Path(folder) / "vlm", d=args.width, n_layers=args.n_layers, n_heads=args.width // 64, d_vision=256,
             n_vision_layers=6, patch_px=16, save_weights=False,
         )  # fmt: skip
-        path = Path(folder) / "latents.npy"
-        np.save(path, np.random.default_rng(0).normal(size=(5000, LATENT)).astype(np.float16))
-        starts = np.arange(50) * 100
-        table = LatentTable(path, None, np.stack([starts, starts + 100], axis=1))
-        policies = {name: build(args, vlm, table, name == "E2") for name in ("E0", "E2")}
+        companion = random_companion(Path(folder), 50, 100, LATENT)
+        policies = {name: build(args, vlm, companion, name == "E2") for name in ("E0", "E2")}
         b, device = args.batch_size, args.device
         batch = {
             CAMERA: torch.rand(b, 3, 256, 256, device=device), "task": ["push the puck"] * b,

@@ -27,9 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import get_policy_class, make_policy_config
@@ -39,13 +37,13 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent))
 import host_syncs
 from provenance import provenance
+from random_latents import random_companion
 from report import report
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
 from wm_tools.doctor.smolvlm_backbone import TINY_SMOLVLA, make_smolvlm
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
-from world_modality_core.latents.latent_table import LatentTable
 
 TYPES = ("smolvla", "smolvla_world")
 CAMERA, ACTION, STATE, CHUNK = "observation.images.top", 7, 8, 50
@@ -67,13 +65,9 @@ class Pair:
     def __init__(self, size: str, folder: Path, args: argparse.Namespace):
         self.size, self.args = size, args
         self.vlm = make_smolvlm(folder / size, size)
-        path = folder / "latents.npy"
-        rng = np.random.default_rng(0)
-        np.save(path, rng.normal(size=(N_EPISODES * EPISODE_LENGTH, args.tokens * args.dim)).astype(np.float16))
-        starts = np.arange(N_EPISODES) * EPISODE_LENGTH
-        self.table = LatentTable(path, None, np.stack([starts, starts + EPISODE_LENGTH], axis=1))
+        self.companion = random_companion(folder, N_EPISODES, EPISODE_LENGTH, args.tokens * args.dim)
         self.policies = {name: self.build(name) for name in TYPES}
-        self.policies["smolvla_world"].latent_reader.companion = SimpleNamespace(table=self.table, root=folder)
+        self.policies["smolvla_world"].latent_reader.companion = self.companion
 
     def build(self, policy_type: str, encoder: EncoderSpec | None = None, **options):
         """A policy in training mode."""

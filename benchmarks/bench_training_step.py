@@ -14,19 +14,18 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import get_policy_class, make_policy_config
+from random_latents import random_companion
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
 from world_modality_core.encoders.spec import EncoderSpec
-from world_modality_core.latents.latent_table import LatentTable
 
 N_EPISODES, EPISODE_LENGTH, ACTION, STATE, LANGUAGE = 100, 100, 7, 8, 384
 
 
-def build(policy_type: str, args: argparse.Namespace, table: LatentTable):
+def build(policy_type: str, args: argparse.Namespace, companion: SimpleNamespace):
     """A policy in training mode on a table of random latents, and its optimiser."""
     config = make_policy_config(
         policy_type,
@@ -38,7 +37,7 @@ def build(policy_type: str, args: argparse.Namespace, table: LatentTable):
     config.encoder = EncoderSpec(family="dinov2", cameras=["observation.image"], n_tokens=1, dim=768, raw_dims=[768])
     config.language.dim = LANGUAGE
     policy = get_policy_class(policy_type)(config).to(args.device).train()
-    policy.latent_reader.companion = SimpleNamespace(table=table)
+    policy.latent_reader.companion = companion
     return policy, torch.optim.AdamW(policy.get_optim_params(), lr=1e-4)
 
 
@@ -67,11 +66,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "latents.npy"
-        np.save(path, np.random.default_rng(0).normal(size=(N_EPISODES * EPISODE_LENGTH, 768)).astype(np.float16))
-        starts = np.arange(N_EPISODES) * EPISODE_LENGTH
-        table = LatentTable(path, None, np.stack([starts, starts + EPISODE_LENGTH], axis=1))
-        policies = {name: build(name, args, table) for name in ("world_A", "world_F")}
+        companion = random_companion(Path(folder), N_EPISODES, EPISODE_LENGTH, 768)
+        policies = {name: build(name, args, companion) for name in ("world_A", "world_F")}
         for policy, _ in policies.values():
             # One lookup in a table of embedded tasks is all that language costs in training.
             embedding = torch.randn(args.batch_size, LANGUAGE, device=args.device)

@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance
+from random_latents import random_companion
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
 from world_modality_core.configs import MemoryConfig, PastConfig
@@ -47,17 +48,8 @@ OPTIONS = {"act": {"pretrained_backbone_weights": None}, "diffusion": {"pretrain
 TARGETS = {"act": 1.10, "diffusion": 1.05}
 
 
-def make_table(folder: Path) -> LatentTable:
-    """A table of random latents."""
-    path = folder / "latents.npy"
-    rng = np.random.default_rng(0)
-    np.save(path, rng.normal(size=(N_EPISODES * LENGTH, TOKENS * DIM)).astype(np.float16))
-    starts = np.arange(N_EPISODES) * LENGTH
-    return LatentTable(path, None, np.stack([starts, starts + LENGTH], axis=1))
-
-
-def make_policy(name: str, table: LatentTable):
-    """A policy in training mode, its world's latents those of the table."""
+def make_policy(name: str, companion: SimpleNamespace):
+    """A policy in training mode, its world's latents those of the companion."""
     plain = name.removesuffix("_world")
     world = {}
     if name != plain:
@@ -72,7 +64,7 @@ def make_policy(name: str, table: LatentTable):
     torch.manual_seed(0)
     policy = get_policy_class(name)(config).train()
     if world:
-        policy.latent_reader.companion = SimpleNamespace(table=table, root="here")
+        policy.latent_reader.companion = companion
     return policy
 
 
@@ -119,9 +111,9 @@ def compare(plain: Callable[[], object], world: Callable[[], object], repeats: i
     return made | {"operations (1e9)": counted, "ratio of operations": counted[1] / counted[0]}
 
 
-def training_and_sampling(host: str, table: LatentTable, b: int, repeats: int) -> dict:
+def training_and_sampling(host: str, companion: SimpleNamespace, b: int, repeats: int) -> dict:
     """Of a host: both comparisons, and its parameters."""
-    plain, world = (make_policy(name, table) for name in (host, f"{host}_world"))
+    plain, world = (make_policy(name, companion) for name in (host, f"{host}_world"))
     batch = make_batch(plain, b)
     steps = {}
     for policy in (plain, world):
@@ -202,12 +194,12 @@ def main() -> None:
     torch.set_num_threads(1)
     record = provenance() | {"settings": {k: v for k, v in vars(args).items() if k != "json"}}
     with tempfile.TemporaryDirectory() as folder:
-        table = make_table(Path(folder))
+        companion = random_companion(Path(folder), N_EPISODES, LENGTH, TOKENS * DIM)
         for host in args.hosts:
             record[host] = {"target of training": TARGETS[host], "target of sampling": 1.05}
-            record[host] |= training_and_sampling(host, table, args.batch_size, args.repeats)
+            record[host] |= training_and_sampling(host, companion, args.batch_size, args.repeats)
             print(host, json.dumps(record[host], indent=1), flush=True)
-        record["gather"] = {"target": 2} | gather(table, args.repeats)
+        record["gather"] = {"target": 2} | gather(companion.table, args.repeats)
     multiples = {f"planning every {n}": frames_per_step(n) for n in (4, 10, 50)}
     record["frames per step, times the stride"] = {"target": 1} | multiples
     declared = PreTrainedConfig.get_choice_class("act_world")

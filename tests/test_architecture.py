@@ -123,6 +123,13 @@ def test_studies_import_no_torch(tree):
     assert "torch" in tree.foreign_imports(f"{CORE}.prophet.network")  # the control
 
 
+def test_statistics_know_no_files_and_no_tables(tree):
+    """What decides, and what words it, can be read and checked by itself: numbers in, numbers out."""
+    pure = [f"{STUDIES}.evidence.{name}" for name in ("paired", "sequential", "plan", "verdicts", "wilson", "wording")]
+    assert {name for name in pure if tree.foreign_imports(name) & {"pandas", "pyarrow", "pathlib", "json"}} == set()
+    assert "pandas" in tree.foreign_imports(f"{STUDIES}.evidence.compare")  # the control
+
+
 def test_no_two_modules_and_no_two_classes_share_a_name(tree):
     assert tree.shared_module_names() == MODULE_NAMES
     assert tree.shared_class_names() == CLASS_NAMES

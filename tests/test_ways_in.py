@@ -96,6 +96,11 @@ def test_nightly_lets_lerobot_go_beyond_our_bound_and_nothing_else(nightly):
     assert not [text for text in others if text.startswith("lerobot")]
 
 
+def test_nightly_takes_a_checkout(nightly, tmp_path):
+    lerobot, *_ = nightly.newest((REPO / "pyproject.toml").read_text(), str(tmp_path))
+    assert lerobot.endswith(f"] @ file://{tmp_path}")
+
+
 def test_nightly_tells_what_broke(nightly, tmp_path):
     (tmp_path / "test_three.py").write_text(
         "import pytest\n"

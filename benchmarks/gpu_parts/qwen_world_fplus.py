@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from bench_qwen import ACTION, CAMERA, LATENT, STATE, TEXT_2B, VISION_2B, build
+from random_latents import random_companion
 
 from gpu_parts.figures import Run
 from gpu_parts.timing import autocast, milliseconds, peak_gib, percentile, waits
 from wm_tools.doctor.qwen_backbone import make_qwen
-from world_modality_core.latents.latent_table import LatentTable
 
 PART = "qwen_world_fplus"
 
@@ -35,10 +35,7 @@ def make_backbone(run: Run) -> Path:
 
 def measure(run: Run) -> None:
     vlm = make_backbone(run)
-    path = run.folder / "latents.npy"
-    np.save(path, np.random.default_rng(0).normal(size=(5000, LATENT)).astype(np.float16))
-    starts = np.arange(50) * 100
-    table = LatentTable(path, None, np.stack([starts, starts + 100], axis=1))
+    companion = random_companion(run.folder, 50, 100, LATENT)
     b, device, repeats = (8 if run.is_real else 2), run.device, (20 if run.is_real else 2)
     torch.manual_seed(0)
     batch = {
@@ -50,7 +47,7 @@ def measure(run: Run) -> None:
     steps, plans = {}, {}
     # One at a time: two with gradients and AdamW's moments don't fit 80 GB. E0 again at the end shows the drift.
     for name in ("E0", "E2", "E0 again"):
-        steps[name], plans[name] = one_policy(run, name, vlm, table, batch, repeats, say)
+        steps[name], plans[name] = one_policy(run, name, vlm, companion, batch, repeats, say)
         gc.collect()
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -62,10 +59,10 @@ def measure(run: Run) -> None:
         )
 
 
-def one_policy(run: Run, name: str, vlm: Path, table, batch: dict, repeats: int, say: dict) -> tuple[list, list]:
+def one_policy(run: Run, name: str, vlm: Path, companion, batch: dict, repeats: int, say: dict) -> tuple[list, list]:
     """Milliseconds of training steps and of plans."""
     args = SimpleNamespace(device=run.device)
-    policy, optimizer = build(args, vlm, table, has_world=name == "E2")
+    policy, optimizer = build(args, vlm, companion, has_world=name == "E2")
     if name == "E0":
         n = sum(p.numel() for p in policy.backbone.parameters())
         run.figure("qwen_world_fplus: parameters of the backbone", n, **say)

@@ -5,24 +5,20 @@ from __future__ import annotations
 from argparse import Namespace
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from bench_training_step import EPISODE_LENGTH, LANGUAGE, N_EPISODES, STATE, build
+from random_latents import random_companion
 
 from gpu_parts.figures import Run
 from gpu_parts.timing import in_turn, waits
-from world_modality_core.latents.latent_table import LatentTable
 
 PART = "training"
 
 
 def measure(run: Run) -> None:
-    path = run.folder / "latents.npy"
-    np.save(path, np.random.default_rng(0).normal(size=(N_EPISODES * EPISODE_LENGTH, 768)).astype(np.float16))
-    starts = np.arange(N_EPISODES) * EPISODE_LENGTH
-    table = LatentTable(path, None, np.stack([starts, starts + EPISODE_LENGTH], axis=1))
+    companion = random_companion(run.folder, N_EPISODES, EPISODE_LENGTH, 768)
     b, device = (256 if run.is_real else 4), run.device
-    policies = {name: build(name, Namespace(device=device), table) for name in ("world_A", "world_F")}
+    policies = {name: build(name, Namespace(device=device), companion) for name in ("world_A", "world_F")}
     embedding = torch.randn(b, LANGUAGE, device=device)
     for policy, _ in policies.values():
         policy.latent_reader._sentences = SimpleNamespace(encode=lambda tasks: embedding)

@@ -15,11 +15,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from lerobot_policy_world_modality.envs.configuration_metaworld_light import Disturbance
+from world_modality_core.monitor.calibration import conformal_quantile
 from world_modality_core.monitor.judging import judged_by
 from world_modality_core.monitor.monitor_rows import read_monitor_rows, write_monitor_rows
 from world_modality_core.monitor.saved_monitor import Monitor
@@ -119,8 +120,23 @@ class Study:
                 for record, values in zip(records, of[names].to_numpy(), strict=True):
                     record["values"] = np.stack([np.asarray(each, float) for each in values], axis=1)
                 write_monitor_rows(folder / what / kind, records, monitor.score_names)
+        (folder / "clock.json").write_text(json.dumps(self.clock(), indent=1) + "\n")
         for path in [*self.out.glob("judgement_*.json"), self.out / "commands.jsonl"]:
             shutil.copy(path, folder / path.name)
+
+    def clock(self) -> dict[str, Any]:
+        """The control that alarms must be read against: one that only knows the time, at the same promise."""
+        past, judged = (read_monitor_rows([self.out / what]) for what in ("calibration", "judged"))
+        past = past[past["success"]].groupby("task")["steps"]
+        lines = {task: conformal_quantile(steps.to_numpy(), self.given.false_alarm_rate) for task, steps in past}
+        late = judged["steps"] > judged["task"].map(lines)
+        lead = (judged["steps"] - judged["task"].map(lines))[late & ~judged["success"]]
+        return {
+            "alarm_after_steps": lines,
+            "false": [int((late & judged["success"]).sum()), int(judged["success"].sum())],
+            "true": [int((late & ~judged["success"]).sum()), int((~judged["success"]).sum())],
+            "median_lead_steps": float(lead.median()),
+        }
 
     def train(self, seed: int) -> None:
         """A policy without a world memory: the monitor must not need one."""

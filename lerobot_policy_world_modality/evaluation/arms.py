@@ -118,7 +118,7 @@ class MemoryArm:
                 world_batch.past = plans[:, :n_past].to(world_batch.past).view_as(world_batch.past)
                 return memory
             return Memory(plans[:, n_past:].to(tokens))
-        given = MemoryInputs((len(tokens), *shape), tokens.device, predicted=tokens.view(-1, *shape))
+        given = MemoryInputs((len(tokens), *shape), tokens.device, predicted=tokens.view(len(tokens), *shape))
         if traits.past:
             changed = traits.past(world_batch.past, world_batch.past_is_pad, given)
             world_batch.past, world_batch.past_is_pad = changed

@@ -128,7 +128,7 @@ class WorldEvalConfig(EvalPipelineConfig):
         changing = [MemorySource(name) for name in changing if name != MemorySource.gate_closed]
         for arm in changing:
             if not arm.traits.is_noise:  # it takes the place of whatever the memory holds
-                self.policy.memory.check_content(arm)
+                self.policy.check_memory_source(arm)
         of_past = [arm for arm in changing if arm.traits.past]
         changing = [arm for arm in changing if not arm.traits.past]
         if changing and self.policy.n_future_steps == 0:

@@ -151,7 +151,7 @@ class Evaluation:
                 use_async_envs=cfg.eval.use_async_envs,
                 trust_remote_code=cfg.trust_remote_code,
             )
-        except (ValueError, ConfigError) as error:
+        except ValueError as error:
             raise ConfigError(f"env.type={cfg.env.type}, env.task={cfg.env.task!r}: {error}") from error
 
     def _prepare(self) -> None:

@@ -130,9 +130,10 @@ def _check_processor(file: Path, config_class: type | None) -> None:
 
 def _registered(name: Any, config_class: type | None) -> type | None:
     """The step of a registered name; a policy type's own are registered where LeRobot looks for its processors."""
-    if name not in ProcessorStepRegistry.list() and config_class is not None:
-        with suppress(ImportError):
-            importlib.import_module(config_class.__module__.replace("configuration_", "processor_"))
+    for each in (config_class, getattr(config_class, "world_base", None)):  # a variant's are those of its plain policy
+        if name not in ProcessorStepRegistry.list() and each is not None:
+            with suppress(ImportError):
+                importlib.import_module(each.__module__.replace("configuration_", "processor_"))
     return ProcessorStepRegistry.get(name) if name in ProcessorStepRegistry.list() else None
 
 

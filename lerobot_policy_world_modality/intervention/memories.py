@@ -57,6 +57,8 @@ def why_not(examined: ExaminedPolicy, frames: Frames, source: MemorySource, is_s
         return "its memory holds no forecast"
     if not examined.has_latents and not source.traits.is_blind:
         return "the policy uses no latents at all"
+    if examined.host.config.n_future_steps < source.traits.n_steps:
+        return f"it predicts {examined.host.config.n_future_steps} future step"
     try:
         examined.memory.check_content(asked_for(source, examined.memory))
     except ConfigError:

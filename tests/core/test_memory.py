@@ -70,6 +70,12 @@ def test_zero_random_and_copy_current():
         assert torch.equal(copied[:, 0, step], tagged()[:, 0, 0])
 
 
+def test_reversed_shows_the_last_step_first():
+    shown = make(MemorySource.reversed).tokens.view(SHAPE)
+    for step in range(K):
+        assert torch.equal(shown[:, :, step], tagged()[:, :, K - 1 - step])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_shuffle_never_shows_a_memory_of_the_same_episode(seed):
     episode = torch.tensor([0, 0, 0, 1, 1, 2])
@@ -131,7 +137,8 @@ def test_a_source_reads_what_its_entry_says_that_it_needs(source):
         "predicted": needs.runs_prophet, "future": needs.is_offline, "future_is_pad": needs.is_offline,
         "current": needs.reads_current, "episode": False, "task": needs.partner in ("same_task", "other_task"),
     }  # fmt: skip
-    make(source, oracle_share=0.5, **{name: None for name, is_read in is_needed.items() if not is_read})
+    given = {name: None for name, is_read in is_needed.items() if not is_read}
+    assert make(source, oracle_share=0.5, **given).tokens.isfinite().all()
 
 
 @pytest.mark.parametrize("source", [s for s in MemorySource if s not in TRAINING_SOURCES])

@@ -17,6 +17,7 @@ import pytest
 import torch
 from lerobot.datasets import LeRobotDataset
 
+from tests import fork_server
 from tests.fixtures_datasets import CAMERAS, TASKS, make_dataset, solid_frame
 from world_modality_core.encoders import make_world_encoder, register_encoder
 from world_modality_core.encoders.base import WorldEncoder
@@ -211,7 +212,7 @@ def assert_same_companion(a: Path, b: Path) -> None:
 def test_killed_and_started_again_it_ends_with_the_same_values(videos, whole, tmp_path):
     root = tmp_path / "out"
     staged = partial_root(root) / "episodes"
-    process = subprocess.Popen(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = fork_server.start(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(staged.glob("*.npy")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -226,7 +227,7 @@ def test_killed_and_started_again_it_ends_with_the_same_values(videos, whole, tm
     (staged / "episode-000003.npy.1234.tmp").write_bytes(b"half")
     (partial_root(root) / "dataset/meta").mkdir(parents=True)
     (partial_root(root) / "dataset/meta/info.json").write_text("{")
-    done = subprocess.Popen(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = fork_server.start(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     kept_until_the_end = True
     while done.poll() is None:
         kept_until_the_end &= all(not p.exists() or p.stat().st_mtime_ns == t for p, t in kept.items())

@@ -139,6 +139,37 @@ def test_the_first_picture_of_push_does_not_depend_on_the_episode_before(env_typ
     assert rewards[0] == rewards[1] and len(set(rewards[0])) > 10  # the physics remembers nothing either
 
 
+def model_fields(model) -> dict[str, np.ndarray]:
+    """All that a compiled model holds: where its fixtures are, besides what never changes."""
+    raw = getattr(model, "_model", model)  # robosuite's wrapper
+    values = {name: getattr(raw, name) for name in dir(raw) if not name.startswith("_")}
+    return {name: value.copy() for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("task", ["drawer-open-v3", "door-open-v3", "button-press-topdown-v3", "push-v3"])
+def test_a_scene_s_fixtures_are_where_they_were(task):
+    """Of an environment that is used again: fixtures lie in the model, which a simulator's state doesn't hold."""
+    from lerobot_policy_world_modality.envs.metaworld_light import MetaworldLightEnv
+
+    env = PinnedEnv(
+        gym.vector.SyncVectorEnv([lambda: MetaworldLightEnv(task, camera_period=1000)]),
+        "metaworld_light",
+        task,
+        100_000,
+    )
+    models = []
+    for number in (0, 1, 2, 0):
+        env.reset(seed=[100_000 + number])
+        models.append(model_fields(env.envs[0]._env.model))
+        for _ in range(5):
+            env.step(np.ones((1, 4), np.float32))
+    env.close()
+    first, other, _, again = models
+    assert len(first) > 100 and [name for name in first if not np.array_equal(first[name], again[name])] == []
+    assert [name for name in first if not np.array_equal(first[name], other[name])]  # scenes differ in it
+
+
 class FilmEnv(gym.Env):
     """Meta-World's observation, from a list of frames; the hand moves 5 cm a step."""
 

@@ -23,6 +23,7 @@ from lerobot.async_inference.helpers import (  # noqa: E402
 from lerobot.transport import services_pb2, services_pb2_grpc  # noqa: E402
 from lerobot.transport.utils import send_bytes_in_chunks  # noqa: E402
 
+from tests import fork_server  # noqa: E402
 from tests.plugin.helpers import build as build_world  # noqa: E402
 from tests.plugin.helpers import open_gates  # noqa: E402
 from tests.plugin.smolvla_helpers import build  # noqa: E402
@@ -38,7 +39,7 @@ def stub(tmp_path):
         port = free.getsockname()[1]
     command = [sys.executable, str(SERVER), "--host=127.0.0.1", f"--port={port}", "--fps=10"]
     log = (tmp_path / "server.log").open("w")
-    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    server = fork_server.start(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         grpc.channel_ready_future(channel).result(timeout=120)

@@ -11,6 +11,7 @@ from lerobot.configs.train import TrainPipelineConfig
 
 from lerobot_policy_world_modality.intervention.cli import InterveneConfig, intervene
 from tests.plugin.helpers import build, open_gates
+from world_modality_core.memory.gated_attention import GatedCrossAttention
 from world_modality_core.prophet.network import Prophet
 
 # Episodes of the tiny dataset, which alternate between its two tasks: 12, 17, 14 and 20 frames.
@@ -28,13 +29,15 @@ def save_checkpoint(folder: Path, tiny, policy, processors, episodes=TRAINED, ev
 
 
 def stir(policy, gate: float) -> None:
-    """Set all gates, and give the Prophet something else to say than "as now"."""
+    """Set all gates, give the Prophet something else to say than "as now", and let the order of its steps count."""
     open_gates(policy, gate)
-    for module in policy.modules():
-        if isinstance(module, Prophet):
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(3)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        for module in policy.modules():
+            if isinstance(module, Prophet):
                 module.head.weight.normal_(std=0.3)
+            if isinstance(module, GatedCrossAttention):
+                module.position.normal_()
 
 
 def make_checkpoint(folder: Path, tiny, policy_type: str = "world_F", gate: float = 0.5, **options) -> Path:

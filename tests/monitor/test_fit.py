@@ -137,6 +137,12 @@ def test_thresholds_are_set_anew_on_rows(monitor, watched, tmp_path):
     np.testing.assert_array_equal(loaded.calibration.quantile, again.calibration.quantile)
     with pytest.raises(ConfigError, match="task 'open the drawer' of .* has 12 successful episodes"):
         fit(fit_options(*given, "--false_alarm_rate=0.05"))
+    for part in (tmp_path / "rows/monitor").glob("*-open-*"):
+        part.unlink()
+    pushing = fit(fit_options(*given, "--false_alarm_rate=0.2"))  # of the tasks that this policy was seen in
+    assert pushing.description.tasks == ["push the puck"]
+    assert torch.equal(Monitor.load(tmp_path / "again").language, monitor.language[1:])
+    assert pushing.bank.count.tolist() == monitor.bank.count[1:].tolist()
 
 
 def test_several_prophets_are_an_ensemble(watched, frames, tmp_path):

@@ -1,9 +1,12 @@
 """world_A to world_F on real latents: windows, gradients, do-no-harm, save/load, train/rollout sameness."""
 
-import copy
+import contextlib
 import dataclasses
 import inspect
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from tests.device import DEVICE, assert_same
 from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config, open_dataset
 from world_modality_core.configs import CompanionConfig, MemoryConfig, MemorySource, ProphetConfig
 from world_modality_core.encoders.spec import EncoderSpec
-from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.errors import ConfigError, ObservationError
 from world_modality_core.memory.sources import TRAINING_SOURCES
 
 
@@ -98,23 +101,17 @@ def test_no_action_depends_on_the_future(tiny_companion, policy_type):
         torch.nn.init.constant_(policy.memory.gate.value, 1.0)
     world_batch = policy.recorded_batch(batch_of(dataset, preprocessor, range(4, 8)))
     source = MemorySource.pred
-    expected = policy._act(world_batch, source)[0]
-    futures = world_batch.futures
-    world_batch.futures = None
-    for name in ("future", "future_tokens"):
-        value = getattr(world_batch, name)
-        if value is not None:
-            setattr(world_batch, name, torch.zeros_like(value))
-    assert torch.equal(policy._act(world_batch, source)[0], expected)
-    if policy_type != "world_A":
-        world_batch.futures = None
-        changed = copy.copy(world_batch)
-        changed.history = (
-            None if world_batch.history is None else world_batch.history + 1
-        )  # positive control: the past matters
-        if changed.history is not None:
-            assert not torch.allclose(policy._act(changed, source)[0], expected, atol=1e-5)
-    assert futures is None or policy_type == "world_F"
+    # All types are given a future, also those whose training has none: none may look at it.
+    future = torch.randn(4, 2, *world_batch.current.shape[1:])
+    others = [
+        replace(world_batch, future=future * scale, future_tokens=tokens, future_is_pad=tokens.bool().all(-1))
+        for scale, tokens in ((1.0, torch.zeros(4, 2, 1).long()), (-1.0, torch.ones(4, 2, 1).long()))
+    ]
+    expected = policy._act(others[0], source)[0]
+    assert torch.equal(policy._act(others[1], source)[0], expected)
+    # The control: the past matters.
+    past = replace(world_batch, history=world_batch.history.roll(1, 0))
+    assert not torch.allclose(policy._act(past, source)[0], expected, atol=1e-5)
 
 
 def test_every_frame_of_every_episode_is_a_training_sample(tiny_companion):
@@ -322,6 +319,7 @@ def test_sources_change_the_action_once_the_gate_is_open(tiny_companion):
     policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F")
     torch.nn.init.constant_(policy.memory.gate.value, 1.0)
     torch.nn.init.normal_(policy.prophet.head.weight, std=0.3)
+    torch.nn.init.normal_(policy.memory.position)  # by which alone the order of future steps counts
     (first, _), (second, _) = episodes(dataset)[:2]
     policy.eval()
     out = {}
@@ -380,6 +378,7 @@ def test_a_companion_of_something_else_is_refused(tiny_companion):
         ("world_B_cont", {"use_vision": False}, "residual_targets"),
         ("world_C", {"use_vision": False}, "use_world_input"),
         ("world_F", {"use_vision": False}, "memory.source"),
+        ("world_F", {"memory": MemoryConfig(source="reversed"), "n_future_steps": 1}, "'reversed' takes 2 or more"),
         ("world_F", {"see_through_memory": True}, "use_vision=false"),
         (
             "world_F",
@@ -511,3 +510,40 @@ def test_every_type_is_what_lerobot_s_own_policies_are(policy_type):
     config = PreTrainedConfig.get_choice_class(policy_type)
     assert issubclass(policy, PreTrainedPolicy) and policy.name == policy_type and policy.config_class is config
     assert issubclass(config, inspect.signature(policy.__init__).parameters["config"].annotation)
+
+
+@pytest.mark.skipif(not hasattr(PreTrainedPolicy, "drop_queued_actions"), reason="LeRobot 0.6.1 has no such call")
+@pytest.mark.parametrize("policy_type", TYPES)
+def test_a_new_instruction_is_planned_for_at_once(tiny_companion, policy_type):
+    policy, dataset, (preprocessor, _) = build(tiny_companion, policy_type)
+    policy.eval().reset()
+    policy.select_action(live_batch(dataset, preprocessor, [0]))
+    policy.drop_queued_actions()
+    batch = live_batch(dataset, preprocessor, [0]) | {"task": ["open the drawer"]}
+    after = policy.select_action(batch)
+    assert policy.latent_reader.frames.now == 1  # the frames stay
+    assert torch.isfinite(after).all() and policy._n_plans == 2
+
+
+def test_two_tasks_at_once_do_not_share_a_policy_without_a_word(tiny_companion):
+    """As `lerobot-eval --env.max_parallel_tasks=2` does: each thread resets, then acts."""
+    policy, dataset, (preprocessor, _) = build(tiny_companion, "world_A")
+    batch = live_batch(dataset, preprocessor, [0])
+    with ThreadPoolExecutor(2) as pool:
+        meet = threading.Barrier(2)
+
+        def act():
+            policy.reset()
+            meet.wait()
+            with contextlib.suppress(threading.BrokenBarrierError):
+                policy.select_action(batch)
+                meet.wait()
+                policy.select_action(batch)
+
+        with pytest.raises(ObservationError, match="env.max_parallel_tasks=1"):
+            for future in [pool.submit(act), pool.submit(act)]:
+                try:
+                    future.result(timeout=60)
+                except ObservationError:
+                    meet.abort()
+                    raise

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -16,6 +15,7 @@ from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_
     LoraOptions,
     TextConfig,
 )
+from tests import fork_server
 from tests.plugin.helpers import batch_of, live_batch, open_gates, run_training
 from tests.plugin.qwen_helpers import E0, TINY, build, make_config
 from wm_tools.doctor.qwen_backbone import make_qwen
@@ -277,7 +277,7 @@ def test_lerobot_train_logs_and_resumes_to_the_same_weights(tiny_companion, vlm,
     (checkpoints / "last").unlink()
     config = checkpoints / "000002/pretrained_model/train_config.json"
     command = [sys.executable, "-m", "lerobot.scripts.lerobot_train", "--resume=true", f"--config_path={config}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = fork_server.run(command, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     resumed = load_file(checkpoints / "000004/pretrained_model/model.safetensors")
     assert resumed.keys() == expected.keys() and expected["world.train_step"] == 4
@@ -312,7 +312,7 @@ def test_lerobot_s_own_adapters_fine_tune_a_checkpoint(tiny_companion, vlm, tmp_
         f"--output_dir={tmp_path / 'run'}", "--steps=2", "--batch_size=4", "--num_workers=0", "--save_freq=2",
         "--env_eval_freq=0", "--policy.push_to_hub=false", "--peft.r=4",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = fork_server.run(command, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "run/checkpoints/000002/pretrained_model"
     held = load_file(folder / "adapter_model.safetensors")

@@ -215,6 +215,11 @@ def test_it_learns_to_say_why(tiny_companion, vlm, tmp_path):
         policy.update()
     assert values["loss_text"] < 0.1
     assert policy.explain(live_batch(dataset, preprocessor, [3, 14])) == [TEXTS[0], TEXTS[1]]
+    prefix, observation = policy._prefix, live_batch(dataset, preprocessor, [14])
+    assert policy.supports_text_generation() and policy.generate_text(observation) == TEXTS[1]
+    assert policy._prefix is prefix
+    with pytest.raises(NotImplementedError, match="plans no subtasks"):
+        policy.generate_text(observation | {"query_kind": "next_subtask"})
 
 
 @pytest.mark.parametrize(

@@ -260,5 +260,5 @@ def test_companions_and_datasets_that_do_not_fit_are_refused(tiny_companion, bas
 def test_a_task_without_text_is_refused(tiny_companion, base):
     meta = LeRobotDataset(tiny_companion.source_repo_id, root=tiny_companion.source_root).meta
     meta.tasks = meta.tasks.rename(index={meta.tasks.index[1]: " "})
-    with pytest.raises(ValueError, match=r"task_index \[1\] of 'tests/source' has no text"):
+    with pytest.raises(ConfigError, match=r"task_index \[1\] of 'tests/source' has no text"):
         get_policy_class("smolvla_world")(SmolVLAWorldConfig(device="cpu"), dataset_meta=meta)

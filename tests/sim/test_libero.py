@@ -1,8 +1,6 @@
 """Real LIBERO: every suite resets where it is told to, arms see the same scenes, checkpoints act in it."""
 
 import json
-import os
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +24,8 @@ from lerobot_policy_world_modality.envs.libero_setup import (
     set_up,
 )
 from lerobot_policy_world_modality.evaluation.pinned_env import PinnedEnv
+from tests import fork_server
+from tests.evaluation.test_pinned_env import model_fields
 from tests.plugin.helpers import SMALL, open_gates
 from wm_tools.doctor.libero_checks import settling_row
 from wm_tools.doctor.settling import settle_suite
@@ -87,6 +87,20 @@ def test_a_suite_resets_to_the_initial_state_of_the_scene_and_steps(libero, suit
     moved = observation["robot_state"]["eef"]["pos"] - before
     assert moved[0, 0] > 0.01 and moved[0, 2] < -0.01 and not (terminated | truncated).any()
     pinned.close()
+
+
+@pytest.mark.parametrize("hard_reset", [False, True])
+def test_a_scene_s_fixtures_are_where_they_were(libero, hard_reset):
+    """Of an environment that is used again: fixtures lie in the model, which an initial state doesn't hold."""
+    env, _ = make("libero_goal", 1, hard_reset=hard_reset)
+    pinned = PinnedEnv(env, "libero", "libero_goal", start_seed=500)
+    models = []
+    for number in (0, 1, 2, 0):
+        pinned.reset(seed=[500 + number])
+        models.append(model_fields(env.envs[0]._env.sim.model))
+        pinned.step(ACTION)
+    pinned.close()
+    assert [name for name in models[0] if not np.array_equal(models[0][name], models[3][name])] == []
 
 
 def test_the_scenes_of_libero_spatial_keep_still_only_with_an_older_mujoco(libero):
@@ -200,9 +214,7 @@ def test_a_checkpoint_acts_with_nobody_at_the_terminal(libero, tmp_path, command
     ]  # fmt: skip
     arguments += ["--arms=intact,gate_closed", "--train_seed=0"] if command == "wm-eval" else ["--env.hard_reset=false"]
     program = Path(sys.executable).parent / command
-    done = subprocess.run(
-        [program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ, timeout=500
-    )
+    done = fork_server.run([program, *arguments], capture_output=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     if command == "lerobot-eval":
         assert json.loads((tmp_path / "eval" / "eval_info.json").read_text())["overall"]["n_episodes"] == 1

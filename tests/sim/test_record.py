@@ -24,6 +24,7 @@ from lerobot_policy_world_modality.record.attempts import Attempts  # noqa: E402
 from lerobot_policy_world_modality.record.cli import main, record  # noqa: E402
 from lerobot_policy_world_modality.record.merging import RECORD_FILE  # noqa: E402
 from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv, RecordOutput  # noqa: E402
+from tests import fork_server
 from world_modality_core.io.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.sim
@@ -188,7 +189,7 @@ def test_killed_and_started_again_it_ends_with_the_same_dataset(clean, tmp_path,
     command += ["--n_episodes=2", "--n_workers=2", "--output.repo_id=tests/recorded", f"--output.root={root}"]
     command += [f"--env.observation_height={SIZE}", f"--env.observation_width={SIZE}"]
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        process = fork_server.start(command, stdout=out, stderr=out, start_new_session=True)
     deadline = time.monotonic() + 300
     while not list(staging.glob("*/*.json")) or not list(staging.glob("*/*.partial")):  # one done, one in flight
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()

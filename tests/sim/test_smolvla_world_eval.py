@@ -1,7 +1,6 @@
 """`lerobot-eval` runs a smolvla_world checkpoint in Meta-World, live encoder, Prophet and memory included."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import get_policy_class, make_policy_config, make_pre_post_processors
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
+from tests import fork_server
 from tests.plugin.helpers import open_gates
 from wm_tools.doctor.smolvlm_backbone import TINY_SMOLVLA, make_smolvlm
 from world_modality_core.encoders import make_world_encoder
@@ -42,7 +42,7 @@ def test_lerobot_eval_runs_a_checkpoint(tmp_path):
         "--env.observation_width=64", "--eval.n_episodes=2", "--eval.batch_size=2", "--seed=1",
         f"--output_dir={tmp_path / 'eval'}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = fork_server.run(command, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     info = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
     assert info["overall"]["n_episodes"] == 2

@@ -121,6 +121,10 @@ def _current(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor 
     return given.current[:, None, None], None
 
 
+def _reversed(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, Tensor | None]:
+    return given.predicted.flip(2), None
+
+
 # Each changes the past frames of a memory (b, t, p, d), padding first, and their padding (b, t).
 
 
@@ -163,6 +167,7 @@ class SourceTraits:
         is_noise: Whether it is drawn. wm-eval draws for each scene what training draws for a batch.
         partner: Whose memory is shown in place of a sample's own: another episode's, of the task that this says.
         contents: The `memory.content` that it can fill.
+        n_steps: Future steps that it takes at least to differ from `pred`.
         relies_on: What a policy relies on that acts worse with this memory than with its own. A source that has this
             takes something away: it is an arm of wm-eval.
         is_tested: Whether wm-intervene tries it.
@@ -177,6 +182,7 @@ class SourceTraits:
     is_noise: bool = False
     partner: Partner | None = None
     contents: tuple[MemoryContent, ...] = ("latents", "hidden", "states")
+    n_steps: int = 0
     relies_on: str | None = None
     is_tested: bool = True
 
@@ -274,6 +280,16 @@ class MemorySource(StrEnum):
             reads_current=True,
             contents=("latents", "states"),
             relies_on="the predicted change, not only on more vision",
+        ),
+    )
+    reversed = (
+        "reversed",
+        SourceTraits(
+            "what the Prophet predicts, its last future step first",
+            _reversed,
+            runs_prophet=True,
+            n_steps=2,
+            relies_on="the order of the predicted steps",
         ),
     )
     stale = (

@@ -235,9 +235,11 @@ def _fill_bank(monitor: Monitor, frames: CompanionFrames, task: int, episodes: l
 def _fit_again(given: argparse.Namespace) -> tuple[Monitor, list[str]]:
     """The same scores with thresholds, and a combination, from successful episodes of `wm-eval --monitor`."""
     monitor = Monitor.load(given.monitor)
-    names, tasks = monitor.score_names, monitor.description.tasks
     rows = read_monitor_rows(given.rows.split(","))
-    rows = rows[rows["success"] & (rows["arm"] == "intact")]
+    rows = rows[rows["arm"] == "intact"]
+    monitor, left_out = _of_tasks(monitor, set(rows["instruction"]))
+    names, tasks = monitor.score_names, monitor.description.tasks
+    rows = rows[rows["success"]]
     episodes = scores_of_rows(rows, names, tasks, given.rows)
     rng = np.random.default_rng(given.seed)
     split, lengths = {}, list(monitor.description.lengths)
@@ -251,7 +253,19 @@ def _fit_again(given: argparse.Namespace) -> tuple[Monitor, list[str]]:
     _calibrate(given, monitor, episodes, split)
     keys = ["model", "train_seed", "task", "seed"]
     monitor.description.fitted_on |= {"rows": rows[keys].astype(object).to_numpy().tolist(), "rows_seed": given.seed}
-    return monitor, _summary(monitor, None, split)
+    said = [f"Left out, since no row is of it: {task}" for task in left_out]
+    return monitor, [*_summary(monitor, None, split), *said]
+
+
+def _of_tasks(monitor: Monitor, wanted: set[str]) -> tuple[Monitor, list[str]]:
+    """A monitor of some of its tasks, and the names of the others."""
+    this, state = monitor.description, monitor.state_dict()
+    kept = [i for i, task in enumerate(this.tasks) if task in wanted] or list(range(len(this.tasks)))
+    tasks, lengths = [this.tasks[i] for i in kept], [this.lengths[i] for i in kept]
+    reduced = Monitor(replace(this, tasks=tasks, lengths=lengths))
+    by_task = ("language", "bank.", "calibration_tensors.")
+    reduced.load_state_dict({name: value[kept] if name.startswith(by_task) else value for name, value in state.items()})
+    return reduced.requires_grad_(False), [task for task in this.tasks if task not in tasks]
 
 
 def _calibrate(

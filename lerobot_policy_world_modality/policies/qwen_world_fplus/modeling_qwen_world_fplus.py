@@ -216,6 +216,27 @@ class QwenWorldFPlusPolicy(PlanningPolicy, PreTrainedPolicy):
             said = generate(self.backbone, self._prefix, first_act, end, max_tokens or text.max_tokens)
         return [self.inputs.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]
 
+    def supports_text_generation(self) -> bool:
+        """Whether there is anything to hear from `generate_text`; LeRobot's rollouts (0.6.2 and later) ask."""
+        return self.config.lambda_text > 0
+
+    def generate_text(self, batch: dict[str, Any]) -> str:
+        """Say why, for LeRobot's rollouts (0.6.2 and later); the plan that is acted on stays the last one.
+
+        Args:
+            batch: A preprocessed observation of one robot.
+
+        Raises:
+            NotImplementedError: if the next subtask is asked for: what this type learned to say is no instruction.
+        """
+        if batch.get("query_kind") == "next_subtask":
+            raise NotImplementedError("qwen_world_fplus says why it acts; it plans no subtasks")
+        kept = self._last_plan, self._prefix
+        try:
+            return self.explain(batch)[0]
+        finally:
+            self._last_plan, self._prefix = kept
+
     # How the parts go together.
 
     def _check_weights(self) -> None:

@@ -10,6 +10,7 @@ log, a rollout's frames, and what evaluations and interventions ask of a policy.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,7 @@ class PolicyWithWorld(OnHub):
 
     def _forget_episode(self) -> None:
         """What `reset` does for the world."""
-        self._n_plans = 0
+        self._n_plans, self._thread = 0, None
         if "latent_reader" not in self.__dict__:  # upstream's constructors reset before there is a world
             return
         self.latent_reader.frames.clear()
@@ -262,6 +263,19 @@ class PolicyWithWorld(OnHub):
         """Count a plan, and look at the world as it is now."""
         self._n_plans += 1
         return self.latent_reader.live(batch, self.device)
+
+    def _check_acts_alone(self) -> None:
+        """Refuse a second thread between two resets: histories and queues of several tasks would mix, without an error.
+
+        Raises:
+            ObservationError: naming LeRobot's option that does so.
+        """
+        thread = threading.get_ident()
+        if self._thread not in (None, thread):
+            raise ObservationError(
+                "two threads act with one policy, whose memory is of one episode: use --env.max_parallel_tasks=1"
+            )
+        self._thread = thread
 
     def _finite(self, actions: Tensor) -> Tensor:
         """The actions, if a robot can be given them.

@@ -28,6 +28,7 @@ from lerobot_policy_world_modality.policies.shared.latent_reader import LatentRe
 from lerobot_policy_world_modality.policies.shared.memory_filling import make_reader
 from lerobot_policy_world_modality.policies.shared.prophet_start import check_starts
 from lerobot_policy_world_modality.policies.shared.training_companion import open_world
+from lerobot_policy_world_modality.policies.shared.vectors import with_vectors
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
 from world_modality_core.memory.gated_attention import GatedCrossAttention
@@ -110,6 +111,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
 
     def _forward_with_world(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, LoggedValues]:
         reduction = kwargs.get("reduction", "mean")
+        batch = with_vectors(batch, self.config)
         world_batch = self.recorded_batch(batch)
         with self.reading(world_batch, self.config.memory.source):
             loss, values = super().forward(batch, *args, **kwargs)
@@ -169,12 +171,15 @@ class InjectedWorldPolicy(PolicyWithWorld):
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Remember the current frame, and return the next action of the plan (b, a), as the base does."""
+        self._check_acts_alone()
+        batch = with_vectors(batch, self.config)
         with self._acting(batch):
             return self._finite(super().select_action(batch, *args, **kwargs))
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Remember the current frame and plan from it, as the base does: (b, h, a) normalised actions."""
+        batch = with_vectors(batch, self.config)
         with self._acting(batch), self._reading_live(batch):
             return self._finite(super().predict_action_chunk(batch, *args, **kwargs))
 
@@ -214,7 +219,7 @@ class InjectedWorldPolicy(PolicyWithWorld):
         ):
             if noise is not None:
                 torch.manual_seed(seed or 0)
-            return self._sample_recorded(dict(batch), noise)
+            return self._sample_recorded(with_vectors(batch, self.config), noise)
 
     def _sample_recorded(self, batch: dict[str, Tensor], noise: Tensor | None) -> Tensor:
         """Sample a chunk (b, h, a) from recorded frames, as the base does."""

@@ -60,6 +60,7 @@ class PlanningPolicy(PolicyWithWorld):
             (b, a) normalised action.
         """
         self.eval()
+        self._check_acts_alone()
         if self._action_queue:
             self.remember(batch)
         else:

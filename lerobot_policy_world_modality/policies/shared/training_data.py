@@ -78,18 +78,22 @@ def _check_statistics(dataset_meta: LeRobotDatasetMetadata, key: str) -> None:
 
 
 def check_tasks(dataset_meta: LeRobotDatasetMetadata) -> None:
-    """Refuse a dataset with an episode whose task has no text.
+    """Refuse a dataset with a task that has no text.
 
     Raises:
-        ConfigError: naming the episodes.
+        ConfigError: naming the episodes, or the task where no episode names it.
     """
-    blank = [
-        e for e, tasks in enumerate(dataset_meta.episodes["tasks"]) if not all(str(t).strip() for t in tasks or [""])
-    ]
+    remedy = (
+        "and the policy is told what to do in words. Give it one with lerobot-edit-dataset "
+        "(--operation.type=modify_tasks); world_A to world_F can also train with --policy.use_language=false"
+    )
+    lists = dataset_meta.episodes["tasks"]
+    blank = [e for e, tasks in enumerate(lists) if not all(str(task).strip() for task in tasks or [""])]
     if blank:
         raise ConfigError(
             f"{dataset_meta.repo_id!r}: {len(blank)} of {dataset_meta.total_episodes} episodes have an empty task, the "
-            f"first is episode {blank[0]}, and the policy is told what to do in words. Give them one with "
-            "lerobot-edit-dataset (--operation.type=modify_tasks); world_A to world_F can also train with "
-            "--policy.use_language=false"
+            f"first is episode {blank[0]}, {remedy}"
         )
+    numbers = [int(row.task_index) for task, row in dataset_meta.tasks.iterrows() if not str(task).strip()]
+    if numbers:
+        raise ConfigError(f"task_index {numbers} of {dataset_meta.repo_id!r} has no text, {remedy}")

@@ -30,7 +30,7 @@ def check_vectors(config: PreTrainedConfig) -> None:
 def state_vectors(batch: dict[str, Tensor], config: PreTrainedConfig) -> Tensor:
     """(b, s) normalised states of a batch, without what entries that never moved in training do now."""
     state, feature = batch[OBS_STATE], config.robot_state_feature
-    if feature is not None and tuple(feature.shape) == (1,):
+    if feature is not None and tuple(feature.shape) == (1,) and state.ndim < 3:  # (b, n_obs_steps, s) has all its axes
         state = state.reshape(-1, 1)
     if config.constant_state:
         state = state.clone()
@@ -56,6 +56,17 @@ def _flat_names(names: object) -> list[str]:
     if isinstance(names, list | tuple):
         return [name for each in names for name in _flat_names(each)]
     return [] if names is None else [str(names)]
+
+
+def with_vectors(batch: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
+    """A batch for a forward pass that is not ours: its state as `state_vectors`, actions of one number as (b, h, 1)."""
+    found = {}
+    if isinstance(batch.get(OBS_STATE), Tensor):
+        found[OBS_STATE] = state_vectors(batch, config)
+    actions = batch.get(ACTION)
+    if isinstance(actions, Tensor) and tuple(config.action_feature.shape) == (1,) and actions.ndim == 2:
+        found[ACTION] = actions.unsqueeze(-1)
+    return {**batch, **found}
 
 
 def action_vectors(batch: dict[str, Tensor], config: PreTrainedConfig) -> Tensor:

@@ -19,6 +19,7 @@ from world_modality_core.configs import (
 )
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.memory.sources import MemorySource
 
 if TYPE_CHECKING:
     from world_modality_core.latents.companion import Companion
@@ -199,6 +200,24 @@ class MemoryOptions(WorldOptions):
     prophet: ProphetConfig = field(default_factory=ProphetConfig)
     # What enters the memory, and the gates that it is read through.
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+
+    def check_world(self) -> None:
+        super().check_world()
+        for source in (self.memory.source, self.memory.rollout_source):
+            self.check_memory_source(source)
+
+    def check_memory_source(self, source: MemorySource) -> None:
+        """Refuse a source that can't fill this policy's memory.
+
+        Raises:
+            ConfigError: naming source and remedy.
+        """
+        self.memory.check_content(source)
+        if self.n_future_steps < source.traits.n_steps:
+            raise ConfigError(
+                f"n_future_steps={self.n_future_steps}: memory source {source.value!r} takes {source.traits.n_steps} "
+                "or more future steps; predict more with --policy.n_future_steps, or choose another source"
+            )
 
     @property
     def reads_memory(self) -> bool:

@@ -6,12 +6,10 @@ SmolVLA's own `forward`, sampling and denoising run as they are; `InjectedWorldP
 from __future__ import annotations
 
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_world_modality.policies.shared.injected_policy import InjectedWorldPolicy
 from lerobot_policy_world_modality.policies.shared.memory_filling import n_memory_tokens
-from lerobot_policy_world_modality.policies.shared.vectors import action_vectors, state_vectors
 from lerobot_policy_world_modality.policies.smolvla_world.configuration_smolvla_world import SmolVLAWorldConfig
 from lerobot_policy_world_modality.policies.smolvla_world.fusion import MemoryTokens, read_at_prefix
 from world_modality_core.memory.injected_layer import read_memory_at
@@ -49,14 +47,6 @@ class SmolVLAWorldPolicy(InjectedWorldPolicy, SmolVLAPolicy):
 
     def _sample_recorded(self, batch: dict[str, Tensor], noise: Tensor | None) -> Tensor:
         return self._get_action_chunk(self._prepare_batch(batch), noise)
-
-    def prepare_state(self, batch: dict[str, Tensor]) -> Tensor:
-        """As SmolVLA's, of a state of one number too."""
-        return super().prepare_state(batch | {OBS_STATE: state_vectors(batch, self.config)})
-
-    def prepare_action(self, batch: dict[str, Tensor]) -> Tensor:
-        """As SmolVLA's, of an action of one number too."""
-        return super().prepare_action(batch | {ACTION: action_vectors(batch, self.config)})
 
     @property
     def _saved_with_adapters(self) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from tests.studies.evidence.simulated_studies import StudyShape, simulate_study
 from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, check_matched, pair
 from world_modality_core.studies.evidence.compare import compare
+from world_modality_core.studies.evidence.compare_table import format_report
 from world_modality_core.studies.evidence.episode_records import read_episodes
 
 RESULTS = Path(__file__).parents[3] / "results"
@@ -194,7 +195,8 @@ def test_a_matched_control_saw_the_same_with_as_many_parameters(study, name, val
     other = changed(known, of(known, A), **{name: value})
     with pytest.raises(NotComparableError, match=rf"matched='A' is no control of F: {reason}"):
         compare(other, matched="A")
-    assert compare(other, baseline="A").comparisons  # a baseline may be anything
+    report = compare(other, baseline="A")  # a baseline may be anything; it is said
+    assert len(report.notes) == 1 and report.notes[0].startswith("F and A were not trained alike: ")
 
 
 def test_what_older_records_do_not_say_of_a_matched_control_is_said(study):
@@ -221,3 +223,11 @@ def test_committed_studies_can_not_be_mixed():
     episodes = read_episodes([RESULTS / "study1", RESULTS / "study2_fresh"])
     with pytest.raises(NotComparableError, match="matched='A_wide' is no control of F_states_only: episodes is "):
         compare(episodes, candidates=["F_states_only"], matched="A_wide", common_scenes=True)
+
+
+def test_rates_of_pairs_are_those_of_the_pairs(study):
+    """With --common_scenes a side may have more episodes than there are pairs."""
+    rest = study[~(of(study, A) & (study["seed"] == 2))].assign(success=lambda rows: rows["seed"] == 2)
+    report = compare(rest, baseline="A", common_scenes=True)
+    row = next(line for line in format_report(report).splitlines() if line.startswith("F/intact - A/intact"))
+    assert "0.0, 0.0" in row and "0 : 0 / 8" in row

@@ -1,6 +1,7 @@
 """`wm-compare` from files to the printed table, the JSON and the plot."""
 
 import json
+import re
 import sys
 import time
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ from tests.studies.evidence.simulated_studies import StudyShape, simulate_study
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence import compare_cli
 from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError
-from world_modality_core.studies.evidence.compare import _holm, compare
+from world_modality_core.studies.evidence.compare import compare, holm
 from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
 from world_modality_core.studies.evidence.episode_records import write_episodes
 from world_modality_core.studies.evidence.paired import flip_p
@@ -93,7 +94,7 @@ def test_rates_and_differences_are_those_of_the_episodes(episodes):
 
 @pytest.mark.parametrize("p_values", [[], [0.04], [0.03, 0.01, 0.02], [0.5, 0.6, 0.01, 0.01]])
 def test_holm_as_statsmodels(p_values):
-    assert _holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
+    assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
 
 
 def test_defaults_follow_from_what_is_there(episodes):
@@ -175,9 +176,9 @@ def test_command_in_markdown_and_sequential(folder, monkeypatch, capsys):
     code, printed, _ = run(arguments, monkeypatch, capsys)
     assert code == 0
     tables = [line for line in printed.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {6, 8}
+    assert {line.count("|") for line in tables} == {6, 9}
     assert "may stop: after" in printed
-    assert "sequential | decided after" in printed
+    assert "sequential |  | decided after" in printed
     assert "sequential p 0.0" in printed
 
 
@@ -271,6 +272,22 @@ def test_graded_outcomes_decide_pairs_by_what_they_say(episodes):
     assert "F/intact against A/intact: better by time" in by["time"].answers[0].text
     failed = compare(rows.assign(success=rows["model"] == "A"), baseline="A", candidates=["F"], outcome="time")
     assert failed.comparisons[0].parts[0].counts.losses == 180  # success comes first: a fast failure is no success
+
+
+def test_best_of_several_leaves_out_who_is_beaten(tmp_path, monkeypatch, capsys):
+    gains = {"A": {"intact": 0.3}, "B": {"intact": 0.3}, "C": {"intact": -0.3}}
+    luck = dict.fromkeys(("run_sd", "run_task_sd", "model_task_sd", "model_scene_sd"), 0.0)
+    shape = StudyShape(n_tasks=3, n_scenes=40, n_runs=1, **luck)
+    write_episodes(simulate_study(shape, gains, np.random.default_rng(0)).episodes, tmp_path / "episodes.parquet")
+    code, printed, _ = run([tmp_path, "--best"], monkeypatch, capsys)
+    lines = printed.splitlines()
+    assert code == 0 and len(lines) == 4
+    assert {line.split(":")[0] for line in lines[:2]} == {"A", "B"} and all("may be the best" in x for x in lines[:2])
+    assert re.match(r"C: [\d.]+ %: out, beaten by A \(Holm's p < 0.0001\), B \(Holm's p < 0.0001\)", lines[2])
+    assert lines[3] == "For these 3 checkpoints, these 3 tasks; 3 comparisons, adjusted together."
+    for options, message in ((["--candidates=A"], "name two or more"), (["--candidates=A,D"], "candidates='D'")):
+        code, _, error = run([tmp_path, "--best", *options], monkeypatch, capsys)
+        assert code == 2 and message in error
 
 
 def test_trials_of_a_real_robot_are_a_csv(tmp_path, monkeypatch, capsys):

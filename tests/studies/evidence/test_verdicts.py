@@ -22,7 +22,7 @@ def evidence(name: str, wins: int, losses: int, runs: RunsResult | None = None, 
 
 
 def runs_of(p: float) -> RunsResult:
-    return RunsResult(0.075, 0.0, 0.15, p, standard_error=0.02, chance_error=0.02, n_runs=3)
+    return RunsResult(0.075, 0.0, 0.15, p, standard_error=0.02, chance_error=0.02, n_runs=3, probability_ahead=0.9)
 
 
 def judged(shuffle=CLEAR, copy=CLEAR, closed=CLEAR, matched=CLEAR, runs_p=0.001, gates=None, n_planned=0):

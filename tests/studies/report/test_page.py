@@ -167,6 +167,21 @@ def test_a_negative_result_says_so_in_the_heading(tmp_path):
     assert "F: memory used: not shown (negative)" in text and "points or more to be detected" in text
 
 
+def test_without_a_baseline_the_first_card_says_what_the_page_can_not_tell(tmp_path):
+    arms = {"intact": 0.9, "shuffle_within_task": 0.3, "copy_current": 0.3}
+    for seed in (0, 1):
+        write_eval(tmp_path / f"A{seed}", "A", seed, {"intact": 0.5})
+        write_eval(tmp_path / f"F{seed}", "F", seed, arms, gate=0.2)
+    text = write(tmp_path, tmp_path / "r.html")
+    first = re.search(r'<ul class="findings">\s*<li class="(\w+)"[^>]*><strong>([^<]*)', text)
+    assert first[1] == "open" and unescape(first[2]) == "All models: does the memory help: this page can't tell"
+    # The study's own file may name the controls, those that were evaluated.
+    (tmp_path / "study.yaml").write_text("# Does it?\nbaseline: A\nmatched: A_wide\n")
+    text = write(tmp_path, tmp_path / "r.html")
+    assert "can&#39;t tell" not in text and "F against A" in text
+    assert str(tmp_path) not in text
+
+
 def test_every_section_is_there_with_an_anchor(html):
     page = Parsed(html)
     anchors = ["found", "success", "differences", "verdicts", "videos", "training", "attention", "prophet",

@@ -146,6 +146,8 @@ class ComparisonReport:
     # Difference below which two models count as equally good; None if none was named.
     margin: float | None = None
     outcome: str = "success"
+    # What else tells two models apart than what they were to be compared for.
+    notes: tuple[str, ...] = ()
 
     @property
     def answers(self) -> tuple[DifferenceAnswer, ...]:
@@ -255,7 +257,19 @@ def compare(
         tuple(problems),
         margin,
         outcome,
+        _notes(episodes, comparisons),
     )
+
+
+def _notes(episodes: pd.DataFrame, comparisons: list[Comparison]) -> tuple[str, ...]:
+    """How models that are compared with a baseline were trained otherwise than it, as far as the rows say."""
+    notes = []
+    for c in comparisons:
+        if c.kind == "model":
+            differing, _ = check_matched(episodes, c.first.model, c.second.model)
+            if differing:
+                notes.append(f"{c.first.model} and {c.second.model} were not trained alike: {'; '.join(differing)}.")
+    return tuple(notes)
 
 
 def _check_names(episodes, models, baseline, candidates, arms, matched) -> list[str]:
@@ -370,10 +384,10 @@ def with_holm(comparisons: list[Comparison]) -> list[Comparison]:
         families.setdefault((c.kind, c.first.model if c.kind == "arm" else c.second.model), []).append(i)
     adjusted = list(comparisons)
     for members in families.values():
-        for i, p in zip(members, _holm([comparisons[i].evidence.p for i in members]), strict=True):
+        for i, p in zip(members, holm([comparisons[i].evidence.p for i in members]), strict=True):
             adjusted[i] = replace(comparisons[i], p_holm=p)
         if comparisons[members[0]].margin_p is not None:
-            sides = [_holm([comparisons[i].margin_p[side] for i in members]) for side in (0, 1)]
+            sides = [holm([comparisons[i].margin_p[side] for i in members]) for side in (0, 1)]
             for i, margin_p in zip(members, zip(*sides, strict=True), strict=True):
                 adjusted[i] = replace(adjusted[i], margin_p=margin_p)
     return adjusted
@@ -444,11 +458,11 @@ def _verdict_holm(verdicts: list[Verdict]) -> dict[tuple[str, str], float]:
     adjusted = {}
     for question in {verdict.question for verdict in verdicts}:
         asked = [v for v in verdicts if v.question == question and v.p is not None]
-        adjusted |= {(v.model, question): p for v, p in zip(asked, _holm([v.p for v in asked]), strict=True)}
+        adjusted |= {(v.model, question): p for v, p in zip(asked, holm([v.p for v in asked]), strict=True)}
     return adjusted
 
 
-def _holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values (Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian
     Journal of Statistics 6:65-70).
 

@@ -19,7 +19,7 @@ from world_modality_core.io.files import write_text
 from world_modality_core.studies.evidence.wording import WORSE
 
 REFUSED = 2
-SWITCHES = ("plan", "sequential", "common_scenes", "markdown", "brief")
+SWITCHES = ("plan", "sequential", "common_scenes", "markdown", "brief", "best")
 
 
 @dataclass
@@ -54,6 +54,8 @@ class CompareConfig:
     junit: str | None = None
     # Exit with 1 if a model is shown to be worse than what it was compared with: regressed.
     fail_if: str = ""
+    # Say which of the candidates may be the best, those that no other one beats, and nothing else.
+    best: bool = False
     # Print three lines.
     brief: bool = False
     # Also write all figures into this file.
@@ -116,6 +118,7 @@ def run(cfg: CompareConfig) -> int:
     """
     cfg.validate()
     # pandas and scipy take longer to import than wrong options take to be refused.
+    from world_modality_core.studies.evidence.best_of import best_of
     from world_modality_core.studies.evidence.compare import compare
     from world_modality_core.studies.evidence.compare_table import brief, format_report
     from world_modality_core.studies.evidence.plan_text import PlanOptions, make_plan
@@ -136,6 +139,9 @@ def run(cfg: CompareConfig) -> int:
         pilot = compare(_read(cfg), **names) if cfg.folders else None
         wanted = PlanOptions(cfg.difference, cfg.rate, cfg.discordance, cfg.power, cfg.alpha, cfg.n)
         print(make_plan(wanted, pilot))
+        return 0
+    if cfg.best:
+        print(best_of(_read(cfg), names["candidates"], cfg.alpha, cfg.common_scenes, cfg.outcome))
         return 0
     report = compare(
         _read(cfg), **names, n_planned=cfg.n if cfg.sequential else None, margin=cfg.margin, outcome=cfg.outcome

@@ -29,13 +29,14 @@ def format_report(report: ComparisonReport, markdown: bool = False) -> str:
         "\n".join(_verdict_lines(report, markdown)),
         _heading(f"Paired differences, {_UNITS[report.outcome]}", markdown),
         _table(
-            ["first - second", "", "won : lost / pairs", "difference", f"{level} interval", "p", "p (Holm)"],
+            ["first - second", "", "rates %", "won : lost / pairs", "difference", f"{level} interval", "p", "p (Holm)"],
             [row for comparison in report.comparisons for row in _difference_rows(comparison)],
             markdown,
         ),
         "\n".join(_notes(report)),
         _heading("Success", markdown),
         _table(["model/arm", "", "successes", "rate %", f"{level} interval"], _rate_rows(report), markdown),
+        "Of all episodes, also those that no comparison has; the rates of the pairs stand beside the differences. "
         "Wilson's intervals, for these checkpoints on scenes like these of these tasks.",
     ]
     return "\n\n".join(blocks) + "\n"
@@ -75,27 +76,36 @@ def _difference_rows(comparison: Comparison) -> list[list[str]]:
     if comparison.tasks is not None:
         after.append(_wider_row(f"over {comparison.tasks.n_tasks} tasks", comparison.tasks))
     if comparison.sequential is not None:
-        after.append(["", "sequential", _stop(comparison), "", "", p_text(comparison.sequential.p), ""])
+        after.append(["", "sequential", "", _stop(comparison), "", "", p_text(comparison.sequential.p), ""])
+    ahead = (comparison.runs or comparison.parts[0].result).probability_ahead
+    after.append(["", "probability to be ahead", "", "", "", "", f"{ahead:.3f}", ""])
     if comparison.heterogeneity_p is not None:
-        after.append(["", "differs between tasks?", "", "", "", p_text(comparison.heterogeneity_p), ""])
+        after.append(["", "differs between tasks?", "", "", "", "", p_text(comparison.heterogeneity_p), ""])
     after += [
-        ["", NAMES[mean], "", f"{100 * value:+.1f}", "", "", ""]
+        ["", NAMES[mean], "", "", f"{100 * value:+.1f}", "", "", ""]
         for mean, value in comparison.means.items()
         if mean != "episodes"
     ]
     rows[1:1] = after
     rows[0][0] = f"{comparison.first} - {comparison.second}"
-    rows[0][6] = p_text(comparison.p_holm)
+    rows[0][7] = p_text(comparison.p_holm)
     return rows
 
 
 def _part_row(part: PairedPart) -> list[str]:
     counts, name = part.counts, NAMES["episodes"] if part.level == "overall" else part.name
-    return ["", name, f"{counts.wins} : {counts.losses} / {counts.n}", *_wider_row("", part.result)[3:]]
+    rates = [f"{100 * (counts.both + alone) / counts.n:.1f}" for alone in (counts.wins, counts.losses)]
+    return [
+        "",
+        name,
+        ", ".join(rates),
+        f"{counts.wins} : {counts.losses} / {counts.n}",
+        *_wider_row("", part.result)[4:],
+    ]
 
 
 def _wider_row(name: str, result: PairedResult) -> list[str]:
-    return ["", name, "", f"{100 * result.difference:+.1f}", _interval(result, True), p_text(result.p), ""]
+    return ["", name, "", "", f"{100 * result.difference:+.1f}", _interval(result, True), p_text(result.p), ""]
 
 
 def _stop(comparison: Comparison) -> str:
@@ -123,6 +133,9 @@ def _notes(report: ComparisonReport) -> list[str]:
         notes.append("Over tasks: tasks like these; the mean over tasks, t interval.")
     elif any(len(c.train_seeds) > 1 or c.kind == "arm" for c in report.comparisons):
         notes.append(f"Of tasks like these nothing is said: that takes {MIN_TASKS} tasks or more.")
+    notes.append(
+        "Probability to be ahead: posterior under Jeffreys' prior, over training runs under a flat one. It is no test."
+    )
     notes.append("Differs between tasks: permutation of scenes over the tasks. A small p says that the mean hides it.")
     notes.append("Holm: over the arms of a model, over the candidates of a baseline. Tasks and tiers: not adjusted.")
     for c in report.comparisons:
@@ -134,6 +147,7 @@ def _notes(report: ComparisonReport) -> list[str]:
                 f"{s.share[1]:.2f} (0.5 is no difference). The other intervals and p-values hold only at the "
                 "planned end."
             )
+    notes += report.notes
     left_out = sorted({(str(c.first), str(c.second), c.n_left_out) for c in report.comparisons if c.n_left_out})
     notes += [
         f"{first} - {second}: {n} episodes were left out, of scenes that not all have (--common_scenes)."

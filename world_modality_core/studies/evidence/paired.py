@@ -95,6 +95,8 @@ class RunsResult(PairedResult):
     # What the standard error would be if training runs did not differ: nothing smaller is believed.
     chance_error: float
     n_runs: int
+    # Probability that the first is ahead in the mean of such runs, under a flat prior.
+    probability_ahead: float
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,11 @@ def compare_runs(
     error = sqrt(max(float(per_run.var(ddof=1)), of_chance) / n_runs + of_scenes)
     result = _t_result(difference, error, n_runs - 1, confidence).within(scenes)
     return RunsResult(
-        **result.__dict__, standard_error=error, chance_error=sqrt(of_chance / n_runs + of_scenes), n_runs=n_runs
+        **result.__dict__,
+        standard_error=error,
+        chance_error=sqrt(of_chance / n_runs + of_scenes),
+        n_runs=n_runs,
+        probability_ahead=float(stats.t.cdf(difference / error, n_runs - 1)),
     )
 
 

@@ -155,6 +155,7 @@ def _readme(
     commits = sorted({str(record["commit"]) for record in records})
     machines = sorted({record["eval"]["machine"] for record in records if "eval" in record})
     models = ", ".join(study.models)
+    matched = f" --matched={study.matched}" if study.matched else ""
     # Where the data are is each machine's own.
     given = "".join(f" --set {name}={value}" for name, value in overrides.items() if not os.path.isabs(value))
     return f"""# {study.study}
@@ -171,7 +172,7 @@ def _readme(
 wm-matrix {folder}/study.yaml{given} --plan
 wm-matrix {folder}/study.yaml{given}
 wm-matrix {folder}/study.yaml{given} --export={folder}
-wm-compare {folder} --baseline={next(iter(study.models))}
-wm-report {folder} --baseline={next(iter(study.models))} --output={study.study}.html
+wm-compare {folder} --baseline={study.baseline or next(iter(study.models))}{matched}
+wm-report {folder} --output={study.study}.html
 ```
 """

@@ -105,6 +105,9 @@ class Study(_Strict):
     episodes: Episodes | None = None
     prophets: dict[str, ProphetEntry] = {}
     models: dict[str, ModelEntry] = Field(min_length=1)
+    # Model that the others are compared with, and the one with as many parameters, trained without memory; "" for none.
+    baseline: str = ""
+    matched: str = ""
     # Checkpoints of a training that are kept.
     keep_checkpoints: Literal["last", "all"] = "last"
 
@@ -268,6 +271,9 @@ def _check(study: Study, path: Path) -> None:
         for name in names:
             if not _NAME.fullmatch(name):
                 raise ConfigError(f"{path}: {key}.{name}: a name is made of letters, digits, '_', '.', '+'")
+    for key, name in (("baseline", study.baseline), ("matched", study.matched)):
+        if name and name not in study.models:
+            raise ConfigError(f"{path}: {key}: {name!r} is no model of the study ({', '.join(study.models)})")
     for name, model in study.models.items():
         if model.prophet is not None and model.prophet not in study.prophets:
             known = ", ".join(study.prophets) or "none"

@@ -1,6 +1,6 @@
 """`wm-report`: one HTML page of everything that studies and evaluations have recorded.
 
-wm-report results/study1 --baseline=A_k4 --output=study1.html
+wm-report results/study1 --baseline=A --output=study1.html
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ def make_parser() -> argparse.ArgumentParser:
         default="",
         help="heading of the page; with --row the question (default: the comment that study.yaml begins with)",
     )
-    parser.add_argument("--baseline", default="", help="model that all others are compared with")
-    parser.add_argument("--matched", default="", help="parameter-matched model that was trained without memory")
+    parser.add_argument("--baseline", default="", help="model that all others are compared with (default: the study's)")
+    parser.add_argument(
+        "--matched", default="", help="parameter-matched model, trained without memory (default: the study's)"
+    )
     parser.add_argument(
         "--common_scenes", action="store_true", help="compare on the scenes that both sides have, rather than refuse"
     )
@@ -61,7 +63,8 @@ def report(given: argparse.Namespace) -> Path | None:
             f"{error.name} is not installed: pip install 'lerobot_policy_world_modality[report]'"
         ) from error
     records = read_records(given.folders)
-    compared = compare_all(records.episodes, given.baseline, given.matched, given.common_scenes)
+    baseline, matched = given.baseline or records.baseline, given.matched or records.matched
+    compared = compare_all(records.episodes, baseline, matched, given.common_scenes)
     study = Path(given.folders[0]).resolve().name
     page = make_page(records, compared, given.title or study, 0 if given.no_videos or given.row else given.max_videos)
     if given.row:

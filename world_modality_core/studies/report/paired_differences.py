@@ -131,7 +131,8 @@ def compare_all(episodes: pd.DataFrame, baseline: str = "", matched: str = "", c
     return Compared(
         groups=_groups(report.comparisons),
         sides=[(c.first, c.second) for c in sorted(report.comparisons, key=lambda c: c.kind == "arm")],
-        findings=[
+        findings=_unanswered(report, baseline)
+        + [
             _against_baseline(c, answer.answer)
             for c, answer in zip(report.comparisons, report.answers, strict=True)
             if c.kind != "arm"
@@ -141,6 +142,14 @@ def compare_all(episodes: pd.DataFrame, baseline: str = "", matched: str = "", c
         refusals=list(report.refusals),
         n_left_out=sum(c.n_left_out for c in report.comparisons),
     )
+
+
+def _unanswered(report: ComparisonReport, baseline: str) -> list[Finding]:
+    """That a page about one model's arms can't say whether its memory helps."""
+    if baseline or not report.verdicts:
+        return []
+    reason = "no model was named that it could be compared with (--baseline): arms tell what a policy relies on"
+    return [Finding("open", "does the memory help", "this page can't tell", (reason,), "All models")]
 
 
 def _groups(comparisons: Sequence[Comparison]) -> list[DifferenceGroup]:

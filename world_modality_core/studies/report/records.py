@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import yaml
 
-from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.errors import ConfigError, DamagedFileError
 from world_modality_core.io.files import checked, parse_json, read_json, read_parquet, reading
 from world_modality_core.studies.evidence.episode_records import (
     EPISODE_SCHEMA,
@@ -54,6 +55,7 @@ class Records:
         imagined: Filmstrips.
         runs: Commands that were run.
         question: What the study asks: the comment that its YAML begins with.
+        baseline, matched: Its controls, as its YAML names them; "" where it doesn't.
     """
 
     folders: list[str]
@@ -65,6 +67,8 @@ class Records:
     imagined: list[Imagined] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     question: str = ""
+    baseline: str = ""
+    matched: str = ""
 
 
 def read_records(folders: list[str]) -> Records:
@@ -105,6 +109,10 @@ def read_records(folders: list[str]) -> Records:
         found = found if isinstance(found, list) else [found]
         records.interventions += [checked(InterventionRecord, _of_schema(record, path), path) for record in found]
     records.question = " ".join(_comment(path) for path in _find(paths, STUDY_FILE))
+    for path in _find(paths, STUDY_FILE):
+        # A model of the study that has no episodes yet is no control yet.
+        named = [name if name in set(records.episodes["model"]) else "" for name in _controls(path)]
+        records.baseline, records.matched = records.baseline or named[0], records.matched or named[1]
     records.imagined = [read_imagined(path) for path in _find(paths, RECORD_FILE)]
     found = (records.episodes, records.curves, records.prophet_curves, records.interventions, records.imagined)
     if not any(map(len, found)):
@@ -159,6 +167,17 @@ def _comment(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
+def _controls(path: Path) -> tuple[str, str]:
+    """`baseline` and `matched` of a study's file."""
+    try:
+        study = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+    # ValueError, ...: of dates and numbers that YAML reads but Python has not
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} can't be read as YAML: {' '.join(str(error).split())[:100]}") from error
+    study = study if isinstance(study, dict) else {}
+    return str(study.get("baseline") or ""), str(study.get("matched") or "")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -175,7 +176,9 @@ def _note(records: Records) -> str:
         }
         parts = [f"{n} {name}{'s' if n != 1 else ''}" for name, n in counts.items()]
     written = f"written by lerobot_policy_world_modality {version('lerobot_policy_world_modality')}"
-    return f"{', '.join([*parts, 'from ' + ', '.join(records.folders)])}; {written}."
+    # Where it lies on this machine is nobody's business who reads the page.
+    folders = [folder if not Path(folder).is_absolute() else Path(folder).name for folder in records.folders]
+    return f"{', '.join([*parts, 'from ' + ', '.join(folders)])}; {written}."
 
 
 def render(page: Page) -> Iterator[str]:
