@@ -293,7 +293,7 @@ def _labels(data: _Data, stack: contextlib.ExitStack) -> Job:
     def result(folder: Path) -> object:
         labels = read_labels(folder / "labels.jsonl")
         said = {e: label.model_dump(exclude={"provenance": {"date"}}) for e, label in labels.items()}
-        return said, tree(folder / "copy")  # without the dates
+        return said, tree(folder / "copy", ".coc_copy.json")  # without the dates
 
     def finished(folder: Path) -> dict[str, object]:
         path = folder / "labels.jsonl"

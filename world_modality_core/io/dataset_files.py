@@ -60,6 +60,18 @@ def column_values(column: pa.ChunkedArray, width: int) -> np.ndarray:
     return values.reshape(-1, width)
 
 
+def one_number_a_row(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) a parquet column that must hold a number in each row.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
+    values = column_values(column, 1)[:, 0]
+    if values.dtype.kind not in "biuf" or column.null_count:
+        raise ValueError(f"{column.type}, {column.null_count} of {len(column)} empty, where numbers are expected")
+    return values
+
+
 def numbers(column: pa.ChunkedArray) -> np.ndarray:
     """(n,) all numbers of a column of numbers or of (nested) lists of them."""
     values = column.combine_chunks()
@@ -93,8 +105,12 @@ def named_files(meta: LeRobotDatasetMetadata) -> set[str]:
         what = f"{root / INFO_PATH}: {field}"
         _check_pattern(pattern, what, usual)
         columns = [f"{kind}/chunk_index", f"{kind}/file_index"]
-        where = meta.episodes.with_format("numpy", columns=columns)[:]
-        for chunk, file in {*zip(*(where[name].tolist() for name in columns), strict=True)}:
+        with reading(root / "meta/episodes", "the episodes of a LeRobotDataset", "copy or download the dataset again"):
+            where = meta.episodes.with_format("numpy", columns=columns)[:]
+            numbers_of_files = {*zip(*(where[name].tolist() for name in columns), strict=True)}
+            if wrong := [n for pair in numbers_of_files for n in pair if type(n) is not int or not 0 <= n < 10**6]:
+                raise ValueError(f"{' and '.join(columns)} hold {wrong[0]!r:.60}")
+        for chunk, file in numbers_of_files:
             name = pattern.format(chunk_index=chunk, file_index=file, **values)
             check_own(inside(root, name, what), root)
             files.add(name)

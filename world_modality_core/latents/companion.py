@@ -40,7 +40,7 @@ from world_modality_core.io.files import (
 from world_modality_core.io.hub_transfer import downloaded_dataset, hub_errors
 from world_modality_core.latents.codebook import Codebook
 from world_modality_core.latents.fingerprint import SourceFingerprint, whole_fps
-from world_modality_core.latents.latent_table import LATENTS, TOKENS, LatentTable, build_table, read_content
+from world_modality_core.latents.latent_table import LATENTS, TOKENS, LatentTable, build_table
 from world_modality_core.latents.pca import LatentPCA
 
 FORMAT_VERSION = 1
@@ -170,16 +170,6 @@ class Companion:
             n_tokens=self.info.tokens_per_frame,
             content_sha256=self.info.content_sha256,
         )
-
-    def check_content(self) -> None:
-        """Hold the latents and tokens against their hash. Nothing is written.
-
-        Raises:
-            DamagedFileError: if they are not those that wm-precompute wrote.
-        """
-        values = self.spec.n_tokens * self.spec.dim, self.info.tokens_per_frame
-        for _ in read_content(data_files(self.root), int(self.bounds[-1, 1]), *values, self.info.content_sha256):
-            pass
 
     @property
     def _is_downloaded(self) -> bool:

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from world_modality_core.io.dataset_files import data_files, named_files
+from world_modality_core.io.dataset_files import data_files, named_files, one_number_a_row
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import open_parquet, read_parquet, reading
 from world_modality_core.io.hub_transfer import HubError, hub_errors
@@ -124,6 +124,10 @@ def episode_bounds(meta: LeRobotDatasetMetadata) -> np.ndarray:
         raise ConfigError(f"{meta.repo_id!r} ({meta.root}) has no frames")
     with reading(Path(meta.root) / "meta", "a LeRobotDataset's metadata", "copy or download the dataset again"):
         episodes = meta.episodes.with_format("numpy", columns=[*columns, "episode_index", "length"])[:]
+        for name in (*columns, "episode_index", "length"):
+            values = np.asarray(episodes[name])
+            if values.dtype.kind not in "iu" or values.ndim != 1:
+                raise ValueError(f"{name} of meta/episodes holds {values.dtype} of shape {values.shape}, not numbers")
         bounds = np.stack([episodes[name] for name in columns], axis=1)
     lengths = bounds[:, 1] - bounds[:, 0]
     if len(empty := np.flatnonzero(lengths < 1)):
@@ -180,11 +184,16 @@ class SourceDataset:
         self.timestamps = self._read_timestamps()
 
     def _read_timestamps(self) -> np.ndarray:
-        names = ["index", "episode_index", "task_index", "timestamp"]
-        tables = [read_parquet(path, names) for path in data_files(self.root)]
-        index, episode, task, timestamp = (
-            np.concatenate([table[name].to_numpy() for table in tables]) for name in names
-        )
+        names, parts = ["index", "episode_index", "task_index", "timestamp"], []
+        for path in data_files(self.root):
+            table = read_parquet(path, names)
+            with reading(path, "the frames of a LeRobotDataset", _REPAIR):
+                parts.append([one_number_a_row(table[name]) for name in names])
+        index, episode, task, timestamp = map(np.concatenate, zip(*parts, strict=True))
+        with reading(self.root / "meta/tasks.parquet", "the tasks of a LeRobotDataset", _REPAIR):
+            tasks = self.meta.tasks["task_index"].to_numpy()
+            if tasks.dtype.kind not in "iu":
+                raise ValueError(f"task_index is {tasks.dtype}")
         if not np.array_equal(index, np.arange(self.bounds[-1, 1])):
             raise UserError(
                 f"{self.root}: `index` does not count its {len(index)} frames from 0 upwards, as LeRobot 3.0 datasets "
@@ -193,7 +202,7 @@ class SourceDataset:
         said = np.repeat(np.arange(len(self.bounds)), self.lengths)
         wrong = {
             "`episode_index` is not what meta/episodes says": episode != said,
-            "`task_index` is no task of meta/tasks.parquet": ~np.isin(task, self.meta.tasks["task_index"]),
+            "`task_index` is no task of meta/tasks.parquet": ~np.isin(task, tasks),
             "`timestamp` is no increasing time": ~np.isfinite(timestamp)
             | (np.diff(timestamp, prepend=-np.inf) <= 0) & (np.diff(said, prepend=-1) == 0),
         }
