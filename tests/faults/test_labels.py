@@ -7,6 +7,7 @@ import time
 import pytest
 
 from coc_tools import cli
+from coc_tools.dataset_writer import COPY_FILE
 from coc_tools.episodes import EpisodeReader
 from coc_tools.store import read_labels
 from coc_tools.view import cli as view_cli
@@ -106,7 +107,7 @@ def test_rows_on_a_full_disk(forty, labelled, tmp_path, target, kb_left):
         assert tree(root) == before and not (disk / "copy").exists() and not (root / ".coc_write").exists()
         ballast.unlink()
         assert run(main, *options(root, labelled, None, *more), log=tmp_path / "log").status == 0
-        written = tree(root if target == "source" else disk / "copy")
+        written = tree(root if target == "source" else disk / "copy", COPY_FILE)
         assert written.keys() == before.keys() and written != before
         assert (tree(root) == before) == (target == "copy")
 
