@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from world_modality_core.io.devices import check_device
 from world_modality_core.io.errors import ConfigError
 
 # Named, since draccus does not find the comment of a field whose type holds quotes.
@@ -147,6 +148,7 @@ class LocalConfig:
     batch_size: int = 4
 
     def __post_init__(self) -> None:
+        check_device(self.device, "local.device")
         check_at_least("local.", self, batch_size=1)
 
 

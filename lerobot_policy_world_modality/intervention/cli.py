@@ -44,6 +44,7 @@ from lerobot_policy_world_modality.policies.shared.world_options import WorldOpt
 from world_modality_core.configs import CompanionConfig
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.dataset_files import named_files
+from world_modality_core.io.devices import check_device
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json
 from world_modality_core.memory.sources import TESTED_SOURCES, MemorySource
@@ -98,6 +99,7 @@ class InterveneConfig:
     plot: bool = False
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         self.policy = read_policy_option() or self.policy
 
     @classmethod

@@ -8,6 +8,7 @@ from typing import Literal
 
 from world_modality_core.configs import TokensPer, check_at_least, check_choices
 from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.io.devices import check_device
 from world_modality_core.io.errors import ConfigError
 
 # Closed choices have names: the help reads a field's comment only where its type has no quotes.
@@ -93,6 +94,7 @@ class PrecomputeConfig:
     def __post_init__(self) -> None:
         if not self.dataset.repo_id and not self.dataset.root:
             raise ConfigError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
+        check_device(self.device)
         check_at_least(self, 1, "batch_size", "pca_n_frames")
         check_at_least(self, 0, "num_workers", "tolerance_s")
         check_choices(self)

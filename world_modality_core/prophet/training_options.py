@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from world_modality_core.configs import LanguageConfig, ProphetConfig, check_at_least, check_choices
+from world_modality_core.io.devices import check_device
 from world_modality_core.io.errors import ConfigError
 
 ProphetTargets = Literal["future", "shuffled"]
@@ -74,6 +75,7 @@ class ProphetTrainingConfig:
         for name in ("companions", "output_dir"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty: name it with --{name}")
+        check_device(self.device)
         check_choices(self)
         check_at_least(self, 1, "n_obs_steps", "history_stride", "n_future_steps", "future_stride", "steps")
         check_at_least(self, 1, "batch_size", "eval_freq", "eval_frames", "save_freq")
