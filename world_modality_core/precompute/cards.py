@@ -105,7 +105,7 @@ dataset that it was made from, or a copy of that one; beside any other they refu
 ## Figures that `wm-precompute` printed
 
 ```
-{format_quality(companion.quality)}
+{format_quality(companion.quality, companion.fps)}
 ```
 
 ## Use
