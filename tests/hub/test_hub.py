@@ -174,7 +174,7 @@ def test_what_lies_beside_is_neither_uploaded_nor_passed_over_in_silence(story):
     assert "not part of what is uploaded: 'notes.json', 'notes.safetensors', 'notes.yaml'" in story.author["mended"]["printed"]
     files = story.hub.files("datasets", "me/labelled")
     assert "meta/notes.json" not in files and "meta/tasks.parquet" in files
-    assert "no part of it: 'meta/notes.json'" in story.author["labelled"]["printed"]
+    assert "not part of what is uploaded: 'meta/notes.json'" in story.author["labelled"]["printed"]
 
 
 @pytest.mark.slow
