@@ -28,7 +28,7 @@ FROM install-${DEVICE} AS install
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential git libegl1-mesa-dev libgl1-mesa-dev make \
     && rm -rf /var/lib/apt/lists/*
-ARG EXTRAS=metaworld,embedded,report,smolvla,qwen,coc
+ARG EXTRAS=metaworld,embedded,report,smolvla,qwen,diffusion,multi_task_dit,pi,xvla,coc
 WORKDIR /opt/world-modality
 COPY . .
 # What CI runs, with the tested versions.

@@ -97,6 +97,9 @@ class Witness:
             case "copy_current":
                 current = torch.stack(self.current[key][:n_plans])  # (plans, p, d)
                 return current.repeat(1, own.shape[1] // current.shape[1], 1)
+            case "reversed":
+                k = own.shape[1] // self.current[key][0].shape[0]  # steps of p tokens
+                return own.unflatten(1, (k, -1)).flip(1).flatten(1, 2)
             case "stale":
                 return own[(plans - STALE_PLANS).clamp(min=0)]
         other = bank.draw_scene(arm, task, seed, draw_seed=0)

@@ -62,7 +62,7 @@ def test_windows_over_several_companions_stay_in_theirs(lengths, picks, offsets)
     frames = CompanionFrames.__new__(CompanionFrames)  # without files: only what the windows are made of
     frames.companions = [SimpleNamespace(bounds=table.bounds) for table in tables]
     frames._starts = np.cumsum([0, *(len(table.latents) for table in tables)])
-    frames._device_tables = [GpuLatentTable(table, torch.device("cpu")) for table in tables]
+    frames._gpu_tables = [GpuLatentTable(table, torch.device("cpu")) for table in tables]
     index = [int(x * frames.n_frames) for x in picks]
     latents, is_pad = frames.latents(torch.tensor(index), offsets, torch.device("cpu"))
     for row, i in enumerate(index):

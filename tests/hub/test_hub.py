@@ -171,7 +171,10 @@ def test_what_lies_beside_is_neither_uploaded_nor_passed_over_in_silence(story):
     assert files == {
         "README.md", "config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"
     }  # fmt: skip
-    assert "not part of what is uploaded: 'notes.json', 'notes.safetensors', 'notes.yaml'" in story.author["mended"]["printed"]
+    assert (
+        "not part of what is uploaded: 'notes.json', 'notes.safetensors', 'notes.yaml'"
+        in story.author["mended"]["printed"]
+    )
     files = story.hub.files("datasets", "me/labelled")
     assert "meta/notes.json" not in files and "meta/tasks.parquet" in files
     assert "not part of what is uploaded: 'meta/notes.json'" in story.author["labelled"]["printed"]

@@ -198,7 +198,10 @@ def test_refusals_reach_the_user_of_the_command_line(tiny_companion, base, tmp_p
         ({"memory.gate": "per_layer"}, "memory.gate: invalid choice: 'per_layer'"),
         ({"dtype": "float8"}, "dtype.*'float8'.*float32, bfloat16"),
         ({"use_amp": "true"}, "--policy.dtype=bfloat16"),
-        ({"init_from": tmp_path / "nothing"}, "nothing.*Give the Hub id or the folder of a SmolVLA checkpoint"),
+        (
+            {"init_from": tmp_path / "nothing"},
+            "nothing.*Give the Hub id or the folder of a checkpoint of type 'smolvla'",
+        ),
         ({"init_from": trained / "000002/pretrained_model"}, "is of type 'smolvla_world'.*--policy.path"),
     ]:
         said = refused(arguments(tiny_companion, tmp_path, base, **options), capsys)

@@ -103,6 +103,7 @@ def test_a_killed_recording_asks_for_the_room_that_the_rest_needs(tmp_path, monk
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1000))
     with pytest.raises(ConfigError, match="0.0 MB more are needed and 0.0 MB are free on that disk; make room"):
         cli._check_room(cfg, attempts, staging)
+    shutil.rmtree(staging)
     with pytest.raises(ConfigError, match="MB more are needed"):
         record(cfg)
     assert not (tmp_path / "data").exists()

@@ -165,8 +165,9 @@ def _is_helper_gone(error: Exception) -> bool:
         return True
     if not isinstance(error, EOFError | ConnectionError):
         return False
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(last.filename).parts[-2:] == ("multiprocessing", "connection.py")
+    # Without the lines' text: reading it takes long enough for the DataLoader's own alarm, raised by a signal.
+    last, _ = list(traceback.walk_tb(error.__traceback__))[-1]
+    return Path(last.f_code.co_filename).parts[-2:] == ("multiprocessing", "connection.py")
 
 
 def _reader_has_gone() -> bool:
