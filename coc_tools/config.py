@@ -148,7 +148,7 @@ class LocalConfig:
     batch_size: int = 4
 
     def __post_init__(self) -> None:
-        check_device(self.device, "local.device")
+        check_device(self.device, "local.device", is_needed=False)
         check_at_least("local.", self, batch_size=1)
 
 

@@ -29,8 +29,6 @@ from typing import IO, Any
 
 # What is read once, when the modules below are imported, or by the interpreter itself.
 _READ_AT_IMPORT = ("PYTHON", "HF_", "TOKENIZERS", "OMP_", "MKL_", "TORCH", "CUDA", "HOME", "LD_", "TRANSFORMERS", "XDG")
-# The server has it, whatever a test puts into `os.environ` before the first fork.
-_AT_START = dict(os.environ)
 _PRELOADED = (
     "lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "lerobot_policy_world_modality",
     "lerobot.policies.factory", "transformers", "datasets", "pandas", "torchvision.transforms.v2",
@@ -113,7 +111,7 @@ def start(
     command = [str(part) for part in command]
     environment = dict(os.environ if env is None else env)
     program = _python_of(command)
-    if program is None or _read_at_import(environment) != _read_at_import(_AT_START):
+    if program is None or _read_at_import(environment) != _read_at_import(os.environ):
         return subprocess.Popen(
             command, env=environment, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr,
             start_new_session=start_new_session, text=True,
@@ -199,7 +197,7 @@ def _server() -> str:
     command = [sys.executable, __file__, address, str(theirs.fileno())]
     server = subprocess.Popen(
         command, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL,
-        env=_AT_START | {"JE_ARROW_MALLOC_CONF": "background_thread:false"},  # a thread, else, that forks lack
+        env=os.environ | {"JE_ARROW_MALLOC_CONF": "background_thread:false"},  # a thread, else, that forks lack
     )  # fmt: skip
     theirs.close()
     assert ours.recv(1) == b"1", "the fork server did not start"

@@ -62,8 +62,7 @@ class Disturber:
         """Begin an episode: everything as it was, and the draws of this scene."""
         for part, value in self._changed:
             part[:] = value
-        if self.kind == "distractor_enters":
-            self._env.mujoco_renderer.show_ball(None)
+        self._env.mujoco_renderer.show_ball(None)
         self._rng = np.random.default_rng(None if seed is None else [seed, sum(map(ord, self.kind))])
         self._angle, self._size = self._rng.uniform(0, 2 * np.pi), self._rng.uniform()
         self._late: deque[np.ndarray] = deque()

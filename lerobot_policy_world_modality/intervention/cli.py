@@ -99,7 +99,7 @@ class InterveneConfig:
     plot: bool = False
 
     def __post_init__(self) -> None:
-        check_device(self.device)
+        check_device(self.device, is_needed=False)
         self.policy = read_policy_option() or self.policy
 
     @classmethod
@@ -113,6 +113,7 @@ class InterveneConfig:
 
     def validate(self) -> None:
         """Raises ConfigError naming the option."""
+        check_device(self.device)
         if self.policy is None or not self.policy.pretrained_path:
             raise ConfigError("policy.path is empty: name the checkpoint to examine")
         if not self.output_dir:

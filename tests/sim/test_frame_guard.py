@@ -38,6 +38,9 @@ class FaultyRenderer:
         self.last = self.real.render(render_mode)
         return self.last
 
+    def show_ball(self, position, radius=0.0):
+        self.real.show_ball(position, radius)
+
     def forget(self):
         self.real.forget()
 

@@ -94,7 +94,7 @@ class PrecomputeConfig:
     def __post_init__(self) -> None:
         if not self.dataset.repo_id and not self.dataset.root:
             raise ConfigError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
-        check_device(self.device)
+        check_device(self.device, is_needed=False)
         check_at_least(self, 1, "batch_size", "pca_n_frames")
         check_at_least(self, 0, "num_workers", "tolerance_s")
         check_choices(self)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from world_modality_core.encoders import WorldEncoder, make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.dataset_files import data_files
+from world_modality_core.io.devices import check_device
 from world_modality_core.io.episode_lists import parse_episodes
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import check_room
@@ -54,6 +55,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
     Raises:
         ConfigError: before any work, if it cannot be done as asked for.
     """
+    check_device(cfg.device)
     state, device = join_processes(cfg.device)
     name = cfg.dataset.repo_id or Path(cfg.dataset.root).name
     source = SourceDataset(name, cfg.dataset.root, cfg.dataset.revision, cfg.tolerance_s)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from world_modality_core.io.devices import check_device
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import writing
 from world_modality_core.prophet.data import CompanionFrames, default_source, open_companions
@@ -29,6 +30,7 @@ def train_prophet(cfg: ProphetTrainingConfig) -> Path:
         raise ConfigError(
             "wm-prophet runs as one process (a step takes milliseconds on a GPU); start it without launcher"
         )
+    check_device(cfg.device)
     device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     companions = open_companions(cfg.companion_names)
     sources = None

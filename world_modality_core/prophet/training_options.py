@@ -75,7 +75,7 @@ class ProphetTrainingConfig:
         for name in ("companions", "output_dir"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty: name it with --{name}")
-        check_device(self.device)
+        check_device(self.device, is_needed=False)
         check_choices(self)
         check_at_least(self, 1, "n_obs_steps", "history_stride", "n_future_steps", "future_stride", "steps")
         check_at_least(self, 1, "batch_size", "eval_freq", "eval_frames", "save_freq")
