@@ -6,7 +6,7 @@ from argparse import Namespace
 from types import SimpleNamespace
 
 import torch
-from bench_training_step import EPISODE_LENGTH, LANGUAGE, N_EPISODES, STATE, build
+from bench_training_step import EPISODE_LENGTH, LANGUAGE, N_EPISODES, STATE, build, step
 from random_latents import random_companion
 
 from gpu_parts.figures import Run
@@ -30,17 +30,8 @@ def measure(run: Run) -> None:
         "task": ["push the puck"] * b,
     }
 
-    def step(name: str) -> None:
-        policy, optimizer = policies[name]
-        loss, _ = policy.forward(dict(batch))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        policy.update()
-        loss.item()
-
-    taken = in_turn({name: lambda name=name: step(name) for name in policies}, device, 50 if run.is_real else 2, 5)
+    works = {name: lambda each=each: step(*each, dict(batch)) for name, each in policies.items()}
+    taken = in_turn(works, device, 50 if run.is_real else 2, 5)
     for name, values in taken.items():
         run.figure(f"{name}: training step, batch {b}, width 512", values, "ms", part=PART)
         run.figure(f"{name}: training steps", [1e3 / value for value in values], "steps/s", part=PART)
