@@ -26,9 +26,10 @@ def test_nothing_fails_here(rows):
 @pytest.mark.parametrize("policy_type", checks.POLICY_TYPES)
 def test_every_type_makes_its_round(rows, policy_type):
     row = rows[f"policy {policy_type}"]
-    if row.status == "warn":
-        pytest.skip(row.found)
-    assert "trained, saved, loaded and acted" in row.found or policy_type in checks.UNTRIED
+    for package in (checks.POLICY_TYPES[policy_type] or ("", ()))[1]:
+        pytest.importorskip(package)
+    is_untried = policy_type in checks.UNTRIED
+    assert ("too large for a round here" if is_untried else "trained, saved, loaded and acted") in row.found
 
 
 def test_every_warning_and_failure_has_a_remedy(rows):
