@@ -286,6 +286,7 @@ class Evaluation:
                     "episode_length": int(env.call("_max_episode_steps")[0]),
                     "video": video,
                     **self.facts,
+                    "action_jerk": float(results["action_jerk"][i]),
                 }
             )
         if watched:  # first: an episode that is done has been watched
@@ -342,16 +343,21 @@ def reduce_rollout(data: dict[str, Tensor]) -> dict[str, Tensor]:
     """Results of each episode of a rollout, as `lerobot_eval.eval_policy` computes them.
 
     Args:
-        data: What `rollout` returned: `done`, `reward` and `success`, each (b, steps of the longest).
+        data: What `rollout` returned: `done`, `reward` and `success`, each (b, steps of the longest), and `action`
+            (b, steps, a).
 
     Returns:
-        `steps` until done, `sum_reward`, `max_reward` and `success`, each (b,).
+        `steps` until done, `sum_reward`, `max_reward` and `success`, each (b,); and `action_jerk` (b,), the mean over
+        its steps of how far an action is from where the last two led, |a_t - 2 a_{t-1} + a_{t-2}|.
     """
     last = data["done"].int().argmax(dim=1)  # the first True
     # Up to one step beyond the last, as upstream has it; a finished environment has reward 0 there.
     counts = torch.arange(data["done"].shape[1]) <= last[:, None] + 1
     rewards = data["reward"] * counts.int()
+    jerks = data["action"].double().diff(n=2, dim=1).norm(dim=-1)  # of steps 2, 3, ...
+    is_inside = torch.arange(2, 2 + jerks.shape[1]) <= last[:, None]
     return {
+        "action_jerk": (jerks * is_inside).sum(dim=1) / is_inside.sum(dim=1).clamp(min=1),
         "steps": last + 1,
         "sum_reward": rewards.sum(dim=1),
         "max_reward": rewards.amax(dim=1),

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from filelock import FileLock
 from lerobot.envs import make_env, make_env_pre_post_processors
 from lerobot.policies import make_policy, make_pre_post_processors
@@ -18,7 +19,7 @@ from lerobot.scripts.lerobot_eval import eval_policy_all
 
 from lerobot_policy_world_modality.evaluation import evaluate as module
 from lerobot_policy_world_modality.evaluation.cli import format_table, repeated_scenes
-from lerobot_policy_world_modality.evaluation.evaluate import evaluate
+from lerobot_policy_world_modality.evaluation.evaluate import evaluate, reduce_rollout
 from tests import fork_server
 from tests.evaluation.helpers import SIZE, make_checkpoint, options
 from world_modality_core.configs import MemoryConfig
@@ -71,6 +72,14 @@ def test_results_are_those_of_lerobot_eval(checkpoint, finished, tmp_path):
     assert ours["sum_reward"].tolist() == theirs["sum_rewards"]
     assert ours["max_reward"].tolist() == theirs["max_rewards"]
     assert 0 < ours["sum_reward"].nunique() == 3
+    assert ours["action_jerk"].between(0, 10, inclusive="neither").all()
+
+
+def test_jerk_is_how_far_actions_leave_a_steady_motion():
+    action = torch.tensor([[[0.0], [1.0], [2.0], [3.0], [9.0]], [[0.0], [1.0], [0.0], [1.0], [0.0]]])
+    done = torch.tensor([[False, False, False, True, True], [False, False, True, True, True]])
+    data = {"action": action, "done": done, "reward": torch.zeros(2, 5), "success": done}
+    assert reduce_rollout(data)["action_jerk"].tolist() == [0.0, 2.0]  # what follows the end is not counted
 
 
 def test_rows_say_what_happened(finished):

@@ -263,12 +263,17 @@ def test_ci_gets_an_exit_code_and_a_junit_file(tmp_path, monkeypatch, capsys):
 def test_graded_outcomes_decide_pairs_by_what_they_say(episodes):
     rows = episodes[episodes["arm"] == "intact"].assign(success=True, sum_reward=1.0, steps=80)
     faster = (rows["model"] == "F") & (rows["seed"] < 15)
-    rows.loc[faster, ["steps", "sum_reward"]] = [60, 0.5]
-    by = {name: compare(rows, baseline="A", candidates=["F"], outcome=name) for name in ("success", "time", "reward")}
+    with pytest.raises(NotComparableError, match="how smooth the motion was isn't recorded in 180 of 180 episodes"):
+        compare(rows, baseline="A", candidates=["F"], outcome="smoothness")
+    rows["action_jerk"] = 0.1
+    rows.loc[faster, ["steps", "sum_reward", "action_jerk"]] = [60, 0.5, 0.3]
+    outcomes = ("success", "time", "reward", "smoothness")
+    by = {name: compare(rows, baseline="A", candidates=["F"], outcome=name) for name in outcomes}
     counts = {name: report.comparisons[0].parts[0].counts for name, report in by.items()}
     assert (counts["success"].wins, counts["success"].losses) == (0, 0)
     assert (counts["time"].wins, counts["time"].losses) == (3 * 3 * 15, 0)
     assert (counts["reward"].wins, counts["reward"].losses) == (0, 3 * 3 * 15)
+    assert (counts["smoothness"].wins, counts["smoothness"].losses) == (0, 3 * 3 * 15)
     assert "F/intact against A/intact: better by time" in by["time"].answers[0].text
     failed = compare(rows.assign(success=rows["model"] == "A"), baseline="A", candidates=["F"], outcome="time")
     assert failed.comparisons[0].parts[0].counts.losses == 180  # success comes first: a fast failure is no success

@@ -94,10 +94,11 @@ def training_facts(folder: Path) -> dict[str, Any]:
         "trunk": config.get("trunk_initialised_from"),
         "prophet": (config.get("prophet") or {}).get("initialised_from"),
     }
+    cotrained = config.get("action_free_episodes") or []
     return {
         "dataset": dataset.get("repo_id"),
         "episodes": (_ranges(named) if named else "all") if dataset else None,
-        "action_free": _prophet_episodes(starts["prophet"] or starts["trunk"]),
+        "action_free": _ranges(cotrained) or _prophet_episodes(starts["prophet"] or starts["trunk"]),
         "train_steps": steps,
         "samples": steps * batch_size if steps and batch_size else None,
         "starts_from": ", ".join(f"{role}:{_weights_hash(name)}" for role, name in starts.items() if name) or None,

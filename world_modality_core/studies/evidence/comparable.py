@@ -26,14 +26,15 @@ OUTCOMES = {
     "success": ["success"],
     "time": ["success", "speed"],
     "reward": ["sum_reward"],
+    "smoothness": ["success", "smoothness"],
 }
 """What may be compared -> the columns that decide who did better in a pair, the first that differs; `speed` is minus
-the steps of an episode that succeeded."""
+the steps of an episode that succeeded, `smoothness` minus its `action_jerk`."""
 
 _SCENE = ["task", "seed"]
 _KEY = ["train_seed", *_SCENE]
 _COLUMNS = ["model", "arm", *_KEY, "init_hash", "checkpoint", "tier", *SAME, *SAME_IF_KNOWN]
-_COLUMNS += ["success", "sum_reward", "speed"]
+_COLUMNS += ["success", "sum_reward", "speed", "smoothness"]
 
 
 class NotComparableError(UserError):
@@ -108,13 +109,22 @@ def pair(
     Raises:
         NotComparableError: naming everything that differs.
     """
-    episodes = episodes.assign(speed=-episodes["steps"].astype(float).where(episodes["success"], np.inf))
+    has_succeeded = episodes["success"]
+    episodes = episodes.assign(
+        speed=-episodes["steps"].astype(float).where(has_succeeded, np.inf),
+        smoothness=-episodes["action_jerk"].astype(float).where(has_succeeded, np.inf),
+    )
     sides = {}
     for side in (first, second):
         rows = episodes.loc[(episodes["model"] == side.model) & (episodes["arm"] == side.arm), _COLUMNS]
         if rows.empty:
             raise NotComparableError(f"{side} has no episodes; those of {_list(_names(episodes))} were read")
         sides[side] = rows
+        if outcome == "smoothness" and (n := int(rows["smoothness"].isna().sum())):
+            raise NotComparableError(
+                f"{side}: how smooth the motion was isn't recorded in {n} of {len(rows)} episodes (action_jerk is "
+                "empty): they are older than that column; evaluate again, or choose another outcome"
+            )
     a, b = sides[first], sides[second]
     problems = [*_duplicates(sides), *_differing_fields(sides), *_differing_checkpoints(first, a, second, b)]
     problems += [*_relabelled(first, a, second, b), *_repeated_scenes(sides, common_scenes)]

@@ -86,8 +86,8 @@ class CompareConfig:
             raise ConfigError("folders is empty: name folders that wm-eval wrote")
         if not 0 < self.alpha < 0.5:
             raise ConfigError(f"alpha={self.alpha}: expected a level between 0 and 0.5, such as 0.05")
-        if self.outcome not in ("success", "time", "reward"):
-            raise ConfigError(f"outcome={self.outcome!r}: expected success, time or reward")
+        if self.outcome not in ("success", "time", "reward", "smoothness"):
+            raise ConfigError(f"outcome={self.outcome!r}: expected success, time, reward or smoothness")
         if self.fail_if not in ("", "regressed"):
             raise ConfigError(f"fail_if={self.fail_if!r}: expected regressed, or leave it out")
         if self.margin is not None and not 0 < self.margin < 1:

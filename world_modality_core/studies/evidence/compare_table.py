@@ -12,6 +12,7 @@ NAMES = {"episodes": "all episodes", "tasks": "mean over tasks", "tiers": "mean 
 _UNITS = {
     "success": "in points of success rate",
     "time": "by success, then time to success: % of pairs in which the first did better, minus worse",
+    "smoothness": "by success, then smoothness: % of pairs in which the first did better, minus worse",
     "reward": "by sum of rewards: % of pairs in which the first did better, minus worse",
 }
 
