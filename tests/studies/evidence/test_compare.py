@@ -16,6 +16,7 @@ from world_modality_core.studies.evidence import compare_cli
 from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError
 from world_modality_core.studies.evidence.compare import compare, holm
 from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
+from world_modality_core.studies.evidence.compare_table import format_report
 from world_modality_core.studies.evidence.episode_records import write_episodes
 from world_modality_core.studies.evidence.paired import flip_p
 
@@ -277,6 +278,17 @@ def test_graded_outcomes_decide_pairs_by_what_they_say(episodes):
     assert "F/intact against A/intact: better by time" in by["time"].answers[0].text
     failed = compare(rows.assign(success=rows["model"] == "A"), baseline="A", candidates=["F"], outcome="time")
     assert failed.comparisons[0].parts[0].counts.losses == 180  # success comes first: a fast failure is no success
+
+
+def test_labels_stand_beside_what_the_rows_say_of_them(episodes):
+    rows = episodes[episodes["arm"] == "intact"].copy()
+    assert "What the labels stand for" not in format_report(compare(rows, baseline="A", candidates=["F"]))
+    rows.loc[rows["model"] == "F", ["sees", "action_free", "train_steps"]] = ["images", "5-9", 1200]
+    rows.loc[(rows["model"] == "F") & (rows["train_seed"] == rows["train_seed"].min()), "train_steps"] = 600
+    report = compare(rows, baseline="A", candidates=["F"])
+    assert report.to_dict()["labels"]["F"]["train_steps"] == "2 kinds"
+    line = next(x for x in format_report(report).splitlines() if x.startswith("F  ") and "5-9" in x)
+    assert line.split() == ["F", "5-9", "2", "kinds", "images"]
 
 
 def test_best_of_several_leaves_out_who_is_beaten(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -131,6 +131,10 @@ class Comparison:
         )
 
 
+LABEL_COLUMNS = ("episodes", "action_free", "train_steps", "n_trainable", "n_frozen", "sees", "memory_content")
+"""Columns of the rows that tell what a model's label stands for."""
+
+
 @dataclass(frozen=True)
 class ComparisonReport:
     """All that `compare` found."""
@@ -148,6 +152,8 @@ class ComparisonReport:
     outcome: str = "success"
     # What else tells two models apart than what they were to be compared for.
     notes: tuple[str, ...] = ()
+    # What each model was trained on and sees, by `LABEL_COLUMNS`; "" where the rows don't say.
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def answers(self) -> tuple[DifferenceAnswer, ...]:
@@ -171,6 +177,7 @@ class ComparisonReport:
             "sides": [asdict(side) for side in self.sides],
             "comparisons": comparisons,
             "verdicts": verdicts,
+            "labels": {name: dict(zip(LABEL_COLUMNS, said, strict=True)) for name, said in self.labels.items()},
         }
 
 
@@ -258,7 +265,18 @@ def compare(
         margin,
         outcome,
         _notes(episodes, comparisons),
+        _labels(episodes, [side.model for side in names]),
     )
+
+
+def _labels(episodes: pd.DataFrame, models: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What the rows say of each model; where training seeds differ, in how many ways."""
+    labels = {}
+    for model in sorted(set(models)):
+        rows = episodes[episodes["model"] == model]
+        values = [rows[name].dropna().unique() for name in LABEL_COLUMNS]
+        labels[model] = tuple(str(v[0]) if len(v) == 1 else f"{len(v)} kinds" if len(v) else "" for v in values)
+    return labels
 
 
 def _notes(episodes: pd.DataFrame, comparisons: list[Comparison]) -> tuple[str, ...]:

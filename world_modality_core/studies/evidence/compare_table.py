@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from world_modality_core.studies.evidence.compare import Comparison, ComparisonReport, PairedPart, SuccessRate
+from world_modality_core.studies.evidence.compare import (
+    LABEL_COLUMNS,
+    Comparison,
+    ComparisonReport,
+    PairedPart,
+    SuccessRate,
+)
 from world_modality_core.studies.evidence.paired import MIN_TASKS, PairedResult
 from world_modality_core.studies.evidence.verdicts import SHOWN, Verdict
 from world_modality_core.studies.evidence.wording import p_text
@@ -40,6 +46,13 @@ def format_report(report: ComparisonReport, markdown: bool = False) -> str:
         "Of all episodes, also those that no comparison has; the rates of the pairs stand beside the differences. "
         "Wilson's intervals, for these checkpoints on scenes like these of these tasks.",
     ]
+    if any(any(said) for said in report.labels.values()):
+        kinds = [name.replace("_", " ") for name in LABEL_COLUMNS]
+        blocks += [
+            _heading("What the labels stand for", markdown),
+            _table(["model", *kinds], [[model, *said] for model, said in report.labels.items()], markdown),
+            "As the rows have it; empty where they don't say. Labels are words that somebody typed.",
+        ]
     return "\n\n".join(blocks) + "\n"
 
 
