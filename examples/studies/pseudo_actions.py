@@ -1,4 +1,4 @@
-"""Pseudo-label the action-free episodes of a study with actions: a control for memories of future states.
+"""Pseudo-label the action-free episodes of a study with actions: a control for forecasts of the robot.
 
     python examples/studies/pseudo_actions.py examples/studies/study2.yaml --set data=data/metaworld6
     python examples/studies/pseudo_actions.py examples/studies/study2.yaml --set data=data/metaworld6 --images_only
@@ -6,7 +6,7 @@
 For each training seed an inverse dynamics model (a small MLP from states around a moment to its action) is fitted on
 the seed's labelled episodes, and `${data}/pseudo_s<seed>` becomes a copy of the dataset whose other episodes
 hold what it predicts. Where states are recorded, this is the cheapest use of episodes without actions (as in VPT,
-arXiv:2206.11795): whoever claims that a memory of future states helps must show how far this goes.
+arXiv:2206.11795): whoever claims that a forecast of the robot helps must show how far this goes.
 
 With --images_only the other episodes have no states either. These are pseudo-labelled first, by a ridge regression from
 latents to states on the labelled episodes, then the actions from pseudo-labelled states; both go into
