@@ -118,6 +118,22 @@ def test_refuses_missing_episodes_unless_asked_for_the_common_ones(study):
     assert (pairs.tasks[0].first == whole.tasks[0].first[:, [0, 1]]).all()
 
 
+def test_scenes_of_one_side_count_with_the_pairs():
+    gains = {"F": {"intact": 0.25}, "A": {"intact": -0.25}}
+    shape = StudyShape(n_tasks=2, n_scenes=30, n_runs=1)
+    rows = simulate_study(shape, gains, np.random.default_rng(1)).episodes
+    shared = rows[(of(rows, F) & (rows["seed"] < 20)) | (of(rows, A) & (rows["seed"] >= 10))]
+    pairs = pair(shared, F, A, common_scenes=True)
+    assert [len(task.seeds) for task in pairs.tasks] == [10, 10]
+    assert [(len(first), len(second)) for first, second in pairs.alone] == [(10, 10), (10, 10)]
+    wanted = rows[of(rows, F) & (rows["task"] == "task-1") & (rows["seed"] < 10)]["success"]
+    assert pairs.alone[1][0].tolist() == wanted.tolist()
+    comparison = compare(shared, baseline="A", candidates=["F"], common_scenes=True).comparisons[0]
+    narrower, wider = comparison.overlapping, comparison.parts[0].result
+    assert narrower.high - narrower.low < wider.high - wider.low and narrower.p < 0.001
+    assert compare(rows, baseline="A", candidates=["F"]).comparisons[0].overlapping is None
+
+
 def test_refuses_other_training_seeds_unless_asked_for_the_common_ones(study):
     rest = study[~(of(study, A) & (study["train_seed"] == 0))]
     with pytest.raises(NotComparableError, match=r"train_seed is 0, 1 \(F/intact\) and 1 \(A/intact\)"):

@@ -10,6 +10,7 @@ from scipy import stats
 from world_modality_core.studies.evidence.compare import overall_means
 from world_modality_core.studies.evidence.paired import (
     PairCounts,
+    compare_partly_overlapping,
     compare_runs,
     compare_scenes,
     compare_tasks,
@@ -250,3 +251,26 @@ def test_independent_success_is_the_upper_bound():
 def test_power_refuses_the_impossible(difference, discordance):
     with pytest.raises(ValueError, match=f"discordance={discordance:g}"):
         mcnemar_power(100, difference, discordance)
+
+
+@pytest.mark.parametrize(("n", "n_runs", "rate"), [(20, 1, 0.5), (100, 1, 0.5), (50, 1, 0.95), (50, 5, 0.6)])
+def test_partly_overlapping_scenes_keep_their_level_and_gain_power(n, n_runs, rate):
+    rng = np.random.default_rng(0)
+
+    def rejections(gain, n_studies=1000):
+        found = []
+        for _ in range(n_studies):
+            hard = np.clip(rate + rng.normal(0, 0.2, (2, 3, n)), 0, 1)  # of common scenes, and of others
+            first, second = (rng.random((n_runs, 3, n // 2)) < hard[0, :, : n // 2] + g for g in (gain, 0))
+            others = [(rng.random((n_runs, 3, n // 2)) < each + g).mean(0) for g, each in
+                      ((gain, hard[1, :, : n // 2]), (0, hard[0, :, n // 2 : n // 2 * 2]))]  # fmt: skip
+            differences = [first[:, t].astype(int) - second[:, t] for t in range(3)]
+            with_others = compare_partly_overlapping(differences, list(zip(*others, strict=True)))
+            found.append((with_others.p <= 0.05, compare_scenes(differences).p <= 0.05))
+        return np.mean(found, 0)
+
+    assert rejections(0.0)[0] <= 0.05 + 3 * sqrt(0.05 * 0.95 / 1000)
+    if rate == 0.5 and n == 100:
+        with_others, pairs_alone = rejections(0.1, 200)
+        assert with_others > pairs_alone + 0.1
+    assert compare_partly_overlapping([np.ones((1, 4))], [(np.ones(3), np.empty(0))]) is None

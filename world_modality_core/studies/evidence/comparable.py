@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -80,6 +80,8 @@ class Pairs:
     tasks: tuple[TaskPairs, ...]
     # Episodes of the two sides that were left out to keep the scenes that all have; 0 unless asked for.
     n_left_out: int = 0
+    # Per task the rates, over the training seeds, of the scenes that the first alone has, (n,), and the second, (m,).
+    alone: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
     def in_order(self) -> np.ndarray:
         """(n, n_runs) differences of the scenes: the first of every task, then the second, ...
@@ -144,7 +146,7 @@ def pair(
         problems = (_holes if common_scenes else _differing_sets)(first, a, second, b)
     if problems:
         raise NotComparableError(f"{first} and {second} can't be compared: {'; '.join(problems)}")
-    kept = both
+    kept, alone = both, ()
     if common_scenes:
         # A scene stays if both sides have it for every training seed that they share.
         train_seeds = both["train_seed"].nunique()
@@ -154,7 +156,21 @@ def pair(
                 f"{first} and {second} can't be compared: the two have no scene in common for all training seeds "
                 f"({_list(sorted(set(a['train_seed'])))} and {_list(sorted(set(b['train_seed'])))})"
             )
-    return _to_pairs(first, second, _decided(kept, outcome), len(a) + len(b) - 2 * len(kept))
+        alone = _alone(a, b, kept) if outcome == "success" else ()
+    pairs = _to_pairs(first, second, _decided(kept, outcome), len(a) + len(b) - 2 * len(kept))
+    return replace(pairs, alone=alone)
+
+
+def _alone(a: pd.DataFrame, b: pd.DataFrame, kept: pd.DataFrame) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Per task, the success rates of the scenes that one side alone has, and has for every common training seed."""
+    train_seeds, rates = kept["train_seed"].unique(), []
+    for side, other in ((a, b), (b, a)):
+        rows = side[side["train_seed"].isin(train_seeds)]
+        rows = rows.merge(other[_SCENE].drop_duplicates(), how="left", indicator=True)
+        of_scene = rows[rows["_merge"] == "left_only"].groupby(_SCENE)["success"].agg(["size", "mean"])
+        rates.append(of_scene.loc[of_scene["size"] == len(train_seeds), "mean"])
+    tasks = sorted(kept["task"].unique())
+    return tuple(tuple(rate[rate.index.get_level_values("task") == t].to_numpy(float) for rate in rates) for t in tasks)
 
 
 def _decided(rows: pd.DataFrame, outcome: str) -> pd.DataFrame:

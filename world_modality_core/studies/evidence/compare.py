@@ -14,9 +14,11 @@ from world_modality_core.studies.evidence.checkpoint import THROUGH_MEMORY
 from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, Pairs, check_matched, pair
 from world_modality_core.studies.evidence.paired import (
     PairCounts,
+    PairedResult,
     RunsResult,
     ScenesResult,
     TasksResult,
+    compare_partly_overlapping,
     compare_runs,
     compare_scenes,
     compare_tasks,
@@ -95,6 +97,8 @@ class Comparison:
     margin_p: tuple[float, float] | None
     # Holm's p-value within the family: the arms of a model, or the candidates of a baseline.
     p_holm: float = 1.0
+    # Of the pairs and the scenes that only one side has; None unless both have such scenes.
+    overlapping: PairedResult | None = None
 
     @property
     def evidence(self) -> Evidence:
@@ -371,6 +375,7 @@ def compare_pairs(
         heterogeneity_p=heterogeneity_p(differences),
         sequential=sequential_test(pairs.in_order(), n_planned, alpha) if n_planned else None,
         margin_p=None if margin is None else margin_p(parts[0].counts, scenes, runs, margin),
+        overlapping=compare_partly_overlapping(differences, pairs.alone, 1 - alpha),
     )
 
 

@@ -89,6 +89,8 @@ def _difference_rows(comparison: Comparison) -> list[list[str]]:
         after.append(_wider_row(f"over {comparison.runs.n_runs} training runs", comparison.runs))
     if comparison.tasks is not None:
         after.append(_wider_row(f"over {comparison.tasks.n_tasks} tasks", comparison.tasks))
+    if comparison.overlapping is not None:
+        after.append(_wider_row("with scenes of one side", comparison.overlapping))
     if comparison.sequential is not None:
         after.append(["", "sequential", "", _stop(comparison), "", "", p_text(comparison.sequential.p), ""])
     ahead = (comparison.runs or comparison.parts[0].result).probability_ahead
@@ -147,6 +149,11 @@ def _notes(report: ComparisonReport) -> list[str]:
         notes.append("Over tasks: tasks like these; the mean over tasks, t interval.")
     elif any(len(c.train_seeds) > 1 or c.kind == "arm" for c in report.comparisons):
         notes.append(f"Of tasks like these nothing is said: that takes {MIN_TASKS} tasks or more.")
+    if any(c.overlapping is not None for c in report.comparisons):
+        notes.append(
+            "With scenes of one side: these checkpoints; the pairs, and the scenes that only one side has, each "
+            "weighed by its variance. Not adjusted, and in no verdict."
+        )
     notes.append(
         "Probability to be ahead: posterior under Jeffreys' prior, over training runs under a flat one. It is no test."
     )

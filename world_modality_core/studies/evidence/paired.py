@@ -305,6 +305,47 @@ def compare_tasks(
     return TasksResult(**result.__dict__, standard_error=error, n_tasks=n_tasks)
 
 
+def compare_partly_overlapping(
+    differences: Sequence[np.ndarray], alone: Sequence[tuple[np.ndarray, np.ndarray]], confidence: float = 0.95
+) -> PairedResult | None:
+    """Difference over common scenes and over those that only one side has, each weighed by the inverse of its variance.
+
+    The optimal pooled estimate of partly overlapping samples (Dubnicka, Blair and Hettmansperger 2002, Journal of
+    Modern Applied Statistical Methods 1:32-41), within tasks, with normal quantiles. Each variance has two scenes more,
+    at the ends of what is possible: sides that always succeed don't make it 0.
+
+    Args:
+        differences: Per task (n_runs, n_scenes): first minus second on common scenes.
+        alone: Per task the rates of the scenes of the first side only, (n,), and of the second only, (m,).
+        confidence: Of the interval.
+
+    Returns:
+        None if no task has scenes of both.
+    """
+    tasks = [(a, b) for a, b in alone if len(a) and len(b)]
+    if not tasks:
+        return None
+    scenes = [difference.mean(0) for difference in differences]
+    n = sum(map(len, scenes))
+    paired = sum(each.sum() for each in scenes) / n
+    paired_variance = sum(len(each) * _variance(each, -1.0) for each in scenes) / n**2
+    weights = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in tasks])
+    weights /= weights.sum()
+    unpaired = weights @ [a.mean() - b.mean() for a, b in tasks]
+    unpaired_variance = weights**2 @ [_variance(a, 0.0) / len(a) + _variance(b, 0.0) / len(b) for a, b in tasks]
+    share = unpaired_variance / (paired_variance + unpaired_variance)
+    difference = share * paired + (1 - share) * unpaired
+    error = sqrt(paired_variance * share)  # of the weighted mean: 1 / (1 / v + 1 / w)
+    reach = ndtri((1 + confidence) / 2) * error
+    p = 2 * ndtr(-abs(difference) / error)
+    return PairedResult(float(difference), float(difference - reach), float(difference + reach), float(p))
+
+
+def _variance(values: np.ndarray, least: float) -> float:
+    """Of scenes whose values lie in [least, 1], and of one more at either end."""
+    return float(np.var([*values, least, 1.0], ddof=1))
+
+
 def heterogeneity_p(differences: Sequence[np.ndarray], n_draws: int = HETEROGENEITY_DRAWS) -> float | None:
     """Whether the difference is another one in other tasks: a permutation test that deals the scenes to the tasks.
 
