@@ -47,8 +47,8 @@ class CompareConfig:
     # Difference of success rates, in (0, 1), below which two models count as equally good: also test "not worse" and
     # "as good".
     margin: float | None = None
-    # By what an episode is better than another: success; time (success, then fewer steps to it); reward (their sum).
-    # All tests are then of how much more often the first did better.
+    # By what an episode is better than another: success; time (success, then fewer steps to it); smoothness (success,
+    # then less jerk); reward (their sum). All tests are then of how much more often the first did better.
     outcome: str = "success"
     # Write a JUnit file, one test case for each comparison.
     junit: str | None = None
