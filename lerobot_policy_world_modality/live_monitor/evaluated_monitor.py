@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+import torch
 from lerobot.processor import PolicyProcessorPipeline
 from torch import nn
 
@@ -48,9 +49,9 @@ class EvaluatedMonitor:
         self._tasks = list(observation["task"])
         return self._preprocessor(observation)
 
-    def after_action(self) -> None:
-        """Look at the step that the policy has acted on."""
-        self._run.tell(self._host)
+    def after_action(self, before: np.ndarray | None) -> None:
+        """Look at the step that the policy has acted on; `before` (b, a) was executed in the step before it, if any."""
+        self._run.tell(self._host, None if before is None else torch.from_numpy(before))
 
     def row(self, i: int, steps: int) -> dict[str, Any]:
         """What was told of episode i until it was done, as columns of a monitor's row."""

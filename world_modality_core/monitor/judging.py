@@ -48,7 +48,7 @@ def eval_rows(given: argparse.Namespace) -> dict[str, Any]:
         found[str(model)] = judge(of, float(rates[0]), given.n_bootstrap, given.seed)
     print("\n\n".join(judgement_text(model, of) for model, of in found.items()))
     if given.output:
-        write_text(Path(given.output).resolve(), json.dumps(found, indent=1, default=_plain) + "\n")
+        write_text(Path(given.output).resolve(), json.dumps(found, indent=1, default=plain_values) + "\n")
     if given.page:
         write_judged_page(Path(given.page), found, rows, monitor, given.n_films)
         print(f"Page: {given.page}")
@@ -68,5 +68,6 @@ def judged_by(monitor: Monitor, rows: pd.DataFrame, where: str) -> pd.DataFrame:
     return rows.reset_index(drop=True).assign(**new, false_alarm_rate=monitor.description.false_alarm_rate)
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """What `judge` found, for JSON."""
     return asdict(value) if isinstance(value, Separation) else value.item()
