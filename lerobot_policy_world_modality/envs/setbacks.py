@@ -48,8 +48,8 @@ class SetbackWatch:
     def found(self) -> tuple[int, str] | None:
         """Step of the episode's setback, and which; None where it had none.
 
-        `out_of_reach`: from then on the object lay outside the space that the hand can reach. `dropped`, `contact_lost`:
-        the gripper never touched it again; lifted at that moment, or not. What came first counts.
+        `out_of_reach`: from then on the object lay outside the space that the hand can reach. `dropped` and
+        `contact_lost`: the gripper never touched it again; lifted at that moment, or not. What came first counts.
         """
         if not self._touched:
             return None

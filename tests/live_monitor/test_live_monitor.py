@@ -80,8 +80,8 @@ def evaluated(checkpoint, of_dots, tmp_path_factory):
     seen = []
     original = LiveMonitorRun.tell
 
-    def witness(self, host=None):
-        reading = original(self, host)
+    def witness(self, host=None, action=None):
+        reading = original(self, host, action)
         seen.append((self._frames.n_encoded, host.latent_reader.frames.n_encoded, reading is not None))
         return reading
 

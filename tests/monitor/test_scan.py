@@ -24,8 +24,7 @@ def broken(episode, t, camera, size):
 
 @pytest.fixture(scope="module")
 def lowered(watched, tmp_path_factory):
-    """The monitor with its line at 0, as if successful episodes looked alike: their backgrounds differ, and set one that
-    little passes."""
+    """The monitor with its line at 0, as if successful episodes looked alike (their backgrounds differ)."""
     monitor = Monitor.load(watched.monitor)
     monitor.calibration_tensors.quantile.zero_()
     monitor.calibration_tensors.maxima[:, :, monitor.score_names.index("nearest_in_phase")] /= 10

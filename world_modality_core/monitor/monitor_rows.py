@@ -3,8 +3,8 @@
     <evaluation's folder>/monitor/<part>.parquet
 
 `score_NAME` holds the raw score of each tick, `level` the combined one, `alarm_step` the step of the first alarm, and
-`disturbed_at` the step at which the environment disturbed the episode, if it did. Of failures, `setback_at` and `setback`
-are the step at which the simulation knows that something went wrong, and what (`metaworld_light`).
+`disturbed_at` the step at which the environment disturbed the episode, if it did. Of failures, `setback_at` and
+`setback` are the step at which the simulation knows that something went wrong, and what (`metaworld_light`).
 """
 
 from __future__ import annotations
