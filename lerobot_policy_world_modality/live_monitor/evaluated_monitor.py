@@ -62,6 +62,7 @@ class EvaluatedMonitor:
             "every": self.monitor.description.future_stride,
             "false_alarm_rate": self.monitor.description.false_alarm_rate,
             "alarm_step": alarms[0] if alarms else None,
+            "line": float(readings[0].line[i]),
             "monitor_s": self._run.seconds / len(self._tasks),
             "level": [float(reading.level[i]) for reading in readings],
             "values": np.stack([reading.values[i] for reading in readings]),

@@ -267,11 +267,12 @@ def judgement_text(model: str, found: dict[str, Any]) -> str:
                 )  # fmt: skip
                 name = "combination" if each.score == COMBINED else each.score
                 lines.append(f"  {name:20} {each.auc:5.2f}  [{each.low:.2f}, {each.high:.2f}]   {over}")
-    lines += ["", *_alarm_lines(found)]
+    lines += ["", *alarm_lines(found)]
     return "\n".join(lines)
 
 
-def _alarm_lines(found: dict[str, Any]) -> list[str]:
+def alarm_lines(found: dict[str, Any]) -> list[str]:
+    """What `judge` found of alarms, in sentences."""
     alarms = found["alarms"]
 
     def share(of: dict[str, Any]) -> str:
