@@ -93,9 +93,7 @@ def _strip(row: dict[str, Any]) -> Strip:
     scene = f"{row['task']}, scene {row['seed']}"
     when = f"alarm at step {alarm}" if alarm is not None else "no alarm"
     places = {"disturbance": "disturbed_at", "setback": "setback_at"}
-    known = [
-        f"{row[what]} at step {row[at]}" for what, at in places.items() if isinstance(row[what], str) and row[what]
-    ]
+    known = [f"{row[what]} at step {row[at]}" for what, at in places.items() if not pd.isna(row[at])]
     told = [f"{row['steps']} steps", when, *known]
     line = None if pd.isna(row["line"]) else float(row["line"])
     return Strip(

@@ -3,9 +3,9 @@
     <evaluation's folder>/monitor/<part>.parquet
 
 `score_NAME` holds the raw score of each tick, `level` the combined one, `line` the level above which there is an alarm,
-`alarm_step` the step of the first one, and `disturbed_at` the step at which the environment disturbed the episode, if it
-did. Of failures, `setback_at` and `setback` are the step at which the simulation knows that something went wrong, and
-what (`metaworld_light`).
+`alarm_step` the step of the first one, and `disturbed_at` the step at which the environment disturbed the episode, if
+it did. Of failures, `setback_at` and `setback` are the step at which the simulation knows that something went wrong,
+and what (`metaworld_light`).
 """
 
 from __future__ import annotations
