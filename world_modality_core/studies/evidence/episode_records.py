@@ -76,6 +76,7 @@ EPISODE_SCHEMA = pa.schema(
         pa.field("sees", pa.string()),
         pa.field("memory_content", pa.string()),
         pa.field("mujoco", pa.string()),
+        pa.field("instruction", pa.string()),
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
