@@ -26,6 +26,7 @@ from .disturbances import Disturber
 from .frame_guard import FrameGuard
 from .light_renderer import LightRenderer
 from .memory_tasks import MEMORY_TASKS, Touches
+from .setbacks import SetbackWatch
 
 # Stock gives push-v3 and push-back-v3 one instruction, so that the text alone doesn't say which is meant.
 INSTRUCTIONS = stock.TASK_DESCRIPTIONS | {"push-back-v3": "Pull the puck back to a goal"}
@@ -40,7 +41,7 @@ class MetaworldLightEnv(MetaworldEnv):
         task: for instance `push-v3`.
         episode_length: steps until `truncated`; also `_max_episode_steps`, which `lerobot-eval` reads.
         observation_height, observation_width, camera_name, obs_type, camera_period, hide_goal_after, hold_still_for,
-            disturbance, disturb_at: as in `MetaworldLightEnvConfig`.
+            hide_robot, disturbance, disturb_at: as in `MetaworldLightEnvConfig`.
 
     Raises:
         ConfigError: when it is built, if the goal is to be hidden and the task's model has no goal marker.
@@ -57,6 +58,7 @@ class MetaworldLightEnv(MetaworldEnv):
         camera_period: int = 1,
         hide_goal_after: int = 0,
         hold_still_for: int = 0,
+        hide_robot: bool = False,
         disturbance: str = "",
         disturb_at: int = 40,
     ):
@@ -69,12 +71,13 @@ class MetaworldLightEnv(MetaworldEnv):
         )
         self.task_description = INSTRUCTIONS[self.task]
         self._max_episode_steps = episode_length
-        self._guard = FrameGuard(self.task)
+        # Where the robot isn't drawn, pictures of it moving may be the same.
+        self._guard = FrameGuard(self.task, min_motion_m=float("inf") if hide_robot else None)
         self._model_task = self.task
         self._raw_obs: np.ndarray | None = None
         self._is_stepping = False
         self._camera_period, self._hide_goal_after = camera_period, hide_goal_after
-        self._hold_still_for = hold_still_for
+        self._hold_still_for, self._hide_robot = hold_still_for, hide_robot
         self._goal_markers: list[int] = []
         self._disturbance, self._disturb_at = disturbance, disturb_at
 
@@ -106,8 +109,11 @@ class MetaworldLightEnv(MetaworldEnv):
             raise ConfigError(
                 f"env.hide_goal_after={self._hide_goal_after}: {self.task} has no goal marker; use 0, or another task"
             )
+        if self._hide_robot:
+            hide_robot(env.model)
         self._goal_markers = markers
         self._disturber = Disturber(self._disturbance, self._disturb_at, env, self.camera_name)
+        self._setbacks = SetbackWatch(env)
         self._goal_opacity = env.model.site_rgba[markers, 3].copy()
         self._env = env
 
@@ -129,6 +135,7 @@ class MetaworldLightEnv(MetaworldEnv):
         self._env.mujoco_renderer.forget()
         self._guard.start_episode()
         self._disturber.start(seed)
+        self._setbacks.start()
         return super().reset(seed=seed, **kwargs)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict[str, Any]]:
@@ -146,6 +153,11 @@ class MetaworldLightEnv(MetaworldEnv):
             return super().step(action)
         finally:
             self._is_stepping = False
+            self._setbacks.after_step()
+
+    def setback(self) -> tuple[int, str] | None:
+        """When the episode went wrong, and how, as far as the simulation knows (`SetbackWatch.found`)."""
+        return self._setbacks.found()
 
     def _format_raw_obs(self, raw_obs: np.ndarray) -> dict[str, np.ndarray]:
         # Called once the simulation has moved on (or was reset), with the picture of the step before still in hand.
@@ -226,6 +238,13 @@ class MemoryTaskEnv(MetaworldLightEnv):
             return super().expert_action()
         finally:
             self._raw_obs = seen
+
+
+def hide_robot(model: mujoco.MjModel) -> None:
+    """Draw the robot no more; physics reads nothing of colours."""
+    roots = {model.body(name).id for name in ("base", "mocap")}
+    for bodies, colours in ((model.geom_bodyid, model.geom_rgba), (model.site_bodyid, model.site_rgba)):
+        colours[np.isin(model.body_rootid[bodies], list(roots)), 3] = 0.0
 
 
 def make_light_env(task: str, **kwargs: Any) -> MetaworldLightEnv:
