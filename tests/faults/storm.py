@@ -150,9 +150,14 @@ def _disturb(job: Job, folder: Path, found: Storm, rng: random.Random, within_s:
             if status is None:
                 found.notes.append(f"kill {found.kills}, of a child: the command never ended")
         else:
-            os.kill(pid, signal.SIGKILL)
-            _end_within(pid, LONGEST_S)
-            return False
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:  # it ended by itself just now
+                found.kills -= 1
+                status = _end_within(pid, LONGEST_S)
+            else:
+                _end_within(pid, LONGEST_S)
+                return False
     if status is None:
         _kill_all(pid)
         found.notes.append(f"round {found.rounds}: no end after {LONGEST_S:.0f} s")
