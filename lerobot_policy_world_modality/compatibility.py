@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from lerobot.common import train_utils
+from lerobot.configs.default import DatasetConfig
 
 WRITES_CARD_ITSELF = hasattr(train_utils, "generate_model_card")
 """0.6.2 and later: the trainer publishes by free functions, and no method of a policy is asked for its card."""
@@ -34,3 +35,15 @@ def write_card_by(is_ours: Callable[[Any], bool], card: Callable[[Any, Any], Mod
         return card(model_cfg, cfg) if is_ours(model_cfg) else upstream(model_cfg, cfg, dataset_meta)
 
     train_utils.generate_model_card = generate_model_card
+
+
+def excluded_episodes(dataset: DatasetConfig) -> list[int]:
+    """Episodes that `--dataset.exclude_episodes` keeps out of training (0.6.2 and later; before, it isn't there)."""
+    return list(getattr(dataset, "exclude_episodes", None) or ())
+
+
+def leaving_out(episodes: list[int]) -> str:
+    """How a training is told to leave episodes out: by their names from 0.6.2 on, before by those of all others."""
+    if hasattr(DatasetConfig, "exclude_episodes"):
+        return f"--dataset.exclude_episodes='{episodes}'"
+    return "--dataset.episodes='[...]' (all others)"

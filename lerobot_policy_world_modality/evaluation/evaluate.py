@@ -279,6 +279,7 @@ class Evaluation:
                     "tier": task.tier,
                     "seed": seed,
                     "init_hash": init_hash,
+                    "instruction": env.instructions[i] if env.instructions else None,
                     "success": success,
                     "steps": int(results["steps"][i]),
                     "sum_reward": float(results["sum_reward"][i]),

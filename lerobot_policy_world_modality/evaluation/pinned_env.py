@@ -38,6 +38,8 @@ class PinnedEnv:
         self._is_libero = env_type in LIBERO
         self._is_guarded = env_type in GUARDED
         self._remembers = (env_type, task) in REMEMBERING
+        # What the b policies are told, once they were; b strings.
+        self.instructions: list[str] | None = None
         # Which of the b episodes to film.
         self.filmed = np.zeros(env.num_envs, dtype=bool)
 
@@ -55,6 +57,7 @@ class PinnedEnv:
         if self._remembers:
             self._env.reset(seed=seed, options=options)  # now the episode before is this scene's own beginning
         observation, info = self._env.reset(seed=seed, options=options)
+        self.instructions = None
         self.init_hashes = [observation_hash(observation, i) for i in range(self.num_envs)]
         self.films: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]
         self._is_running = np.ones(self.num_envs, dtype=bool)
@@ -72,6 +75,13 @@ class PinnedEnv:
         self._watch(observation)
         self._is_running &= ~(terminated | truncated)
         return observation, reward, terminated, truncated, info
+
+    def call(self, name: str, *arguments: Any, **options: Any) -> tuple[Any, ...]:
+        """Call a method of all environments; what `rollout` asks for as the task is kept in `instructions`."""
+        values = self._env.call(name, *arguments, **options)
+        if name in ("task_description", "task") and self.instructions is None:
+            self.instructions = [str(value) for value in values]
+        return values
 
     def _pin_init_states(self, numbers: list[int]) -> None:
         env = self._env

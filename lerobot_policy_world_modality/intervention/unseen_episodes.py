@@ -10,6 +10,7 @@ from typing import TypedDict
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.factory import make_train_eval_datasets
 
+from lerobot_policy_world_modality.compatibility import excluded_episodes
 from lerobot_policy_world_modality.hub.trusted_files import open_checkpoint
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import checked, read_json
@@ -78,7 +79,9 @@ class Checkpoint:
         config = TrainPipelineConfig.from_pretrained(self.folder)
         named, eval_split = config.dataset.episodes, config.dataset.eval_split
         how = f"dataset.episodes={'all' if named is None else f'{len(named)} of them'}, dataset.eval_split={eval_split}"
-        trained = range(n_episodes) if named is None else named
+        if excluded := excluded_episodes(config.dataset):
+            how += f", dataset.exclude_episodes={excluded}"
+        trained = set(range(n_episodes) if named is None else named).difference(excluded)
         if eval_split > 0:
             config.dataset.repo_id, config.dataset.root = dataset.repo_id, dataset.root
             config.dataset.revision, config.dataset.streaming = dataset.revision, False

@@ -67,6 +67,9 @@ def merge_episodes(sources: list[Path], repo_id: str, folder: Path) -> Path:
             for group, target in zip(groups, sources, strict=True):
                 aggregate_datasets([repo_id] * len(group), repo_id, group, target)
             level += 1
+    stats = sources[0] / "meta/stats.json"
+    # LeRobot's merge goes through the features in the order of a set, another one in each process.
+    write_text(stats, json.dumps(read_json(stats, dict), indent=4, sort_keys=True))
     return sources[0]
 
 

@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.studies.evidence.checkpoint import checkpoint_folder, checkpoint_hash, label_of, training_seed
+from world_modality_core.studies.evidence.checkpoint import (
+    checkpoint_folder,
+    checkpoint_hash,
+    label_of,
+    training_facts,
+    training_seed,
+)
 from world_modality_core.studies.evidence.episode_records import (
     EPISODE_SCHEMA,
     TRAINING_COLUMNS,
@@ -141,3 +147,18 @@ def test_what_a_checkpoint_says_of_itself(tmp_path):
     (folder / "config.json").write_text('{"n_action_steps": 8}')
     assert checkpoint_hash(folder) != before
     assert label_of("lerobot/smolvla_libero") == "smolvla_libero"
+    assert label_of(folder.with_name("pretrained_model_ema")) == "F_k4_ema"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        ({}, "all"),
+        ({"exclude_episodes": [3, 4]}, "all but 3-4"),
+        ({"episodes": [0, 1, 4], "exclude_episodes": [4]}, "0-1"),
+    ],
+)
+def test_episodes_that_were_excluded_were_not_trained_on(tmp_path, dataset, said):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "train_config.json").write_text(json.dumps({"dataset": {"repo_id": "me/push"} | dataset}))
+    assert training_facts(tmp_path)["episodes"] == said

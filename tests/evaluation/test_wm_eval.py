@@ -17,6 +17,7 @@ from lerobot.envs import make_env, make_env_pre_post_processors
 from lerobot.policies import make_policy, make_pre_post_processors
 from lerobot.scripts.lerobot_eval import eval_policy_all
 
+from lerobot_policy_world_modality.envs.metaworld_light import INSTRUCTIONS
 from lerobot_policy_world_modality.evaluation import evaluate as module
 from lerobot_policy_world_modality.evaluation.cli import format_table, repeated_scenes
 from lerobot_policy_world_modality.evaluation.evaluate import evaluate, reduce_rollout
@@ -87,6 +88,7 @@ def test_rows_say_what_happened(finished):
     pd.testing.assert_frame_equal(read_episodes(folder / "episodes.parquet"), read_episodes(folder))
     assert len(rows) == 9 and set(rows["seed"]) == {100, 101, 102}  # the fourth environment's scene is nobody's
     assert rows["success"].any() and (rows["steps"] <= 40).all() and (rows["wall_s"] > 0).all()
+    assert (rows["instruction"] == rows["task"].map(INSTRUCTIONS)).all()
     assert (rows["n_plans"] == -(-rows["steps"] // 2)).all() and (rows["n_action_steps"] == 2).all()
     gates = rows.groupby("arm")["gate"].unique().map(list)
     assert gates["gate_closed"] == [0] and gates["intact"] == pytest.approx([np.tanh(1.0)])

@@ -34,6 +34,7 @@ class Fork:
                 return
             for number in (1, 2):
                 os.dup2(stdout.fileno(), number)
+            self._before = sys.stdout, sys.stderr  # kept: as they go, they would close the numbers
             sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from lerobot.configs.default import DatasetConfig
 from safetensors.torch import load_file
 
+from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint
 from tests import fork_server
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import SMALL, TYPES, run_training
 from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig
 from world_modality_core.precompute.steps import precompute
+from world_modality_core.studies.evidence.checkpoint import label_of, training_facts
 
 
 def train(tiny_companion, output: Path, *extra: str, launcher: tuple[str, ...] = (), steps: int = 6, **policy) -> str:
@@ -55,6 +58,18 @@ def test_it_logs_through_lerobot_s_trainer(trained):
         assert name in printed, name
     assert "prophet_skill:0.000 " not in printed.split("step:6 ")[-1]  # read every step, so never an empty average
     assert "embeddings.position_ids" not in printed
+
+
+@pytest.mark.skipif(not hasattr(DatasetConfig, "exclude_episodes"), reason="LeRobot after 0.6.1")
+def test_excluded_episodes_and_averaged_weights_of_later_lerobots(tiny_companion, tmp_path):
+    train(tiny_companion, tmp_path / "F", "--dataset.exclude_episodes=[3]", "--ema.enable=true", "--ema.decay=0.5")
+    last = tmp_path / "F/checkpoints/last"
+    averaged, live = (load_file(last / f"pretrained_model{kind}/model.safetensors") for kind in ("_ema", ""))
+    assert averaged.keys() == live.keys() and any(not torch.equal(averaged[name], live[name]) for name in live)
+    folder = last / "pretrained_model_ema"
+    assert label_of(folder) == "F_ema" and training_facts(folder)["episodes"] == "all but 3"
+    dataset = SourceConfig(tiny_companion.source_repo_id, str(tiny_companion.source_root))
+    assert Checkpoint.open(str(folder)).training_episodes(dataset, 4)[0] == {0, 1, 2}
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(trained, tiny_companion, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lerobot.datasets import LeRobotDataset
 from lerobot.policies import get_policy_class, make_pre_post_processors
+from lerobot.policies.pi05 import PI05Config
 from safetensors.torch import load_file, save_file
 
 from tests.plugin.helpers import batch_of, live_batch, open_gates
@@ -169,6 +170,20 @@ def test_activation_checkpointing_reads_the_memory_again_in_the_backward_pass(ho
             policy.model.action_out_proj(torch.zeros(1, 4, 32))
     for name, gradient in gradients[0].items():
         assert gradient is None or torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+@pytest.mark.skipif(not hasattr(PI05Config, "use_visual_memory"), reason="LeRobot after 0.6.1")
+def test_a_host_with_frames_of_its_own_past_reads_the_memory_beside_them(hosts):
+    """`image_observation_delta_indices`, `state_observation_delta_indices`: batches have an axis of time."""
+    memory = {"use_visual_memory": True, "use_proprioceptive_memory": True, "memory_frames": 3, "memory_stride": 1}
+    memory["memory_temporal_attention_every"] = 1
+    policy, dataset, (preprocessor, _) = hosts.build("pi05_world", **memory)
+    open_gates(policy)
+    batch = batch_of(dataset, preprocessor, FRAMES)
+    assert batch["observation.state"].ndim == 3
+    assert step(policy, batch)[2]["model.action_out_proj.world_reader.attention.to_key_value.weight"].abs().max() > 0
+    seen = live_batch(LeRobotDataset(dataset.repo_id, root=dataset.root), preprocessor, [3, 20])
+    assert act(policy, seen).isfinite().all()
 
 
 @pytest.mark.parametrize("host", ["pi0", "pi05", "xvla"])

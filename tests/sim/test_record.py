@@ -62,6 +62,8 @@ def assert_same_recording(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
     np.testing.assert_array_equal(pictures(one), pictures(other))
     assert (one / RECORD_FILE).read_text() == (other / RECORD_FILE).read_text()
+    stats = [(root / "meta/stats.json").read_text() for root in (one, other)]
+    assert stats[0] == stats[1] and list(json.loads(stats[0])) == sorted(json.loads(stats[0]))  # not those of a set
 
 
 def replay_env(task: str) -> MetaworldLightEnv:

@@ -9,6 +9,7 @@ import torch
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from lerobot_policy_world_modality.compatibility import leaving_out
 from lerobot_policy_world_modality.policies.shared.kept_frames import KEPT
 from lerobot_policy_world_modality.policies.shared.vectors import state_vectors
 from lerobot_policy_world_modality.policies.shared.world_batch import Intervention, WorldBatch
@@ -193,7 +194,7 @@ class LatentReader:
         if excluded and len(bad := np.intersect1d(self.companion.table.episode_of(index), excluded)):
             raise ConfigError(
                 f"episode {bad[0]} has no latents in companion {self.companion.root}, which was written without "
-                f"episodes {excluded}: leave them out of training with --dataset.episodes='[...]' (all others)"
+                f"episodes {excluded}: leave them out of training with {leaving_out(excluded)}"
             )
 
     def live(self, batch: dict[str, Tensor], device: torch.device) -> WorldBatch:

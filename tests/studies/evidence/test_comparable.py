@@ -190,6 +190,14 @@ def test_refuses_other_versions_of_mujoco_where_they_are_known(study):
     pair(changed(study, of(study, F), mujoco="3.3.7"), F, A)  # an older record doesn't say
 
 
+def test_refuses_scenes_that_were_told_otherwise(study):
+    """push-v3 and push-back-v3 of stock Meta-World were told one thing, and push-back-v3 another thing later."""
+    pull = changed(changed(study, of(study, F), instruction="Pull"), of(study, A), instruction="Push")
+    with pytest.raises(NotComparableError, match=r"the instructions of \d+ of \d+ scenes differ.*'Pull' and 'Push'"):
+        pair(pull, F, A)
+    pair(changed(study, of(study, F), instruction="Pull"), F, A)  # an older record doesn't say
+
+
 TRAINED = {"dataset": "me/push", "episodes": "0-24", "samples": 48000, "n_trainable": 1000, "sees": "images"}
 
 

@@ -22,7 +22,7 @@ _HASHED = ("model.safetensors", "adapter_model.safetensors", "config.json")
 _FETCHED = ["*.safetensors", "*.json", "*.yaml", "README.md"]
 
 # Folders of a path that say nothing about what was trained: <name>/train/checkpoints/<step>/pretrained_model.
-_LAYOUT = {"pretrained_model", "checkpoints", "last", "train"}
+_LAYOUT = {"pretrained_model", "pretrained_model_ema", "checkpoints", "last", "train"}
 
 
 def checkpoint_folder(name: str | Path, revision: str | None = None) -> Path:
@@ -84,7 +84,6 @@ def training_facts(folder: Path) -> dict[str, Any]:
     path = folder / TRAIN_CONFIG
     train = read_json(path, dict) if path.exists() else {}
     dataset, steps, batch_size = train.get("dataset") or {}, train.get("steps"), train.get("batch_size")
-    named = dataset.get("episodes")
     kinds = {feature["type"] for feature in (config.get("input_features") or {}).values()}
     images = "images" if "VISUAL" in kinds else ""
     if images and config.get("use_vision") is False:
@@ -97,7 +96,7 @@ def training_facts(folder: Path) -> dict[str, Any]:
     cotrained = config.get("action_free_episodes") or []
     return {
         "dataset": dataset.get("repo_id"),
-        "episodes": (_ranges(named) if named else "all") if dataset else None,
+        "episodes": _episodes(dataset) if dataset else None,
         "action_free": _ranges(cotrained) or _prophet_episodes(starts["prophet"] or starts["trunk"]),
         "train_steps": steps,
         "samples": steps * batch_size if steps and batch_size else None,
@@ -105,6 +104,14 @@ def training_facts(folder: Path) -> dict[str, Any]:
         "sees": images or "no images",
         "memory_content": (config.get("memory") or {}).get("content"),
     }
+
+
+def _episodes(dataset: dict[str, Any]) -> str:
+    """Which episodes were trained on; `exclude_episodes` is LeRobot's from 0.6.2 on."""
+    named, excluded = dataset.get("episodes"), dataset.get("exclude_episodes")
+    if named:
+        return _ranges(sorted(set(named).difference(excluded or ())))
+    return f"all but {_ranges(excluded)}" if excluded else "all"
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -135,6 +142,10 @@ def _prophet_episodes(name: str | None) -> str | None:
 
 
 def label_of(name: str | Path) -> str:
-    """A label for what a checkpoint was trained as: the last part of its path that is not of LeRobot's layout."""
+    """A label for what a checkpoint was trained as: the last part of its path that is not of LeRobot's layout.
+
+    The moving average of its weights, which LeRobot writes beside them from 0.6.2 on, is another policy.
+    """
     parts = [part for part in Path(name).parts if part not in _LAYOUT and not part.isdigit() and part.strip("/.")]
-    return parts[-1] if parts else "policy"
+    averaged = "_ema" if Path(name).name.endswith("_ema") and Path(name).name in _LAYOUT else ""
+    return (parts[-1] if parts else "policy") + averaged

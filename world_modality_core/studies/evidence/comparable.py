@@ -33,7 +33,7 @@ the steps of an episode that succeeded, `smoothness` minus its `action_jerk`."""
 
 _SCENE = ["task", "seed"]
 _KEY = ["train_seed", *_SCENE]
-_COLUMNS = ["model", "arm", *_KEY, "init_hash", "checkpoint", "tier", *SAME, *SAME_IF_KNOWN]
+_COLUMNS = ["model", "arm", *_KEY, "init_hash", "instruction", "checkpoint", "tier", *SAME, *SAME_IF_KNOWN]
 _COLUMNS += ["success", "sum_reward", "speed", "smoothness"]
 
 
@@ -140,6 +140,14 @@ def pair(
         problems.append(
             f"the initial states of {len(moved)} of {len(both)} scenes differ, the first task={row['task']} "
             f"seed={row['seed']}: init_hash={row['init_hash']} and {row['init_hash_second']}"
+        )
+    told = both.dropna(subset=["instruction", "instruction_second"])  # older records don't say
+    told = told[told["instruction"] != told["instruction_second"]]
+    if len(told):
+        row = told.iloc[0]
+        problems.append(
+            f"the instructions of {len(told)} of {len(both)} scenes differ, the first task={row['task']} "
+            f"seed={row['seed']}: {row['instruction']!r} and {row['instruction_second']!r}"
         )
     problems += _moving_scenes(sides)
     if not problems:

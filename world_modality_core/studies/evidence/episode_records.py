@@ -76,7 +76,8 @@ EPISODE_SCHEMA = pa.schema(
         pa.field("sees", pa.string()),
         pa.field("memory_content", pa.string()),
         pa.field("mujoco", pa.string()),
-        # How the motion was; null in older records too.
+        # What the policy was told, and how the motion was; null in older records too.
+        pa.field("instruction", pa.string()),
         pa.field("action_jerk", pa.float64()),
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
