@@ -132,7 +132,8 @@ class Study:
             for (_, _, kind), of in rows.groupby(["arm", "task", "disturbance"]):
                 records = of.drop(columns=names).astype(object).where(of.notna(), None).to_dict("records")
                 for record, values in zip(records, of[names].to_numpy(), strict=True):
-                    record["values"] = np.stack([np.asarray(each, float) for each in values], axis=1)
+                    record["values"] = np.stack([_rounded(each) for each in values], axis=1)
+                    record["level"] = _rounded(record["level"]).tolist()
                 write_monitor_rows(folder / what / kind, records, monitor.score_names)
         (folder / "clock.json").write_text(json.dumps(self.clock(), indent=1) + "\n")
         found = self.with_labels(monitor)
@@ -223,6 +224,11 @@ class Study:
         subprocess.run([sys.executable, "-m", MODULES[program], *arguments], check=True)
         with self._lock, (self.out / "commands.jsonl").open("a") as file:
             file.write(json.dumps([program, *arguments]) + "\n")
+
+
+def _rounded(values: Any) -> np.ndarray:
+    """To four digits: a record that can be kept in a repository."""
+    return np.array([float(f"{value:.3e}") for value in np.asarray(values, dtype=float)])
 
 
 def _logistic(inputs: np.ndarray, is_failure: np.ndarray, penalty: float = 0.1) -> np.ndarray:

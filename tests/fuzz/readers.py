@@ -407,8 +407,9 @@ def _monitors(base: Path, opened) -> list[Target]:
     monitor = Monitor(
         MonitorDescription(
             encoder=asdict(opened.spec), prophet=asdict(ProphetConfig(d_model=8, n_heads=2, n_layers=1)), n_prophets=1,
-            n_obs_steps=2, history_stride=1, n_future_steps=2, future_stride=2, state_dim=0, language_dim=0, fps=10.0,
-            tasks=["push the puck"], lengths=[20], n_phases=2, n_kept=2, n_maxima=2, window=1, false_alarm_rate=0.1,
+            n_obs_steps=2, history_stride=1, n_future_steps=2, future_stride=2, state_dim=0, language_dim=0,
+            action_dim=0, fps=10.0, tasks=["push the puck"], lengths=[20], n_phases=2, n_kept=2, n_maxima=2, window=1,
+            false_alarm_rate=0.1,
         )
     )  # fmt: skip
     monitor.save(folder)
