@@ -76,16 +76,20 @@ class BlindedTrial:
         for label in self.labels:
             info = {"model": label, "train_seed": 0, "arms": ["intact"], "command": "wm-trial"}
             write_eval_info(folder / label, info | {"checkpoint": policies[label]})
+        # Label -> set-up -> success; in memory, since a trial is asked what is next several times a run.
+        self._successes = {
+            label: {int(row.seed): bool(row.success) for row in writer.rows().itertuples()}
+            for label, writer in self._writers.items()
+        }
 
     @property
     def next_run(self) -> TrialRun | None:
         """What is run next; None once the trial has ended."""
         if not self.result().is_open:
             return None
-        done = {label: {seed for _, _, seed in writer.done()} for label, writer in self._writers.items()}
         for setup, first in enumerate(self._state["first"]):
             for turn, label in enumerate([self.labels[first], self.labels[1 - first]]):
-                if setup not in done[label]:
+                if setup not in self._successes[label]:
                     return TrialRun(setup, turn, label)
         return None
 
@@ -97,6 +101,7 @@ class BlindedTrial:
             max_reward=score, wall_s=seconds,
         )  # fmt: skip
         self._writers[run.policy].write([row])
+        self._successes[run.policy][run.setup] = success
 
     def throw_away(self, run: TrialRun, why: str) -> None:
         """Do a run again, for a reason that has nothing to do with the policy; how often is kept and told."""
@@ -106,9 +111,8 @@ class BlindedTrial:
 
     def result(self) -> SequentialResult:
         """What the sequential test says after the set-ups on which both have run."""
-        rows = {label: writer.rows().set_index("seed")["success"] for label, writer in self._writers.items()}
-        first, second = (rows[label] for label in self.labels)
-        both = sorted(set(first.index) & set(second.index))
+        first, second = (self._successes[label] for label in self.labels)
+        both = sorted(first.keys() & second.keys())
         differences = np.array([int(first[i]) - int(second[i]) for i in both], dtype=int).reshape(-1, 1)
         return sequential_test(differences, self.n_setups, self.alpha, with_share=bool(len(both)))
 
@@ -116,9 +120,8 @@ class BlindedTrial:
         """Who succeeded how often; to be read once the trial has ended."""
         result = self.result()
         lines = []
-        for label, writer in self._writers.items():
-            rows = writer.rows()
-            lines.append(f"{label}: {int(rows['success'].sum())} of {len(rows)}")
+        for label, successes in self._successes.items():
+            lines.append(f"{label}: {sum(successes.values())} of {len(successes)}")
         a, b = self.labels
         won = f"{a} alone succeeded on {result.wins_at_stop} set-ups, {b} alone on {result.losses_at_stop}"
         if result.stopped_at is not None:
