@@ -242,17 +242,17 @@ def test_killed_and_started_again_it_ends_with_the_same_values(videos, whole, tm
     staged = partial_root(root) / "episodes"
     process = fork_server.start(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(staged.glob("*.npy")):
+    while not list(staged.rglob("*.npy")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in staged.glob("*.npy")}
+    kept = {path: path.stat().st_mtime_ns for path in staged.rglob("*.npy")}
     assert 0 < len(kept) < len(LENGTHS) and not root.exists()
     with pytest.raises(IncompleteCompanionError, match="interrupted.*same wm-precompute command again"):
         open_companion(root=root)
     # What a kill in other places leaves: half a file aside, half a dataset.
-    (staged / "episode-000003.npy.1234.tmp").write_bytes(b"half")
+    (staged / "000" / "episode-000003.npy.1234.tmp").write_bytes(b"half")
     (partial_root(root) / "dataset/meta").mkdir(parents=True)
     (partial_root(root) / "dataset/meta/info.json").write_text("{")
     done = fork_server.start(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
