@@ -462,7 +462,8 @@ class _ImageColumn:
                 continue
             if self._rows.get(camera, (None,))[0] != (path, group):
                 with reading(path, "parquet", _REPAIR):
-                    self._rows[camera] = ((path, group), file.read_row_group(group, columns=[camera])[camera])
+                    table = file.read_row_group(group, columns=[camera], use_threads=False)  # other workers decode
+                    self._rows[camera] = ((path, group), table[camera])
             for row in self._rows[camera][1][int(low - starts[group]) : int(high - starts[group])]:
                 with reading(path, f"images of {camera}", _REPAIR):
                     image = np.asarray(decode_image(row["bytes"].as_py(), size, f"{path}, an image of {camera}"))
