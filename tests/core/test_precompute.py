@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lerobot.datasets import LeRobotDataset
@@ -24,10 +27,14 @@ from world_modality_core.encoders.base import WorldEncoder
 from world_modality_core.encoders.pooling import LayerFeatures
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.windows import causal_windows
-from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.errors import ConfigError, UserError
+from world_modality_core.latents import latent_quality
 from world_modality_core.latents.companion import IncompleteCompanionError, open_companion, partial_root
+from world_modality_core.latents.fingerprint import episode_keys
 from world_modality_core.precompute import cli, encode, steps
+from world_modality_core.precompute.copied_parts import stale_parts
 from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
+from world_modality_core.precompute.source import SourceDataset
 from world_modality_core.precompute.staging import Staging
 from world_modality_core.precompute.steps import precompute
 
@@ -235,17 +242,17 @@ def test_killed_and_started_again_it_ends_with_the_same_values(videos, whole, tm
     staged = partial_root(root) / "episodes"
     process = fork_server.start(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(staged.glob("*.npy")):
+    while not list(staged.rglob("*.npy")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in staged.glob("*.npy")}
+    kept = {path: path.stat().st_mtime_ns for path in staged.rglob("*.npy")}
     assert 0 < len(kept) < len(LENGTHS) and not root.exists()
     with pytest.raises(IncompleteCompanionError, match="interrupted.*same wm-precompute command again"):
         open_companion(root=root)
     # What a kill in other places leaves: half a file aside, half a dataset.
-    (staged / "episode-000003.npy.1234.tmp").write_bytes(b"half")
+    (staged / "000" / "episode-000003.npy.1234.tmp").write_bytes(b"half")
     (partial_root(root) / "dataset/meta").mkdir(parents=True)
     (partial_root(root) / "dataset/meta/info.json").write_text("{")
     done = fork_server.start(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -510,3 +517,47 @@ def test_causal_windows_are_the_encoders_own():
     # `expected_colours` writes windows down anew; hold it to the encoders' definition.
     frames = torch.arange(5.0).view(5, 1, 1, 1)
     assert causal_windows(frames, 3, 2)[3, :, 0, 0, 0].tolist() == [0, 1, 3]
+
+
+def test_a_dataset_in_several_files_is_read_file_by_file_and_is_the_same(images, tmp_path):
+    """Large datasets lie in many files; here they are cut in the midst of episodes."""
+    cut = shutil.copytree(images, tmp_path / "cut")
+    (path,) = (cut / "data").glob("*/*.parquet")
+    table = pq.read_table(path)
+    bounds = [0, 5, 20, 50, 63]
+    for file, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        pq.write_table(table.slice(start, stop - start), path.with_name(f"file-{file:03d}.parquet"))
+    whole, parts = (SourceDataset("tests/solid", str(root)) for root in (images, cut))
+    np.testing.assert_array_equal(whole.timestamps, parts.timestamps)
+    keys = [episode_keys(each.meta, each.bounds, CAMERAS) for each in (whole, parts)]
+    assert keys[0] == keys[1] and len(set(keys[0])) == 4
+    assert stale_parts(whole.meta, cut, whole.meta.features) == []
+
+    def spoilt(name: str, row: int, value: float) -> None:
+        columns = {key: table[key] for key in table.column_names}
+        values = table[name].to_pylist()
+        values[row] = value
+        columns[name] = pa.array(values, table.schema.field(name).type)
+        bad = pa.table(columns, schema=table.schema)
+        for file, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            pq.write_table(bad.slice(start, stop - start), path.with_name(f"file-{file:03d}.parquet"))
+
+    spoilt("timestamp", 50, table["timestamp"][49].as_py())  # the first row of a file, in the midst of episode 3
+    with pytest.raises(
+        ConfigError, match="`timestamp` is no increasing time at 1 of 63 frames, the first is frame 7 of"
+    ):
+        SourceDataset("tests/solid", str(cut))
+    assert stale_parts(whole.meta, cut, whole.meta.features) == ["timestamp"]
+    spoilt("index", 62, 61)
+    with pytest.raises(UserError, match="`index` does not count its 63 frames"):
+        SourceDataset("tests/solid", str(cut))
+
+
+def test_figures_of_tokens_are_those_of_all_episodes_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    tokens, ends = rng.integers(0, 5, (400, 2), np.int32), np.cumsum([20] * 20)
+    bounds = np.stack([ends - 20, ends], axis=1)
+    expected = latent_quality.token_figures(tokens, bounds, 5)
+    assert expected["bigram_accuracy"]["1"] > 0.15 and expected["copy_accuracy"]["16"] > 0.1
+    monkeypatch.setattr(latent_quality, "_EPISODES_AT_ONCE", 3)
+    assert latent_quality.token_figures(tokens, bounds, 5) == expected

@@ -145,10 +145,10 @@ def test_precompute_can_reuse_an_encoder(run, tmp_path):
     assert (cfg.reuse_from, cfg.encoder.family, cfg.strip_images) == ("data/first", "", True)
 
 
-def test_matrix_uses_every_gpu(run):
-    _, commands = run("slurm_matrix.sh", "examples/studies/phases.yaml")
+def test_an_element_of_a_study_is_one_job(run):
+    _, commands = run("slurm_matrix.sh", "examples/studies/phases.yaml", "train-A-s1", "train-A-s2", "train-A-s3")
     options = make_parser().parse_args(commands[0][1:])
-    assert (options.gpus, options.threads) == ("0,1,2,3", 8)
+    assert (options.only, options.jobs, options.threads) == ("train-A-s3", 1, 32)
 
 
 @pytest.mark.parametrize("step", ["precompute", "train", "eval"])

@@ -267,7 +267,7 @@ def _precompute(data: _Data, stack: contextlib.ExitStack) -> Job:
             "--merge", "--strip_images",
         ],
         lambda folder: [tree(folder / f"world{kind}") for kind in ("", "_merged", "_stripped")],
-        lambda folder: _stamps(folder, "world.partial/episodes/*.npy"),
+        lambda folder: _stamps(folder, "world.partial/episodes/*/*.npy"),
         lambda folder: (folder / "world").exists(),
     )  # fmt: skip
 

@@ -55,7 +55,7 @@ def test_a_full_disk_costs_nothing_that_is_finished(source, whole, tmp_path, kb_
         done = run(main, *options(source, disk / "world"), log=tmp_path / "log")
         assert done.status == 1
         assert done.told.startswith("wm-precompute: ") and str(disk / "world") in done.told and "room" in done.told
-        kept = {path: path.stat().st_mtime_ns for path in (disk / "world.partial/episodes").glob("*.npy")}
+        kept = {path: path.stat().st_mtime_ns for path in (disk / "world.partial/episodes").rglob("*.npy")}
         assert not list(disk.rglob("*.tmp")) and not (disk / "world").exists()
         ballast.unlink()
         assert run(main, *options(source, disk / "world"), log=tmp_path / "log").status == 0
@@ -179,7 +179,7 @@ def test_a_damaged_video_is_named(tiny_companion, tmp_path):
         assert done.status == 1 and done.told.startswith(f"wm-precompute: {path}"), done.told
 
 
-@pytest.mark.parametrize("name", ["request.json", "pca.safetensors", "episodes/episode-000000.npy"])
+@pytest.mark.parametrize("name", ["request.json", "pca.safetensors", "episodes/000/episode-000000.npy"])
 def test_damaged_unfinished_work_is_named(source, tmp_path, name):
     root = tmp_path / "world"
     assert run(main, *options(source, root), log=tmp_path / "log", at=At("os.rename", "episode-000002")).status > 128

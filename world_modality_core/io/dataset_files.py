@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Formatter
 
@@ -34,18 +34,30 @@ def read_column(root: str | Path, name: str, shape: Sequence[int] = (1,)) -> np.
     """One column of a dataset's parquet files, (n, width) in the order of `index`, width being the shape's product.
 
     Raises:
+        As `column_parts`.
+    """
+    return np.concatenate([values for _, values in column_parts(root, name, shape)])
+
+
+def column_parts(root: str | Path, name: str, shape: Sequence[int] = (1,)) -> Iterator[tuple[int, np.ndarray]]:
+    """As `read_column`, file by file, for columns that memory is too short for.
+
+    Yields:
+        The first frame of a file, and its (n, width) values.
+
+    Raises:
         ConfigError: if frames are not in that order.
         DamagedFileError: if a row holds more or fewer values.
     """
-    width, parts, n_rows = math.prod(shape), [], 0
+    width, n_rows = math.prod(shape), 0
     for path in data_files(root):
         table = read_parquet(path, ["index", name])
         if not np.array_equal(table["index"].to_numpy(), np.arange(n_rows, n_rows + table.num_rows)):
             raise ConfigError(f"{path}: frames are not in the order of `index`; write the dataset again")
-        n_rows += table.num_rows
         with reading(path, f"{name} of shape {tuple(shape)}", "meta/info.json and the data must say the same"):
-            parts.append(column_values(table[name], width))
-    return np.concatenate(parts)
+            values = column_values(table[name], width)
+        yield n_rows, values
+        n_rows += table.num_rows
 
 
 def column_values(column: pa.ChunkedArray, width: int) -> np.ndarray:
@@ -97,26 +109,33 @@ def named_files(meta: LeRobotDatasetMetadata) -> set[str]:
     Raises:
         ConfigError: if one leads out of the dataset's folder, by its name or as a link.
     """
-    root, files = Path(meta.root), set()
-    kinds = [("data", "data_path", meta.data_path, DEFAULT_DATA_PATH, {})]
-    for key in meta.video_keys:
-        kinds.append((f"videos/{key}", "video_path", meta.video_path, DEFAULT_VIDEO_PATH, {"video_key": key}))
-    for kind, field, pattern, usual, values in kinds:
-        what = f"{root / INFO_PATH}: {field}"
-        _check_pattern(pattern, what, usual)
-        columns = [f"{kind}/chunk_index", f"{kind}/file_index"]
-        with reading(root / "meta/episodes", "the episodes of a LeRobotDataset", "copy or download the dataset again"):
-            where = meta.episodes.with_format("numpy", columns=columns)[:]
-            numbers_of_files = {*zip(*(where[name].tolist() for name in columns), strict=True)}
-            if wrong := [n for pair in numbers_of_files for n in pair if type(n) is not int or not 0 <= n < 10**6]:
-                raise ValueError(f"{' and '.join(columns)} hold {wrong[0]!r:.60}")
-        for chunk, file in numbers_of_files:
-            name = pattern.format(chunk_index=chunk, file_index=file, **values)
-            check_own(inside(root, name, what), root)
-            files.add(name)
+    root = Path(meta.root)
+    files = _files_of(meta, "data", "data_path", DEFAULT_DATA_PATH)
     for name in sorted(files):
         if name.endswith(".parquet") and (root / name).is_file():
             _check_pictures_inside(root / name, set(meta.image_keys))
+    return files | video_files(meta, meta.video_keys)
+
+
+def video_files(meta: LeRobotDatasetMetadata, keys: Sequence[str]) -> set[str]:
+    """Those of `named_files` that hold the videos of some cameras."""
+    found = [_files_of(meta, f"videos/{key}", "video_path", DEFAULT_VIDEO_PATH, video_key=key) for key in keys]
+    return set().union(*found)
+
+
+def _files_of(meta: LeRobotDatasetMetadata, kind: str, field: str, usual: str, **values: str) -> set[str]:
+    root, pattern, files = Path(meta.root), getattr(meta, field), set()
+    what, columns = f"{root / INFO_PATH}: {field}", [f"{kind}/chunk_index", f"{kind}/file_index"]
+    _check_pattern(pattern, what, usual)
+    with reading(root / "meta/episodes", "the episodes of a LeRobotDataset", "copy or download the dataset again"):
+        where = meta.episodes.with_format("numpy", columns=columns)[:]
+        numbers_of_files = {*zip(*(where[name].tolist() for name in columns), strict=True)}
+        if wrong := [n for pair in numbers_of_files for n in pair if type(n) is not int or not 0 <= n < 10**6]:
+            raise ValueError(f"{' and '.join(columns)} hold {wrong[0]!r:.60}")
+    for chunk, file in numbers_of_files:
+        name = pattern.format(chunk_index=chunk, file_index=file, **values)
+        check_own(inside(root, name, what), root)
+        files.add(name)
     return files
 
 

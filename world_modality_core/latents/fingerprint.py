@@ -19,7 +19,7 @@ import pyarrow as pa
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.utils.constants import DEFAULT_FEATURES
 
-from world_modality_core.io.dataset_files import numbers, read_column
+from world_modality_core.io.dataset_files import column_parts, numbers
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import as_dataclass, open_parquet, read_json, read_parquet, write_text
 from world_modality_core.latents.latent_table import LATENTS, TOKENS
@@ -147,12 +147,14 @@ def episode_keys(meta: LeRobotDatasetMetadata, bounds: np.ndarray, cameras: Sequ
         return [""] * len(bounds)
     keys = [hashlib.sha256(f"{whole_fps(meta)} {stop - start}".encode()) for start, stop in bounds]
     for name in names:
-        for key, value in zip(keys, table[name], strict=True):
-            key.update(numbers(pa.chunked_array([value.values])).astype("<f8").tobytes())
+        for key, value in zip(keys, numbers(table[name]).astype("<f8").reshape(len(keys), -1), strict=True):
+            key.update(value)
     for name in sorted(set(meta.features) - _NOT_CONTENT - set(meta.camera_keys)):
-        values = read_column(root, name, meta.features[name]["shape"])
-        for key, (start, stop) in zip(keys, bounds, strict=True):
-            key.update(np.ascontiguousarray(values[start:stop]))
+        for first, values in column_parts(root, name, meta.features[name]["shape"]):
+            past = first + len(values)
+            begin, end = np.searchsorted(bounds[:, 1], first, "right"), np.searchsorted(bounds[:, 0], past)
+            for key, (start, stop) in zip(keys[begin:end], bounds[begin:end], strict=True):
+                key.update(np.ascontiguousarray(values[max(start, first) - first : min(stop, past) - first]))
     return [key.hexdigest()[:16] for key in keys]
 
 

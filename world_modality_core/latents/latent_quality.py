@@ -6,6 +6,8 @@ episode and a small seeded sample are in memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 HORIZONS = (1, 2, 4, 8, 16)
@@ -15,6 +17,7 @@ WORTH_PREDICTING = 0.95
 RANK_SAMPLE = 2048
 # A dimension is near-constant if its spread is below this share of the root mean square of all dimensions' spread.
 NEAR_CONSTANT = 0.01
+_EPISODES_AT_ONCE = 512
 
 
 class LatentStatistics:
@@ -115,11 +118,7 @@ def token_figures(tokens: np.ndarray, bounds: np.ndarray, n_codes: int) -> dict:
     p = counts[counts > 0] / counts.sum()
     copy, bigram = {}, {}
     for k in HORIZONS:
-        pairs = [
-            [(tokens[a : b - k].reshape(-1), tokens[a + k : b].reshape(-1)) for a, b in bounds[part::2] if b - a > k]
-            for part in (0, 1)
-        ]
-        copy[str(k)], bigram[str(k)] = _baselines(*pairs, n_codes)
+        copy[str(k)], bigram[str(k)] = _baselines(tokens, bounds, k, n_codes)
     return {
         "n_codes": n_codes,
         "usage": float((counts > 0).mean()),
@@ -129,16 +128,32 @@ def token_figures(tokens: np.ndarray, bounds: np.ndarray, n_codes: int) -> dict:
     }
 
 
-def _baselines(fitted: list, scored: list, n_codes: int) -> tuple[float | None, float | None]:
-    if not fitted or not scored:
-        return None, None
-    now, later = (np.concatenate(side) for side in zip(*fitted, strict=True))
-    pairs, counts = np.unique(now.astype(np.int64) * n_codes + later, return_counts=True)
-    best = np.arange(n_codes)  # a code never seen is copied
-    order = np.argsort(counts, kind="stable")  # the most frequent successor is written last and stays
-    best[pairs[order] // n_codes] = pairs[order] % n_codes
-    now, later = (np.concatenate(side) for side in zip(*scored, strict=True))
-    return float((now == later).mean()), float((best[now] == later).mean())
+def _pairs(tokens: np.ndarray, bounds: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Codes and those k frames later, of some episodes at a time."""
+    long = bounds[bounds[:, 1] - bounds[:, 0] > k]
+    for block in np.array_split(long, -(-len(long) // _EPISODES_AT_ONCE)) if len(long) else ():
+        yield (
+            np.concatenate([tokens[a : b - k] for a, b in block]).reshape(-1),
+            np.concatenate([tokens[a + k : b] for a, b in block]).reshape(-1),
+        )
+
+
+def _baselines(tokens: np.ndarray, bounds: np.ndarray, k: int, n_codes: int) -> tuple[float | None, float | None]:
+    counted = [
+        np.unique(now.astype(np.int64) * n_codes + later, return_counts=True)
+        for now, later in _pairs(tokens, bounds[::2], k)
+    ]
+    scored = n_copied = n_foreseen = 0
+    if counted:
+        pairs, where = np.unique(np.concatenate([pairs for pairs, _ in counted]), return_inverse=True)
+        counts = np.bincount(where, np.concatenate([counts for _, counts in counted]))
+        best = np.arange(n_codes)  # a code never seen is copied
+        order = np.argsort(counts, kind="stable")  # the most frequent successor is written last and stays
+        best[pairs[order] // n_codes] = pairs[order] % n_codes
+        for now, later in _pairs(tokens, bounds[1::2], k):
+            scored += len(now)
+            n_copied, n_foreseen = n_copied + (now == later).sum(), n_foreseen + (best[now] == later).sum()
+    return (float(n_copied / scored), float(n_foreseen / scored)) if scored else (None, None)
 
 
 def suggested_stride(cosine_copy: dict[str, float | None]) -> int | None:

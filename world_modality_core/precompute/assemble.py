@@ -23,8 +23,8 @@ from lerobot.datasets.utils import DEFAULT_DATA_PATH, update_chunk_file_indices
 from lerobot.utils.constants import DEFAULT_FEATURES
 from tqdm import tqdm
 
-from world_modality_core.io.dataset_files import data_files
-from world_modality_core.io.files import check_own, inside, open_parquet, read_parquet
+from world_modality_core.io.dataset_files import data_files, video_files
+from world_modality_core.io.files import check_own, open_parquet, read_parquet
 from world_modality_core.latents.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE
 from world_modality_core.latents.fingerprint import SOURCE_FILE, whole_fps
 
@@ -74,10 +74,8 @@ def write_derived(
         shutil.copy(src / "meta" / name, root / "meta" / name)
     files = _write_data(source, root, features, dropped, new_features, new_columns)
     _write_episodes(src, root, dropped, files)
-    for name in sorted({source.get_video_file_path(e, key) for key in videos for e in range(source.total_episodes)}):
-        # The pattern of these names is the source's.
-        target = inside(root, str(name), "video_path of meta/info.json")
-        check_own(src / name, src)
+    for name in sorted(video_files(source, videos)):
+        target = root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(src / name, target)
 

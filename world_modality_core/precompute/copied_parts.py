@@ -6,7 +6,8 @@ corrected, labels are added and values are mended in a source after that (`lerob
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from world_modality_core.precompute.assemble import copied_meta_files
 
 # Of the episodes' table: where the frames lie differs, and statistics are compared through the values themselves.
 _NOT_COPIED = ("data/", "videos/", "stats/", "meta/")
+_BLOCK = 1 << 16  # rows that are compared at a time
 
 
 def stale_parts(source: LeRobotDatasetMetadata, root: Path, keep: Iterable[str]) -> list[str]:
@@ -41,7 +43,8 @@ def stale_parts(source: LeRobotDatasetMetadata, root: Path, keep: Iterable[str])
     there, here = _columns(src) - left_out - images, _columns(root) - {LATENTS, TOKENS} - images
     found += sorted(there ^ here)
     for name in sorted(there & here):
-        if not _same_values(_column(src, name), _column(root, name)):
+        blocks = zip_longest(_blocks(src, name), _blocks(root, name))
+        if not all(a is not None and b is not None and _same_values(a, b) for a, b in blocks):
             found.append(name)
     if not _episodes(src).equals(_episodes(root)):
         found.append("meta/episodes")
@@ -60,8 +63,17 @@ def _columns(root: Path) -> set[str]:
     return set(open_parquet(data_files(root)[0]).schema_arrow.names)
 
 
-def _column(root: Path, name: str) -> pa.ChunkedArray:
-    return pa.chunked_array([chunk for path in data_files(root) for chunk in read_parquet(path, [name])[name].chunks])
+def _blocks(root: Path, name: str) -> Iterator[pa.ChunkedArray]:
+    """A column in pieces of as many rows each, whatever files it lies in; one file at a time is read."""
+    left: list[pa.Array] = []
+    for path in data_files(root):
+        rows = pa.chunked_array([*left, *read_parquet(path, [name])[name].chunks])
+        n_whole = len(rows) // _BLOCK * _BLOCK
+        for start in range(0, n_whole, _BLOCK):
+            yield rows.slice(start, _BLOCK)
+        left = rows.slice(n_whole).chunks
+    if left:
+        yield pa.chunked_array(left)
 
 
 def _episodes(root: Path) -> pa.Table:

@@ -61,7 +61,8 @@ def finish(
     p, d = spec.n_tokens, spec.dim
     n_frames, is_fitting = source.meta.total_frames, bool(tokens_config.n_codes)
     encoded = [episode for episode in range(source.meta.total_episodes) if staging.has(episode)]
-    excluded = sorted(set(range(source.meta.total_episodes)) - set(encoded))
+    left_out = set(range(source.meta.total_episodes)) - set(encoded)
+    excluded = sorted(left_out)
     if not encoded:
         raise ConfigError(f"{source.root}: none of its {len(excluded)} episodes could be read")
     n_encoded = int(source.lengths[encoded].sum())
@@ -81,14 +82,14 @@ def finish(
 
     def columns(episode: int) -> dict[str, np.ndarray]:
         rows = slice(*source.bounds[episode])
-        if episode in excluded:
+        if episode in left_out:
             latents = np.full((rows.stop - rows.start, p * d), np.nan, np.float16)
         else:
             latents = np.array(staging.read(episode))
         if book is None:
             digest.update(latents)
             return {LATENTS: latents}
-        if episode in excluded:
+        if episode in left_out:
             tokens[rows] = 0
         else:
             tokens[rows] = book.assign(torch.from_numpy(latents).view(-1, p, d)).cpu().numpy()

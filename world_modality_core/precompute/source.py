@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -184,37 +185,53 @@ class SourceDataset:
         self.timestamps = self._read_timestamps()
 
     def _read_timestamps(self) -> np.ndarray:
-        names, parts = ["index", "episode_index", "task_index", "timestamp"], []
-        for path in data_files(self.root):
-            table = read_parquet(path, names)
-            with reading(path, "the frames of a LeRobotDataset", _REPAIR):
-                parts.append([one_number_a_row(table[name]) for name in names])
-        index, episode, task, timestamp = map(np.concatenate, zip(*parts, strict=True))
+        names = ["index", "episode_index", "task_index", "timestamp"]
         with reading(self.root / "meta/tasks.parquet", "the tasks of a LeRobotDataset", _REPAIR):
             tasks = self.meta.tasks["task_index"].to_numpy()
             if tasks.dtype.kind not in "iu":
                 raise ValueError(f"task_index is {tasks.dtype}")
-        if not np.array_equal(index, np.arange(self.bounds[-1, 1])):
-            raise UserError(
-                f"{self.root}: `index` does not count its {len(index)} frames from 0 upwards, as LeRobot 3.0 datasets "
-                "do; rewrite it with lerobot-edit-dataset"
-            )
-        said = np.repeat(np.arange(len(self.bounds)), self.lengths)
-        wrong = {
-            "`episode_index` is not what meta/episodes says": episode != said,
-            "`task_index` is no task of meta/tasks.parquet": ~np.isin(task, tasks),
-            "`timestamp` is no increasing time": ~np.isfinite(timestamp)
-            | (np.diff(timestamp, prepend=-np.inf) <= 0) & (np.diff(said, prepend=-1) == 0),
-        }
-        for what, is_bad in wrong.items():
-            if is_bad.any():
-                first = int(is_bad.argmax())
+        starts, n_frames, times, n = self.bounds[:, 0], self.bounds[-1, 1], [], 0
+        wrong: dict[str, list[np.ndarray]] = {}
+        before = np.float32(-np.inf)
+        for path in data_files(self.root):  # one at a time: of a large dataset's frames only the times are kept
+            table = read_parquet(path, names)
+            with reading(path, "the frames of a LeRobotDataset", _REPAIR):
+                index, episode, task, timestamp = (one_number_a_row(table[name]) for name in names)
+            rows = np.arange(n, n + len(index))
+            n += len(index)
+            if n > n_frames or not np.array_equal(index, rows):
+                break
+            said = np.searchsorted(starts, rows, side="right") - 1
+            is_start = np.isin(rows, starts)
+            for what, is_bad in {
+                "`episode_index` is not what meta/episodes says": episode != said,
+                "`task_index` is no task of meta/tasks.parquet": ~np.isin(task, tasks),
+                "`timestamp` is no increasing time": ~np.isfinite(timestamp)
+                | (np.diff(timestamp, prepend=before) <= 0) & ~is_start,
+            }.items():
+                wrong.setdefault(what, []).append(rows[is_bad])
+            times.append(timestamp)
+            before = timestamp[-1] if len(timestamp) else before
+        else:
+            if n == n_frames:
+                self._check_frames({what: np.concatenate(bad) for what, bad in wrong.items()})
+                return np.concatenate(times)
+        raise UserError(
+            f"{self.root}: `index` does not count its {n_frames} frames from 0 upwards, as LeRobot 3.0 datasets do; "
+            "rewrite it with lerobot-edit-dataset"
+        )
+
+    def _check_frames(self, wrong: dict[str, np.ndarray]) -> None:
+        """Refuse a dataset with wrong frames: what is wrong -> their indices."""
+        for what, rows in wrong.items():
+            if len(rows):
+                first = rows[0]
+                episode = np.searchsorted(self.bounds[:, 0], first, side="right") - 1
                 raise ConfigError(
-                    f"{self.root}: {what} at {is_bad.sum()} of {len(index)} frames, the first is frame "
-                    f"{first - self.bounds[said[first], 0]} of episode {said[first]} (index {first}); convert or "
-                    "record the dataset again"
+                    f"{self.root}: {what} at {len(rows)} of {self.bounds[-1, 1]} frames, the first is frame "
+                    f"{first - self.bounds[episode, 0]} of episode {episode} (index {first}); convert or record the "
+                    "dataset again"
                 )
-        return timestamp
 
     def cameras(self, wanted: Sequence[str]) -> list[str]:
         """The cameras to encode: those wanted, or all of the dataset whose images have three channels.
@@ -298,10 +315,22 @@ class SourceDataset:
 
     def _stream(self, episode: int, camera: str) -> _Stream:
         height, width, _ = self.camera_shape(camera)
-        if camera in self.meta.video_keys:
-            start_s = self.meta.episodes[episode][f"videos/{camera}/from_timestamp"]
-            return _Stream(self.root / self.meta.get_video_file_path(episode, camera), (height, width), True, start_s)
-        return _Stream(self.root / self.meta.get_data_file_path(episode), (height, width), False)
+        is_video = camera in self.meta.video_keys
+        pattern, kind = (self.meta.video_path, f"videos/{camera}") if is_video else (self.meta.data_path, "data")
+        where = self._places[kind]
+        chunk, file = int(where["chunk_index"][episode]), int(where["file_index"][episode])
+        path = self.root / pattern.format(video_key=camera, chunk_index=chunk, file_index=file)
+        start_s = float(where["from_timestamp"][episode]) if is_video else 0.0
+        return _Stream(path, (height, width), is_video, start_s)
+
+    @cached_property
+    def _places(self) -> dict[str, dict[str, np.ndarray]]:
+        """Where the episodes lie; LeRobot's look-up of one reads all that is known of it, a millisecond each time."""
+        names = {f"videos/{key}": ["chunk_index", "file_index", "from_timestamp"] for key in self.meta.video_keys}
+        names["data"] = ["chunk_index", "file_index"]
+        columns = [f"{kind}/{name}" for kind, each in names.items() for name in each]
+        table = self.meta.episodes.with_format("numpy", columns=columns)[:]
+        return {kind: {name: table[f"{kind}/{name}"] for name in each} for kind, each in names.items()}
 
 
 class _FrameReader(IterableDataset):
@@ -433,7 +462,8 @@ class _ImageColumn:
                 continue
             if self._rows.get(camera, (None,))[0] != (path, group):
                 with reading(path, "parquet", _REPAIR):
-                    self._rows[camera] = ((path, group), file.read_row_group(group, columns=[camera])[camera])
+                    table = file.read_row_group(group, columns=[camera], use_threads=False)  # other workers decode
+                    self._rows[camera] = ((path, group), table[camera])
             for row in self._rows[camera][1][int(low - starts[group]) : int(high - starts[group])]:
                 with reading(path, f"images of {camera}", _REPAIR):
                     image = np.asarray(decode_image(row["bytes"].as_py(), size, f"{path}, an image of {camera}"))

@@ -13,6 +13,9 @@ from filelock import FileLock
 from world_modality_core.io.files import reading, writing
 from world_modality_core.io.work_folder import WorkFolder
 
+# Episodes in one folder: each write looks through it for what killed processes left.
+_A_FOLDER = 1000
+
 
 class Staging(WorkFolder):
     """The work folder `<output root>.partial` of a companion.
@@ -33,7 +36,7 @@ class Staging(WorkFolder):
         return lock
 
     def _path(self, episode: int) -> Path:
-        return self._episodes / f"episode-{episode:06d}.npy"
+        return self._episodes / f"{episode // _A_FOLDER:03d}" / f"episode-{episode:06d}.npy"
 
     def has(self, episode: int) -> bool:
         """Whether the latents of an episode are staged."""
@@ -41,8 +44,10 @@ class Staging(WorkFolder):
 
     def write(self, episode: int, latents: np.ndarray) -> None:
         """Keep the latents of an episode: (t, p * d) float16."""
-        with writing(self._path(episode)) as aside, aside.open("wb") as file:  # np.save would add .npy to a name
-            np.save(file, latents)
+        with writing(self._path(episode)) as aside:
+            aside.parent.mkdir(exist_ok=True)
+            with aside.open("wb") as file:  # np.save would add .npy to a name
+                np.save(file, latents)
 
     def read(self, episode: int) -> np.ndarray:
         """The latents of an episode: (t, p * d) float16, mapped from the file.

@@ -42,15 +42,19 @@ class Fakes:
         path.write_text(yaml.safe_dump({**BASE, "root": str(self.root), **changes}))
         return path
 
-    def start(self, *arguments: str, step_s: float = 0.0) -> subprocess.Popen:
-        """Start a queue on the study."""
-        code = (
+    @property
+    def code(self) -> str:
+        """`wm-matrix` with the fake programs, as Python."""
+        return (
             "import sys; from world_modality_core.studies.matrix.cli import main; "
             f"sys.exit(main(sys.argv[1:], find_program=lambda name: {str(self.bin)!r} + '/' + name, "
             "check=lambda jobs: None))"
         )
+
+    def start(self, *arguments: str, step_s: float = 0.0) -> subprocess.Popen:
+        """Start a queue on the study."""
         return subprocess.Popen(
-            [sys.executable, "-c", code, str(self.folder / "study.yaml"), *arguments],
+            [sys.executable, "-c", self.code, str(self.folder / "study.yaml"), *arguments],
             env=os.environ | {"FAKE_LOG": str(self.log), "FAKE_STEP_S": str(step_s)},
             cwd=REPO,
             stdout=subprocess.PIPE,
