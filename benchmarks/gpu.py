@@ -3,14 +3,19 @@
     python benchmarks/gpu.py --minutes=25                            # any machine with CUDA
     python benchmarks/gpu.py --device=cpu --size=tiny --minutes=5    # that the command works
 
-Parts, in this order, each in a process of its own so that one that fails or runs out of memory costs only itself:
+Parts, in this order or that of --parts, each in a process of its own so that one that fails or runs out of memory costs
+only itself:
 
     equality          closed gates change nothing, cached = live latents, causality, micro-batches; TF32 and bf16
     training          world_F's step over world_A's, and steps a second
     smolvla_world     at 450M, bf16: training step, chunk latency, memory, waits for the device, F1 to F3b
+    past              the same with 16 past frames in the memory: training step, chunk latency
     qwen_world_fplus  at 2B, bf16: training step, latency, memory
-    precompute        DINOv2-B/L and V-JEPA 2 L at real shapes: rate over the bare encoder's, how busy the GPU is
-    commands          the real commands: two processes on one GPU, resume, sharded training and its checkpoint
+    precompute        DINOv2-B/L and V-JEPA 2 L at real shapes: batch size found by itself, rate over the bare
+                      encoder's, how busy the GPU is
+    processes         the real commands: two wm-precompute processes on one GPU
+    sharded           lerobot-train of qwen_world_fplus with FSDP, its checkpoint, resumed
+    resume            lerobot-train of world_F, resumed
     compilation       torch.compile: graphs made anew, and smolvla_world's step over smolvla's, both compiled
 
 Weights are random and data is made here, so that nothing need be fetched. The figures go to --output, one JSON line
@@ -32,7 +37,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests")]
-PARTS = ("equality", "training", "smolvla_world", "qwen_world_fplus", "precompute", "commands", "compilation")
+PARTS = (
+    "equality", "training", "smolvla_world", "past", "qwen_world_fplus", "precompute", "processes", "sharded", "resume",
+    "compilation",
+)  # fmt: skip
 
 
 def run_part(args: argparse.Namespace) -> None:

@@ -124,11 +124,9 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
         WriteError: if the folder is not empty, the labels don't fit the dataset, or the disk is full.
     """
     source, root = Path(source).resolve(), Path(root).resolve()
-    request = {"copy_of": str(source), "labels_sha256": _hash(labels)}
-    if root.exists() and any(root.iterdir()):
-        if (root / COPY_FILE).is_file() and read_json(root / COPY_FILE) == request:
-            return root  # by a run that was killed before it could say so
-        raise WriteError(f"write.root={str(root)!r} exists: name a new folder, or delete it")
+    request = _copy_request(source, labels)
+    if is_copied(source, root, labels):
+        return root
     meta = _open(source, labels)
     root.parent.mkdir(parents=True, exist_ok=True)
     left_over = WorkFolder(root.with_name(f"{root.name}.partial")).n_bytes(request)
@@ -136,6 +134,23 @@ def write_copy(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> 
     with naming_full_disk(root):
         write_folder(root, request, lambda aside: _copy_with_labels(meta, source, aside, labels, request))
     return root
+
+
+def is_copied(source: Path, root: Path, labels: Mapping[int, EpisodeLabel]) -> bool:
+    """Whether the copy is there already, by a run that was killed before it could say so; see `write_copy`.
+
+    Raises:
+        WriteError: if something else is there.
+    """
+    if not root.exists() or not any(root.iterdir()):
+        return False
+    if (root / COPY_FILE).is_file() and read_json(root / COPY_FILE) == _copy_request(source, labels):
+        return True
+    raise WriteError(f"write.root={str(root)!r} exists: name a new folder, or delete it")
+
+
+def _copy_request(source: Path, labels: Mapping[int, EpisodeLabel]) -> dict[str, str]:
+    return {"copy_of": str(Path(source).resolve()), "labels_sha256": _hash(labels)}
 
 
 def _hash(labels: Mapping[int, EpisodeLabel]) -> str:

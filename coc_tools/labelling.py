@@ -12,14 +12,14 @@ from pathlib import Path
 from coc_tools.backends import Labeller
 from coc_tools.config import LabelConfig
 from coc_tools.cost import estimate
-from coc_tools.dataset_writer import WriteError, recover, write_copy, write_in_place
+from coc_tools.dataset_writer import WriteError, is_copied, recover, write_copy, write_in_place
 from coc_tools.episodes import EpisodeReader
 from coc_tools.import_export import check_belongs, export_labels, import_labels
 from coc_tools.pipeline import Summary, label_episodes
 from coc_tools.process_shards import ProcessShards
 from coc_tools.prompts import load_prompt
 from coc_tools.request import RequestBuilder, choose_cameras, choose_gripper, load_objects, open_latents
-from coc_tools.store import LabelFile, StoreError, failed_path, iter_labels
+from coc_tools.store import LabelFile, StoreError, failed_path, iter_labels, read_labels
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.latents.companion import default_root, open_companion
@@ -113,7 +113,7 @@ def _target(cfg: LabelConfig, reader: EpisodeReader) -> Path | None:
     if cfg.write.target == "companion":
         open_companion(root=root).check_source(reader.meta)
     elif root.exists() and any(root.iterdir()):
-        raise WriteError(f"write.root={str(root)!r} exists: name a new folder, or delete it")
+        is_copied(reader.root, root, read_labels(cfg.labels) if Path(cfg.labels).exists() else {})
     return root
 
 

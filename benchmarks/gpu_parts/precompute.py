@@ -12,7 +12,7 @@ from fixtures_datasets import make_dataset
 from gpu_parts.figures import Run
 from world_modality_core.encoders import make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
-from world_modality_core.precompute.encode import encode_episodes, stage_latents
+from world_modality_core.precompute.encode import encode_episodes, find_batch_size, stage_latents
 from world_modality_core.precompute.source import SourceDataset
 from world_modality_core.precompute.staging import Staging
 
@@ -21,6 +21,7 @@ VITS = {
     "L": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
 }
+N_WORKERS = 12
 
 
 def make_weights(run: Run, family: str, size: str) -> str:
@@ -68,7 +69,7 @@ def busy_share(device: str):
 def measure(run: Run) -> None:
     """Each family on the same frames: the encoder alone on frames in memory, and the pipeline with decoding."""
     px = 224 if run.is_real else 28
-    n_episodes, length = (48, 250) if run.is_real else (3, 12)
+    n_episodes, length = (N_WORKERS, 256) if run.is_real else (3, 12)
     root = run.folder / "source"
     make_dataset(root, lengths=[length] * n_episodes, cameras=["observation.image"], size=px, use_videos=True)
     source = SourceDataset("bench/source", str(root))
@@ -85,44 +86,60 @@ def measure(run: Run) -> None:
             n_frames=window,
             dtype="bfloat16" if run.is_real else "float32",
         )
-        one_family(run, f"{family}-{size}", spec, source, n_episodes if window == 1 else max(2, n_episodes // 4))
+        rounds = 1 if not run.is_real else {"B": 6, "L": 3}[size] if window == 1 else 1
+        one_family(run, f"{family}-{size}", spec, source, rounds)
 
 
-def one_family(run: Run, name: str, spec: EncoderSpec, source: SourceDataset, n_episodes: int) -> None:
+def one_family(run: Run, name: str, spec: EncoderSpec, source: SourceDataset, rounds: int) -> None:
+    """One encoder alone and in the pipeline, which reads the episodes `rounds` times.
+
+    There are as many episodes as decoding processes, so that each reads its own again and none is read by two at once.
+    """
     encoder = make_world_encoder(spec, device=run.device)
-    episodes = range(n_episodes)
-    n_workers = 12 if run.is_real else 1
-    batch_sizes = (16, 64, 256) if run.is_real else (4,)
-    rates = {}
-    for batch_size in batch_sizes:
-        frames = list(source.chunks(episodes, spec.cameras, batch_size, 0 if not run.is_real else n_workers))
+    n_episodes = len(source.lengths)
+    n_workers = N_WORKERS if run.is_real else 1
+    start = time.perf_counter()
+    camera = spec.cameras[0]
+    found = find_batch_size(encoder, {camera: tuple(source.camera_shape(camera)[:2])}, int(source.lengths.max()))
+    taken = time.perf_counter() - start
+    run.figure(f"{name}: batch size found by itself", found, "frames", part="precompute", seconds=round(taken, 2))
+    rates, stored = {}, {}
+    alone = range(n_episodes if spec.n_frames == 1 else n_episodes // 3)
+    for batch_size in sorted({*((16, 64, 256) if run.is_real else (4,)), found}):
+        chunks = source.chunks(alone, spec.cameras, batch_size, n_workers if run.is_real else 0)
+        frames = list(chunks)
         n = sum(len(next(iter(chunk.frames.values()))) for chunk in frames)
 
-        def encode(frames=frames) -> float:
+        def encode(frames=frames) -> tuple[float, dict]:
             start = time.perf_counter()
-            for _, _, latents in encode_episodes(iter(frames), encoder):
-                if latents is not None:
-                    latents.cpu()
-            return time.perf_counter() - start
+            done = {e: z.cpu() for _, e, z in encode_episodes(iter(frames), encoder) if z is not None}
+            return time.perf_counter() - start, done
 
-        encode()  # warm
-        rates[batch_size] = [n / encode() for _ in range(2)]
+        stored[batch_size] = encode()[1]  # warm
+        rates[batch_size] = [n / encode()[0] for _ in range(2)]
         run.figure(f"{name}: encoder alone, batch of {batch_size}", rates[batch_size], "frames/s", part="precompute")
-    best = max(rates, key=lambda b: max(rates[b]))
+    best = max(max(values) for values in rates.values())
+    run.figure(f"{name}: encoder at the batch size found, over the fastest tried", max(rates[found]) / best, least=0.95,
+               part="precompute")  # fmt: skip
+    a, b = (torch.cat([stored[n][e] for e in alone]).float() for n in (min(stored), found))
+    run.figure(f"{name}: latents of the smallest batch and of the one found: largest difference over their spread",
+               ((a - b).abs().max() / a.std()).item(), equal_values=(a == b).float().mean().item(),
+               part="precompute")  # fmt: skip
+    episodes = list(range(n_episodes)) * rounds
     rates_after, starts, shares = [], [], []
     for repeat in range(2):
         staging = Staging(run.folder / f"staging-{name}-{repeat}")
         staging.begin({}).release()
         clock = Clock()
         with busy_share(run.device) as samples:
-            stage_latents(source, encoder, staging, episodes, best, n_workers, clock)
+            stage_latents(source, encoder, staging, episodes, found, n_workers, clock)
         rates_after.append(clock.rate())
         starts.append(clock.start_s)
         shares += samples[len(samples) // 4 :]
-    say = {"part": "precompute", "batch_size": best, "decoding_processes": n_workers}
+    say = {"part": "precompute", "batch_size": found, "decoding_processes": n_workers}
     run.figure(f"{name}: pipeline, after its first batch", rates_after, "frames/s", **say)
     run.figure(f"{name}: until the first batch is encoded (decoding processes start)", starts, "s", **say)
-    run.figure(f"{name}: pipeline over encoder", [r / max(rates[best]) for r in rates_after], least=0.95, **say)
+    run.figure(f"{name}: pipeline over encoder", [r / max(rates[found]) for r in rates_after], least=0.95, **say)
     if shares:
         run.figure(f"{name}: share of time that the GPU is busy", sum(shares) / len(shares), **say)
 

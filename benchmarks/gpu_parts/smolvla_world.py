@@ -47,23 +47,28 @@ def make_pair(run: Run) -> Pair:
 
 def measure(run: Run) -> None:
     pair = make_pair(run)
-    size, repeats = pair.size, (20 if run.is_real else 2)
+    repeats = 20 if run.is_real else 2
     batch, draws = pair.batch(), pair.draws()
     trained = {name: Trained(pair, policy, batch, draws, run.device) for name, policy in pair.policies.items()}
     say = {"part": PART, "batch_size": pair.args.batch_size, "latent_tokens": pair.args.tokens}
 
-    taken = in_turn({name: each.step for name, each in trained.items()}, run.device, repeats)
-    for name, values in taken.items():
-        run.figure(f"{name} {size}: training step", values, "ms", **say)
-    ratio = [w / p for p, w in zip(taken["smolvla"], taken["smolvla_world"], strict=True)]
-    run.figure(f"smolvla_world over smolvla {size}: training step (F1)", ratio, most=1.05, **say)
+    training(run, trained, repeats, "F1", say)
     latency(run, pair, repeats, say)
     if run.device.startswith("cuda"):
-        on_cuda(run, trained, size, say)
+        on_cuda(run, trained, pair.size, say)
     fusions(run, pair, trained["smolvla"], repeats, say)
 
 
-def latency(run: Run, pair: Pair, repeats: int, say: dict) -> None:
+def training(run: Run, trained: dict[str, Trained], repeats: int, title: str, say: dict) -> None:
+    """Whole training steps of both, in turn."""
+    taken = in_turn({name: each.step for name, each in trained.items()}, run.device, repeats)
+    for name, values in taken.items():
+        run.figure(f"{name}: training step, {title}", values, "ms", **say)
+    ratio = [w / p for p, w in zip(taken["smolvla"], taken["smolvla_world"], strict=True)]
+    run.figure(f"smolvla_world over smolvla: training step, {title}", ratio, most=1.05, **say)
+
+
+def latency(run: Run, pair: Pair, repeats: int, say: dict, title: str = "") -> None:
     """One observation, as on a robot: with the memory ready, and with the Prophet and the memory's filling."""
     plain, world = (pair.policies[name].eval() for name in ("smolvla", "smolvla_world"))
     one = {k: v[:1] for k, v in pair.batch().items()}
@@ -84,12 +89,12 @@ def latency(run: Run, pair: Pair, repeats: int, say: dict) -> None:
             "smolvla_world": lambda: world.plan_recorded(dict(one), noise=noise),
         }
         whole = in_turn(works, run.device, 5 * repeats)
-    for title, taken, most in (("memory ready", ready, 1.05), ("with Prophet and filling", whole, None)):
+    for part, taken, most in (("memory ready", ready, 1.05), ("with Prophet and filling", whole, None)):
         for name, values in taken.items():
             tail = round(percentile(values, 0.99), 2)
-            run.figure(f"{name}: chunk latency, {title}", values, "ms", p99=tail, **say)
+            run.figure(f"{name}: chunk latency, {part}{title}", values, "ms", p99=tail, **say)
         ratio = [w / p for p, w in zip(taken["smolvla"], taken["smolvla_world"], strict=True)]
-        run.figure(f"smolvla_world over smolvla: chunk latency, {title}", ratio, most=most, **say)
+        run.figure(f"smolvla_world over smolvla: chunk latency, {part}{title}", ratio, most=most, **say)
     for policy in (plain, world):
         policy.train()
 
@@ -116,6 +121,6 @@ def fusions(run: Run, pair: Pair, plain: Trained, repeats: int, say: dict) -> No
         other = Trained(pair, policy, plain.batch, plain.draws, run.device)
         taken = in_turn({"plain": plain.step, "fused": other.step}, run.device, max(2, repeats // 2))
         ratio = [w / p for p, w in zip(taken["plain"], taken["fused"], strict=True)]
-        run.figure(f"smolvla_world over smolvla: training step, {'+'.join(names).upper()}", ratio, **say)
+        run.figure(f"smolvla_world over smolvla: training step, fusion {'+'.join(names).upper()}", ratio, **say)
         del other, policy
         gc.collect()

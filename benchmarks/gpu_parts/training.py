@@ -41,3 +41,7 @@ def measure(run: Run) -> None:
         for name, (policy, _) in policies.items():
             found = waits(lambda policy=policy: policy.forward(dict(batch))[0].backward())
             run.figure(f"{name}: waits for the device in forward and backward", found, equals=0, part=PART)
+        companion.info.excluded = [N_EPISODES]  # one that no batch is of
+        policy, _ = policies["world_F"]
+        found = waits(lambda: policy.forward(dict(batch))[0].backward())
+        run.figure("world_F, a companion without some episodes: waits for the device", found, equals=0, part=PART)

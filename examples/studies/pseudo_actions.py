@@ -10,7 +10,9 @@ arXiv:2206.11795): whoever claims that a memory of future states helps must show
 
 With --images_only the other episodes have no states either. These are pseudo-labelled first, by a ridge regression from
 latents to states on the labelled episodes, then the actions from pseudo-labelled states; both go into
-`${data}/video_s<seed>`.
+`${data}/video_s<seed>`. With --seen_as=COMPANION too, the latents of the other episodes come from there: of the same
+frames, drawn otherwise (study 6: without the robot); `${data}/seen_otherwise_s<seed>` tells how far pseudo-labels go.
+Each copy's `meta/pseudo_actions.json` has the R^2 of its pseudo-labels against what was recorded.
 Statistics for normalisation stay those of the recorded dataset, as in every model of the study. RIDGE and the offsets
 below were chosen by R^2 on the other episodes' recordings, for two training seeds.
 """
@@ -100,6 +102,7 @@ def write_copy(
     unlabelled: list[int],
     seed: int,
     latents: np.ndarray | None = None,
+    otherwise: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Copy a dataset without images; episodes that are not labelled get pseudo-labelled actions.
 
@@ -110,6 +113,7 @@ def write_copy(
         unlabelled: Episodes to measure on.
         seed: Seed of the model.
         latents: (n, w) standardised latents, to pseudo-label the states too; None if the states are known.
+        otherwise: (n, w) those of the episodes that are not labelled; None for `latents`.
 
     Returns:
         R^2 of the pseudo-labels against what was recorded (and is not used), over all dimensions: column -> R^2.
@@ -123,6 +127,7 @@ def write_copy(
     pseudo_labels = {}
     seen, offsets = states.astype(np.float32), OFFSETS
     if latents is not None:
+        latents = latents if otherwise is None else np.where(is_labelled[:, None], latents, otherwise)
         seen, offsets = pseudo_label_states(latents, seen, episodes, is_labelled), FAR_OFFSETS
         pseudo_labels["observation.state"] = np.where(is_labelled[:, None], states, seen).astype(states.dtype)
     inputs = torch.from_numpy(windows(seen, episodes, offsets))
@@ -139,12 +144,13 @@ def write_copy(
             table = table.set_column(column, table.schema.field(column), part)
         pq.write_table(table, aside / file.relative_to(source))
         start += len(table)
-    record = {"labelled": labelled, "seed": seed, "offsets": offsets, "told": sorted(pseudo_labels)}
-    (aside / "meta" / "pseudo_actions.json").write_text(json.dumps(record))
-    aside.rename(output)
     rest = np.isin(episodes, unlabelled)
     recorded = {"observation.state": states, "action": actions}
-    return {name: r_squared(values[rest], recorded[name][rest]) for name, values in pseudo_labels.items()}
+    fitness = {name: r_squared(values[rest], recorded[name][rest]) for name, values in pseudo_labels.items()}
+    record = {"labelled": labelled, "seed": seed, "offsets": offsets, "r_squared": fitness}
+    (aside / "meta" / "pseudo_actions.json").write_text(json.dumps(record))
+    aside.rename(output)
+    return fitness
 
 
 def r_squared(predicted: np.ndarray, recorded: np.ndarray) -> float:
@@ -163,17 +169,22 @@ def main() -> None:
     cli.add_argument("study", type=Path, help="a study with `episodes.draw`")
     cli.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a value of the study's `vars`")
     cli.add_argument("--images_only", action="store_true", help="pseudo-label the states too, from the latents")
+    cli.add_argument("--seen_as", metavar="COMPANION", help="with --images_only: the other episodes' latents")
+    cli.add_argument("--seeds", type=int, nargs="+", help="training seeds; default: all of the study")
     args = cli.parse_args()
     study = load_study(args.study, dict(item.split("=", 1) for item in args.set))
     draw = study.episodes.draw
     tasks, source = read_tasks(draw), Path(draw.root)
     latents = read_latents(study.train["policy.companion.root"]) if args.images_only else None
-    for seed in sorted({seed for model in study.models.values() for seed in model.seeds or study.seeds}):
-        output = source.parent / f"{'video' if args.images_only else 'pseudo'}_s{seed}"
+    name = "seen_otherwise" if args.seen_as else "video" if args.images_only else "pseudo"
+    otherwise = read_latents(args.seen_as) if args.seen_as else None
+    for seed in args.seeds or sorted({seed for model in study.models.values() for seed in model.seeds or study.seeds}):
+        output = source.parent / f"{name}_s{seed}"
         if output.exists():
             print(f"{output}: there already")
             continue
-        fitness = write_copy(source, output, *draw_episodes(draw, tasks, seed), seed, latents)
+        labelled, unlabelled = draw_episodes(draw, tasks, seed)
+        fitness = write_copy(source, output, labelled, unlabelled, seed, latents, otherwise)
         print(
             f"{output}: R^2 of the pseudo-labels: "
             + ", ".join(f"{name} {value:.3f}" for name, value in fitness.items())

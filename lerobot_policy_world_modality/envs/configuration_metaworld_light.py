@@ -42,6 +42,8 @@ class EpisodeOptions:
     # Steps at the start in which the robot stays where it is, whatever the action: with a goal that is hidden
     # meanwhile, no movement tells where it was.
     hold_still_for: int = 0
+    # Draw everything but the robot: recordings of another body, from which no action can be told.
+    hide_robot: bool = False
 
     def __post_init__(self) -> None:
         leasts = {"episode_length": 1, "observation_height": 16, "observation_width": 16}
@@ -74,7 +76,7 @@ class MetaworldLightEnvConfig(EpisodeOptions, EnvConfig):
 
     # Not a field. Options that earlier records lack: there they had their default, and so they are left out of a record
     # while they have it (evaluation/eval_info.py).
-    younger_than_records = ("hold_still_for", "disturbance", "disturb_at")
+    younger_than_records = ("hold_still_for", "hide_robot", "disturbance", "disturb_at")
 
     task: str = "push-v3"
     fps: int = 80

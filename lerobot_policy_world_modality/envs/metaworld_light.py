@@ -40,7 +40,7 @@ class MetaworldLightEnv(MetaworldEnv):
         task: for instance `push-v3`.
         episode_length: steps until `truncated`; also `_max_episode_steps`, which `lerobot-eval` reads.
         observation_height, observation_width, camera_name, obs_type, camera_period, hide_goal_after, hold_still_for,
-            disturbance, disturb_at: as in `MetaworldLightEnvConfig`.
+            hide_robot, disturbance, disturb_at: as in `MetaworldLightEnvConfig`.
 
     Raises:
         ConfigError: when it is built, if the goal is to be hidden and the task's model has no goal marker.
@@ -57,6 +57,7 @@ class MetaworldLightEnv(MetaworldEnv):
         camera_period: int = 1,
         hide_goal_after: int = 0,
         hold_still_for: int = 0,
+        hide_robot: bool = False,
         disturbance: str = "",
         disturb_at: int = 40,
     ):
@@ -69,12 +70,13 @@ class MetaworldLightEnv(MetaworldEnv):
         )
         self.task_description = INSTRUCTIONS[self.task]
         self._max_episode_steps = episode_length
-        self._guard = FrameGuard(self.task)
+        # Where the robot isn't drawn, pictures of it moving may be the same.
+        self._guard = FrameGuard(self.task, min_motion_m=float("inf") if hide_robot else None)
         self._model_task = self.task
         self._raw_obs: np.ndarray | None = None
         self._is_stepping = False
         self._camera_period, self._hide_goal_after = camera_period, hide_goal_after
-        self._hold_still_for = hold_still_for
+        self._hold_still_for, self._hide_robot = hold_still_for, hide_robot
         self._goal_markers: list[int] = []
         self._disturbance, self._disturb_at = disturbance, disturb_at
 
@@ -106,6 +108,8 @@ class MetaworldLightEnv(MetaworldEnv):
             raise ConfigError(
                 f"env.hide_goal_after={self._hide_goal_after}: {self.task} has no goal marker; use 0, or another task"
             )
+        if self._hide_robot:
+            hide_robot(env.model)
         self._goal_markers = markers
         self._disturber = Disturber(self._disturbance, self._disturb_at, env, self.camera_name)
         self._goal_opacity = env.model.site_rgba[markers, 3].copy()
@@ -226,6 +230,13 @@ class MemoryTaskEnv(MetaworldLightEnv):
             return super().expert_action()
         finally:
             self._raw_obs = seen
+
+
+def hide_robot(model: mujoco.MjModel) -> None:
+    """Draw the robot no more; physics reads nothing of colours."""
+    roots = {model.body(name).id for name in ("base", "mocap")}
+    for bodies, colours in ((model.geom_bodyid, model.geom_rgba), (model.site_bodyid, model.site_rgba)):
+        colours[np.isin(model.body_rootid[bodies], list(roots)), 3] = 0.0
 
 
 def make_light_env(task: str, **kwargs: Any) -> MetaworldLightEnv:

@@ -121,7 +121,7 @@ class OnHub:
         state_dict: dict[str, Tensor] | None = None,
         dataset_meta: LeRobotDatasetMetadata | None = None,
     ) -> None:
-        """Upload weights, configs and card; LeRobot's trainer calls this at its end (0.6.1).
+        """Upload weights, configs and card; 0.6.1's trainer calls this at its end, later ones for EMA weights.
 
         Raises:
             HubError: naming the remedy. The checkpoint is on the disk: `wm-push` uploads it later.
@@ -130,7 +130,7 @@ class OnHub:
         # A sharded policy's own tensors can't be read by one process: the gathered ones are given.
         gates = gate_values(self.state_dict() if state_dict is None else state_dict)
         adapter = {"base_model_name_or_path": base} if base else {}
-        self._card_facts = CardFacts(
+        self.config.__dict__["_card_facts"] = CardFacts(
             self.config.repo_id, gates, companion=self._companion(), adapter_of=base,
             needs=needed_weights(self.config, adapter),
         )  # fmt: skip
@@ -148,7 +148,7 @@ class OnHub:
         dataset_meta: LeRobotDatasetMetadata | None = None,
     ) -> ModelCard:
         """The card; see LeRobot's `PreTrainedPolicy.generate_model_card`."""
-        facts = getattr(self, "_card_facts", None) or CardFacts(
+        facts = self.config.__dict__.get("_card_facts") or CardFacts(
             self.config.repo_id or model_type, gate_values(self.state_dict()), needs=needed_weights(self.config)
         )
         facts.license, facts.tags = license, list(tags or [])
@@ -158,7 +158,11 @@ class OnHub:
 
 def trained_card(config: PreTrainedConfig, train: TrainPipelineConfig | None) -> ModelCard:
     """The card that the end of a training uploads. The training config is uploaded next: it forgets this disk too."""
-    facts = config.__dict__.get("_card_facts") or CardFacts(config.repo_id or config.type, needs=needed_weights(config))
+    facts = config.__dict__.get("_card_facts")
+    if facts is None:  # an adapter: LeRobot uploads it without a method of the policy
+        base = str(config.pretrained_path) if train is not None and train.peft is not None else None
+        needs = needed_weights(config, {"base_model_name_or_path": base} if base else {})
+        facts = CardFacts(config.repo_id or config.type, adapter_of=base, needs=needs)
     facts.license, facts.tags = config.license, list(config.tags or [])
     if train is not None:
         forget_disk(train)

@@ -40,7 +40,7 @@ class Folder:
                     f"output_dir={str(root)!r} holds the numbers of another run ({'; '.join(found)}). Name another "
                     "folder, or remove this one"
                 )
-        elif root.exists() and any(root.iterdir()):
+        elif root.exists() and any(each.name != self.parts.name for each in root.iterdir()):
             raise ConfigError(f"output_dir={str(root)!r} is not empty and no folder of wm-intervene; name another")
 
     def begin(self) -> AbstractContextManager:

@@ -86,7 +86,8 @@ def _request(cfg: RecordConfig, instructions: dict[str, str]) -> dict:
         "start_seed": cfg.start_seed,
         "action_noise": cfg.action_noise,
         "n_frames_after_success": cfg.n_frames_after_success,
-        "env": asdict(cfg.env),
+        # Recordings from before that option have none, and are of this kind.
+        "env": {name: value for name, value in asdict(cfg.env).items() if name != "hide_robot" or value},
         "video": asdict(cfg.video),
     }
 

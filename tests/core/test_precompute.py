@@ -26,7 +26,7 @@ from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.windows import causal_windows
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import IncompleteCompanionError, open_companion, partial_root
-from world_modality_core.precompute import cli, steps
+from world_modality_core.precompute import cli, encode, steps
 from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
 from world_modality_core.precompute.staging import Staging
 from world_modality_core.precompute.steps import precompute
@@ -108,6 +108,27 @@ def test_windows_reach_across_batches_but_not_across_episodes(images, tmp_path, 
     spec = replace(COLOUR, n_frames=3, frame_stride=2)
     root = precompute(config(images, tmp_path / "out", spec, batch_size=batch_size))
     np.testing.assert_allclose(latents_of(root).reshape(-1, 2, 3), expected_colours(3, 2), atol=0.001)
+
+
+@pytest.mark.parametrize(("fastest", "longest", "expected"), [(64, 1000, 64), (512, 1000, 512), (512, 100, 128)])
+def test_a_batch_size_is_found_by_trying(fastest, longest, expected, monkeypatch):
+    """Frames cost half as much in a batch twice as large, up to the fastest; beyond the episodes none is tried."""
+    encoder, now = make_world_encoder(replace(COLOUR, n_frames=2, cameras=list(CAMERAS))), [0.0]
+
+    def encode_raw(windows):
+        n, m, *shape = windows["observation.images.top"].shape
+        assert (m, shape) == (2, [3, 6, 4])
+        now[0] += n / min(n, fastest)
+        return [torch.zeros(n)]
+
+    monkeypatch.setattr(encoder, "encode_raw", encode_raw)
+    monkeypatch.setattr(encode.time, "perf_counter", lambda: now[0])
+    assert encode.find_batch_size(encoder, dict.fromkeys(CAMERAS, (6, 4)), longest) == expected
+
+
+def test_a_batch_size_that_was_found_gives_the_same_latents(images, tmp_path):
+    roots = [precompute(config(images, tmp_path / str(n), batch_size=n)) for n in (0, 7)]
+    np.testing.assert_allclose(*map(latents_of, roots), atol=1e-3)
 
 
 def test_cached_equals_live(videos, tmp_path):

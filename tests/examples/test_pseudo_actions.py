@@ -1,6 +1,7 @@
 """Pseudo-actions come from states or latents of the same episode; labelled episodes and the source stay as they are."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,12 @@ def test_with_images_only_states_are_told_too(pseudo, tmp_path, monkeypatch):
     latents = np.stack(old["observation.state"])[:, :3].astype(np.float32)
     fitness = pseudo.write_copy(tmp_path / "source", tmp_path / "copy", [1], [0, 2], seed=0, latents=latents)
     assert set(fitness) == {"observation.state", "action"}
+    assert json.loads((tmp_path / "copy/meta/pseudo_actions.json").read_text())["r_squared"] == fitness
+    # Seen otherwise, an episode's latents may tell nothing of its states; those of the labelled ones are kept.
+    blank = np.zeros_like(latents)
+    pseudo.write_copy(tmp_path / "source", tmp_path / "blank", [1], [0, 2], 0, latents, otherwise=blank)
+    told = np.stack(pq.read_table(tmp_path / "blank" / "data").to_pandas()["observation.state"])
+    assert np.ptp(told[:12], axis=0).max() < 1e-6 and np.ptp(told[12:21], axis=0).max() > 0.1
     new = pq.read_table(tmp_path / "copy" / "data").to_pandas()
     labels = pseudo.pseudo_label_states(
         latents, np.stack(old["observation.state"]), old["episode_index"].to_numpy(), old["episode_index"] == 1

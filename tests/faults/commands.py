@@ -27,6 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm.std import TqdmDefaultWriteLock
+
+# Forks would share the lock of progress bars: one that is killed while it holds it would stop all later ones.
+TqdmDefaultWriteLock.mp_lock = None
 
 _FORKS: dict[int, Any] = {}
 """Processes of tests/fork_server.py, by pid."""

@@ -15,6 +15,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # a distribution's own package `tests` may stand before ours
@@ -214,8 +216,8 @@ def jobs(names: list[str], base: Path) -> Iterator[dict[str, Job]]:
 class _Data:
     """A small dataset, its companion and a checkpoint, each made when it is first asked for."""
 
-    def __init__(self, base: Path) -> None:
-        self.base = base
+    def __init__(self, base: Path, lengths: tuple[int, ...] = (6, 5, 7, 9, 4, 8)) -> None:
+        self.base, self.lengths = base, lengths
 
     @property
     def images(self) -> Path:
@@ -223,8 +225,7 @@ class _Data:
 
         root = self.base / "images"
         if not root.exists():
-            lengths = (6, 5, 7, 9, 4, 8)
-            make_dataset(root, lengths=lengths, cameras=["observation.images.top"], use_videos=False, size=32)
+            make_dataset(root, lengths=self.lengths, cameras=["observation.images.top"], use_videos=False, size=32)
         return root
 
     @property
@@ -315,11 +316,12 @@ def _labels(data: _Data, stack: contextlib.ExitStack) -> Job:
     )  # fmt: skip
 
 
-def _record(data: _Data, stack: contextlib.ExitStack) -> Job:
-    return Job(
+def _record(n_workers: int) -> Callable[[_Data, contextlib.ExitStack], Job]:
+    """A recording, by processes of its own or alone: those import LeRobot anew after each kill."""
+    return lambda data, stack: Job(
         "lerobot_policy_world_modality.record.cli:main",
         lambda folder: [
-            "--tasks=reach-v3", "--n_episodes=6", "--n_workers=2", "--env.observation_height=32",
+            "--tasks=reach-v3", "--n_episodes=6", f"--n_workers={n_workers}", "--env.observation_height=32",
             "--env.observation_width=32", "--output.repo_id=tests/recorded", f"--output.root={folder / 'data'}",
         ],
         lambda folder: tree(folder / "data", "videos"),  # the encoder's threads make no two files alike to the byte
@@ -328,7 +330,7 @@ def _record(data: _Data, stack: contextlib.ExitStack) -> Job:
     )  # fmt: skip
 
 
-def _evaluation(data: _Data, stack: contextlib.ExitStack) -> Job:
+def _evaluation(data: _Data, stack: contextlib.ExitStack, *, is_async: bool) -> Job:
     from tests.evaluation.helpers import SIZE, make_checkpoint
     from world_modality_core.studies.evidence.episode_records import read_episodes
 
@@ -342,7 +344,8 @@ def _evaluation(data: _Data, stack: contextlib.ExitStack) -> Job:
         lambda folder: [
             f"--policy.path={checkpoint}", "--env.type=metaworld_light", "--env.task=drawer-close-v3",
             "--env.episode_length=12", f"--env.observation_height={SIZE}", f"--env.observation_width={SIZE}",
-            "--eval.n_episodes=6", "--eval.batch_size=2", "--eval.use_async_envs=true", "--seed=100", "--train_seed=0",
+            "--eval.n_episodes=6", "--eval.batch_size=2", f"--eval.use_async_envs={str(is_async).lower()}",
+            "--seed=100", "--train_seed=0",
             "--arms=intact,shuffle,zero", "--videos=first:2", "--policy.device=cpu", f"--output_dir={folder / 'eval'}",
         ],
         result,
@@ -356,6 +359,7 @@ def _training(data: _Data, stack: contextlib.ExitStack) -> Job:
 
     from tests.plugin.helpers import SMALL
 
+    data = _Data(data.base / "long", lengths=(24,) * 7)  # one epoch: in later ones LeRobot draws other batches
     train = {
         "dataset.repo_id": "tests/source", "dataset.root": str(data.images), "policy.companion.root": str(data.world),
         "policy.type": "world_F", **{f"policy.{name}": value for name, value in SMALL.items()}, "batch_size": 4,
@@ -370,30 +374,53 @@ def _training(data: _Data, stack: contextlib.ExitStack) -> Job:
         return last.read_bytes(), metrics.read_bytes().count(b"\n")
 
     return Job(
-        "world_modality_core.studies.matrix.cli:main",
+        "forked_study:main",
         lambda folder: [str(data.base / "study.yaml"), f"--root={folder / 'root'}", "--only=train-*", "--retry_failed"],
         result,
     )
 
 
 def _push(data: _Data, stack: contextlib.ExitStack) -> Job:
-    """What `wm-push` stages of a companion, which is not written to; see tests/hub for what arrives."""
+    """The upload of a companion, to a small Hub that starts each round empty."""
+    from tests.hub.server import Hub
+
+    hub = stack.enter_context(Hub({"hf_token": "me"}))
+    os.environ |= {  # read when huggingface_hub is imported: below
+        "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_token", "HF_HUB_OFFLINE": "0", "HF_HOME": str(data.base / "hf"),
+        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
     from wm_tools.push.cli import main
 
     world = data.world
-    return Job(main, lambda folder: [str(world), "--repo_id=me/x", "--dry_run"], lambda folder: tree(world))
+
+    def arguments(folder: Path) -> list[str]:
+        if ("datasets", f"me/{folder.name}") not in hub.repositories:
+            hub.objects.clear()
+        return [str(world), f"--repo_id=me/{folder.name}"]
+
+    def finished(folder: Path) -> dict[str, object]:
+        repository = hub.repositories.get(("datasets", f"me/{folder.name}"))
+        return {} if repository is None else {str(i): commit.sha for i, commit in enumerate(repository.commits)}
+
+    def result(folder: Path) -> object:
+        n_commits = len(finished(folder))  # an upload that arrived whole is not made again
+        return n_commits, hub.files("datasets", f"me/{folder.name}"), tree(world)
+
+    return Job(main, arguments, result, finished)
 
 
 NAMES = {
     "precompute": _precompute,
     "prophet": _prophet,
     "labels": _labels,
-    "record": _record,
-    "evaluation": _evaluation,
+    "record": _record(n_workers=1),
+    "record_2": _record(n_workers=2),
+    "evaluation": partial(_evaluation, is_async=False),
+    "evaluation_2": partial(_evaluation, is_async=True),
     "training": _training,
     "push": _push,
 }
-"""The long jobs."""
+"""The long jobs; those with a 2 have processes of their own, which import everything anew after each kill."""
 
 
 def main() -> int:
@@ -404,6 +431,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments (the time)")
     given = parser.parse_args()
     names, is_weathered = given.jobs.split(","), True
+    if len(names) > 1:  # each in a process of its own: what is read at import differs
+        options = [f"--kills={given.kills}", f"--seed={given.seed}"]
+        return max(subprocess.run([sys.executable, __file__, f"--jobs={n}", *options]).returncode for n in names)
     folder = tempfile.mkdtemp(prefix="storm-")
     print(f"storm: --seed={given.seed} --kills={given.kills} --jobs={given.jobs}, in {folder}", flush=True)
     with jobs(names, Path(folder)) as known:

@@ -131,6 +131,13 @@ def test_a_prophet_on_a_full_disk(prophet, tiny_companion, tmp_path, kb_left):
         assert_goes_on(tiny_companion, disk / "P", tmp_path / "log", prophet)
 
 
+def test_a_prophet_that_is_killed_at_its_first_file_goes_on(prophet, tiny_companion, tmp_path):
+    at = At("os.rename", "config.json")
+    done = run(prophet_cli.main, *prophet_options(tiny_companion, tmp_path / "P"), log=tmp_path / "log", at=at)
+    assert done.status == 137 and any((tmp_path / "P").iterdir())
+    assert_goes_on(tiny_companion, tmp_path / "P", tmp_path / "log", prophet)
+
+
 def test_a_prophet_and_ctrl_c(prophet, tiny_companion, tmp_path):
     at = At("os.rename", "resume.safetensors", signal.SIGINT)
     done = run(prophet_cli.main, *prophet_options(tiny_companion, tmp_path / "P"), log=tmp_path / "log", at=at)
@@ -201,7 +208,11 @@ def record(checkpoint, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("part", "number", "again_s", "status"),
-    [("zero.parquet", signal.SIGKILL, None, 137), ("clean.parquet", signal.SIGINT, 0.01, 130)],
+    [
+        ("request.json", signal.SIGKILL, None, 137),
+        ("zero.parquet", signal.SIGKILL, None, 137),
+        ("clean.parquet", signal.SIGINT, 0.01, 130),
+    ],
 )
 def test_an_intervention_that_is_stopped_goes_on(record, checkpoint, tmp_path, part, number, again_s, status):
     output, at = tmp_path / "I", At("os.rename", part, number, again_s=again_s)

@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import importlib
 import inspect
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from draccus.wrappers.docstring import get_attribute_docstring
@@ -466,6 +469,33 @@ def test_latents_on_the_device_give_the_same_windows(tiny_companion):
     assert policy.latent_reader._gpu_table
     for name in ("history", "history_is_pad", "future", "future_is_pad"):
         assert torch.equal(getattr(mapped, name), getattr(held, name)), name
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="counts on a CPU what an accelerator would wait for")
+@pytest.mark.parametrize("on_device", [True, False], ids=["on the device", "on the host"])
+@pytest.mark.parametrize("policy_type", ["world_B", "world_F"])  # tokens, latents
+def test_episodes_without_latents_are_refused_and_cost_no_wait(tiny_companion, policy_type, on_device, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    host_syncs = importlib.import_module("host_syncs")
+    policy, dataset, (preprocessor, _) = build(tiny_companion, policy_type)
+    reader, good, bad = policy.latent_reader, batch_of(dataset, preprocessor, [3, 40]), [3, 13]
+    expected = policy.forward(dict(good))[0]
+    latents = np.array(reader.companion.table.latents)
+    latents[12:29] = np.nan  # episode 1
+    reader.companion.table.latents = latents
+    reader.companion.info = replace(reader.companion.info, excluded=[1])
+    policy.config.companion.on_device, reader._gpu_table = on_device, None
+    assert torch.equal(policy.forward(dict(good))[0], expected)
+    assert bool(reader._gpu_table) == on_device
+    with host_syncs.HostSyncs() as syncs:
+        policy.forward(dict(good))[0].backward()
+    assert syncs.total == (not on_device), syncs.waits  # the host reads the index, once
+    policy.update()
+    with pytest.raises(ConfigError, match="episode 1 has no latents in companion .*without episodes .1."):
+        policy.forward(batch_of(dataset, preprocessor, bad))
+        policy.update()  # once the trainer has the loss anyway
+    with pytest.raises(ConfigError, match="episode 1 has no latents"):
+        policy.eval().recorded_batch(batch_of(dataset, preprocessor, bad))
 
 
 @pytest.mark.parametrize("policy_type", TYPES)

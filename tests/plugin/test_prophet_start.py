@@ -28,6 +28,7 @@ from world_modality_core.prophet.train_prophet import train_prophet
 from world_modality_core.prophet.training_options import ProphetTrainingConfig
 
 FRAMES = [3, 9, 14, 20, 30, 41, 50, 60]
+KEPT = ("time", "cell")
 
 
 def train(tiny, out, **more):
@@ -167,6 +168,18 @@ def test_frozen_means_frozen(tiny_companion, folder, freeze):
     # lambda_world weighs nothing, but the skill is logged all the same
     assert {"loss_world", "prophet_skill_2"} <= set(values)
     assert (abs(float(loss.detach()) - values["loss_action"]) < 1e-6) is freeze
+
+
+def test_a_frozen_trunk_keeps_the_prophet_s_layers_and_learns_to_act_from_them(tiny_companion, folder):
+    options = {"trunk_init_from": folder, "history_stride": 2, "freeze_trunk": True}
+    policy, dataset, (preprocessor, _) = build(tiny_companion, "world_A", **options)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    train_steps(policy, batch_of(dataset, preprocessor, FRAMES))
+    kept = {name for name, value in policy.trunk.state_dict().items() if torch.equal(value, before[f"trunk.{name}"])}
+    layers = {name for name in policy.trunk.state_dict() if name.startswith(("encoder.", "latent.")) or name in KEPT}
+    assert kept == layers
+    with pytest.raises(ConfigError, match="freeze_trunk=true without trunk_init_from"):
+        build(tiny_companion, "world_A", freeze_trunk=True)
 
 
 def test_adapters_that_let_parameters_train_again_don_t_thaw_it(tiny_companion, folder):

@@ -134,6 +134,21 @@ def test_a_robot_that_is_held_still_stays_and_then_moves():
     free.close()
 
 
+@pytest.mark.parametrize("task", ["push-v3", "peg-insert-side-v3"])
+def test_a_hidden_robot_acts_unseen(task):
+    seen, unseen = light(task, size=96), light(task, size=96, hide_robot=True)
+    pairs = [(seen.reset(seed=5)[0], unseen.reset(seed=5)[0])]
+    down = np.array([0, 0, -1, 0], np.float32)
+    pairs += [(seen.step(down)[0], unseen.step(down)[0]) for _ in range(25)]
+    assert all(np.array_equal(a["agent_pos"], b["agent_pos"]) for a, b in pairs)  # the same physics
+    moved = [np.abs(pairs[-1][i]["pixels"].astype(int) - pairs[0][i]["pixels"]).max(-1) > 8 for i in (0, 1)]
+    assert moved[0].mean() > 0.02 and moved[1].mean() < 0.001  # only the robot moves, and it isn't drawn
+    without = np.abs(pairs[0][0]["pixels"].astype(int) - pairs[0][1]["pixels"]).max(-1) > 8
+    assert 0.05 < without.mean() < 0.5  # the table, the object and the goal are there as before
+    seen.close()
+    unseen.close()
+
+
 def test_a_bad_camera_period_and_a_goal_that_cannot_be_hidden_are_refused():
     with pytest.raises(ConfigError, match="hide_goal_after=3: button-press-v3 has no goal marker"):
         light("button-press-v3", hide_goal_after=3).build()

@@ -35,6 +35,8 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DISK_FULL_TEXT = re.compile("|".join([*map(os.strerror, _DISK_FULL), r"\d+ requested and \d+ written"]))
 # A file that is being written changes more often than once in these seconds, whatever the clocks of two machines say.
 _LEFT_OVER_S = 24 * 3600
+# How the name that `writing` writes to ends: whose, and for libraries that go by it.
+_ASIDE = re.compile(r"\.([0-9a-f]{12})-(\d+)\.partial(?:\.\w+)?$")
 _AGAIN = "delete it and give the command that wrote it again, or take a copy that is whole"
 
 
@@ -112,6 +114,11 @@ def writing(path: str | Path, ending: str = "") -> Iterator[Path]:
             raise
 
 
+def holds_files(folder: Path) -> bool:
+    """Whether a folder is there and holds anything but what a killed process was writing."""
+    return folder.exists() and not all(_ASIDE.search(each.name) for each in folder.iterdir())
+
+
 def _remove_left_overs(path: Path) -> None:
     """Remove what killed processes were writing; two that live may write a file at once, and the last one wins.
 
@@ -119,7 +126,7 @@ def _remove_left_overs(path: Path) -> None:
     container. What was begun elsewhere (a shared disk) is left over once nothing was written to it for a day.
     """
     for left_over in path.parent.glob(f"{escape(path.name)}.*.partial*"):
-        match = re.fullmatch(r"\.([0-9a-f]{12})-(\d+)\.partial(?:\.\w+)?", left_over.name.removeprefix(path.name))
+        match = _ASIDE.fullmatch(left_over.name.removeprefix(path.name))
         with suppress(FileNotFoundError):  # its writer has ended meanwhile, or another process removed it
             if match and (
                 not _is_alive(int(match[2]))

@@ -86,6 +86,10 @@ class LatentTable:
         """(n,) int64 episode of each frame."""
         return np.repeat(np.arange(len(self.bounds)), self.bounds[:, 1] - self.bounds[:, 0])
 
+    def episode_of(self, index: Tensor | np.ndarray) -> np.ndarray:
+        """Episode of each frame: of (...) indices on the CPU, (...) int64."""
+        return np.searchsorted(self.bounds[:, 0], index, side="right") - 1
+
     def bad_rows(self) -> np.ndarray:
         """Rows that hold NaN or Inf; reads the whole table once."""
         bad = []
@@ -155,7 +159,7 @@ class LatentTable:
                 "is it a companion of another dataset?"
             )
         starts, ends = self.bounds[:, 0], self.bounds[:, 1]
-        episode = np.searchsorted(starts, index, side="right") - 1
+        episode = self.episode_of(index)
         wanted = index[:, None] + np.asarray(offsets, dtype=np.int64)
         rows = np.clip(wanted, starts[episode, None], ends[episode, None] - 1)
         return rows, rows != wanted

@@ -117,6 +117,11 @@ class WorldTrunk(nn.Module):
         x = self.encoder(x, src_key_padding_mask=is_pad)
         return x[:, n_context:], x[:, :n_context], is_pad[:, :n_context]
 
+    def freeze_layers(self) -> None:
+        """Train no more what reads the latents, nor the transformer's layers."""
+        for part in (self.encoder, self.latent, self.time, self.cell):
+            part.requires_grad_(False)
+
 
 class AppendedMemory(nn.Module):
     """Turn a world memory into context tokens of the trunk (`memory.entry=appended`); without a gate.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -19,6 +20,37 @@ from world_modality_core.precompute.staging import Staging
 # per pooling part: 65,536 x 768 float32 are 192 MiB.
 PCA_MAX_EPISODES = 64
 PCA_MAX_TOKENS = 65_536
+# Batches that are tried, each twice the one before, for as long as one is faster by a twentieth.
+SMALLEST_BATCH, LARGEST_BATCH, LEAST_GAIN = 16, 512, 1.05
+
+
+def find_batch_size(encoder: WorldEncoder, sizes: dict[str, tuple[int, int]], longest: int) -> int:
+    """The batch with which an encoder is fastest: doubled for as long as that gains something.
+
+    A batch that memory is too short for is halved by the encoder itself, and so gains nothing.
+
+    Args:
+        encoder: The encoder; a PCA is of no matter.
+        sizes: (height, width) of each camera's frames.
+        longest: Frames of the longest episode: no batch can hold more.
+
+    Returns:
+        Frames.
+    """
+    spec, best, rate, n = encoder.spec, 0, 0.0, SMALLEST_BATCH
+    while best < min(longest, LARGEST_BATCH):
+        black = {camera: torch.zeros(n, *size, 3, dtype=torch.uint8, device=encoder.device).permute(0, 3, 1, 2)
+                 for camera, size in sizes.items()}  # fmt: skip
+        windows = {camera: causal_windows(images, spec.n_frames, spec.frame_stride) for camera, images in black.items()}
+        seconds = []
+        for _ in range(3):  # the first one warms up
+            start = time.perf_counter()
+            encoder.encode_raw(windows)[0].cpu()  # waits for the device
+            seconds.append(time.perf_counter() - start)
+        if n / min(seconds[1:]) < LEAST_GAIN * rate:
+            break
+        best, rate, n = n, n / min(seconds[1:]), 2 * n
+    return best
 
 
 def stage_latents(

@@ -78,7 +78,7 @@ class PrecomputeConfig:
     overwrite: bool = False
     # Print what would be done, and stop.
     dry_run: bool = False
-    # Frames encoded at once.
+    # Frames encoded at once; 0 for as many as the encoder is fastest with, found by trying.
     batch_size: int = 64
     # Decoding processes, for each encoding process; 0 decodes and encodes in turn.
     num_workers: int = field(default_factory=lambda: max(1, min(8, (os.cpu_count() or 1) - 1)))
@@ -95,8 +95,8 @@ class PrecomputeConfig:
         if not self.dataset.repo_id and not self.dataset.root:
             raise ConfigError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
         check_device(self.device, is_needed=False)
-        check_at_least(self, 1, "batch_size", "pca_n_frames")
-        check_at_least(self, 0, "num_workers", "tolerance_s")
+        check_at_least(self, 1, "pca_n_frames")
+        check_at_least(self, 0, "batch_size", "num_workers", "tolerance_s")
         check_choices(self)
         check_choices(self.tokens, "tokens.")
         check_at_least(self.tokens, 1, "n_samples", prefix="tokens.")

@@ -34,7 +34,7 @@ from world_modality_core.latents.latent_table import LATENTS
 from world_modality_core.latents.pca import LatentPCA
 from world_modality_core.precompute.cards import companion_card, copy_card, known_license
 from world_modality_core.precompute.copied_parts import stale_parts
-from world_modality_core.precompute.encode import fit_pca, stage_latents
+from world_modality_core.precompute.encode import find_batch_size, fit_pca, stage_latents
 from world_modality_core.precompute.finish import copy_root, finish, push, write_merged, write_stripped
 from world_modality_core.precompute.precompute_options import PrecomputeConfig
 from world_modality_core.precompute.source import SourceDataset
@@ -287,6 +287,12 @@ def _encode(
     """Encode all episodes that are not staged yet, then write the companion."""
     skips_bad = cfg.on_bad_episode == "skip"
     usable = np.setdiff1d(np.arange(source.meta.total_episodes), excluded)
+    batch_size = cfg.batch_size
+    if not batch_size:
+        sizes = {camera: tuple(source.camera_shape(camera)[:2]) for camera in encoder.spec.cameras}
+        batch_size = find_batch_size(encoder, sizes, int(source.lengths.max()))
+        if state.is_main_process:
+            print(f"Batch size {batch_size}")
     lock = staging.begin(request["latents"], cfg.overwrite) if state.is_main_process else None
     try:
         if encoder.spec.pca_dim and encoder.pca is None:
@@ -294,7 +300,7 @@ def _encode(
                 pca = _pca_of(root, request)
                 if pca is None:
                     pca = fit_pca(
-                        source, encoder, usable, cfg.pca_n_frames, cfg.seed, cfg.batch_size, cfg.num_workers, skips_bad
+                        source, encoder, usable, cfg.pca_n_frames, cfg.seed, batch_size, cfg.num_workers, skips_bad
                     )
                 pca.save(staging.pca_path)
             wait_for_everyone(state)
@@ -312,7 +318,7 @@ def _encode(
             total=total, initial=total - left, desc=f"Encoding{of}", unit="frame", smoothing=0.05,
             disable=not state.is_main_process,
         ) as bar:  # fmt: skip
-            stage_latents(source, encoder, staging, missing, cfg.batch_size, cfg.num_workers, bar.update, skips_bad)
+            stage_latents(source, encoder, staging, missing, batch_size, cfg.num_workers, bar.update, skips_bad)
         wait_for_everyone(state)
         if state.is_main_process:
             finish(source, encoder, reused and reused.codebook, staging, root, request, cfg.tokens, cfg.seed)

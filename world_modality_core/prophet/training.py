@@ -19,7 +19,15 @@ from tqdm import tqdm
 
 from world_modality_core.encoders.sentence_encoder import SentenceEncoder
 from world_modality_core.io.errors import ConfigError, UserError
-from world_modality_core.io.files import naming_full_disk, read_json, read_json_lines, reading, write_text, writing
+from world_modality_core.io.files import (
+    holds_files,
+    naming_full_disk,
+    read_json,
+    read_json_lines,
+    reading,
+    write_text,
+    writing,
+)
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
 from world_modality_core.prophet.data import CompanionFrames
@@ -338,7 +346,7 @@ class ProphetTraining:
                     f"({'; '.join(option_differences(stored, described))}). Give another --output_dir, or delete that "
                     "folder"
                 )
-        elif self.root.exists() and any(self.root.iterdir()):
+        elif holds_files(self.root):
             raise ConfigError(
                 f"output_dir={str(self.root)!r} is not empty and holds no Prophet; give another --output_dir"
             )

@@ -126,7 +126,10 @@ class PolicyWithWorld(OnHub):
         if self.training and not self._has_trained:
             self._has_trained = True
             self._restore_generators()
-        return self.latent_reader.recorded(batch, self.device, everything and self.config.has_world)
+        world_batch = self.latent_reader.recorded(batch, self.device, everything and self.config.has_world)
+        if not self.training:  # in training once the step's loss is read: see `update`
+            self.latent_reader.check_excluded(batch)
+        return world_batch
 
     def _restore_generators(self) -> None:
         """Before the first step after `--resume=true`: dropout and flow noise go on where the checkpoint's run was.
@@ -242,7 +245,10 @@ class PolicyWithWorld(OnHub):
     def update(self) -> None:
         """Count an optimiser step; LeRobot's trainer calls this after each."""
         if self._last is not None:
-            check_finite_loss(*self._last, self._step)
+            # The trainer reads the loss next, so these wait for nothing.
+            loss, batch = self._last
+            self.latent_reader.check_excluded(batch)
+            check_finite_loss(loss, batch, self._step)
             self._last = None  # holds a batch
         self._step += 1
         self.world.train_step.add_(1)
@@ -330,7 +336,7 @@ class PolicyWithWorld(OnHub):
 
 
 def check_finite_loss(loss: Tensor, batch: dict[str, Tensor], step: int) -> None:
-    """Stop a training that can only go wrong from here on. The trainer reads the loss next, so this waits for nothing.
+    """Stop a training that can only go wrong from here on.
 
     Args:
         loss: Of the last step, () or (b,).

@@ -140,8 +140,12 @@ class LatentReader:
                 "this policy was loaded without its companion dataset, which the loss needs; give `dataset_meta` to "
                 "from_pretrained (lerobot-train does), or call select_action / predict_action_chunk"
             )
-        index = batch["index"]
-        self._check_excluded(index)
+        if self._uses_gpu_table(device):
+            index = batch["index"].to(device)
+        else:
+            # This waits for the copy of the batch only: the trainer has just read the last step's loss.
+            index = batch["index"].cpu()
+            self._refuse_excluded(index)
         if history or future:
             n = len(self._history) if history else 0
             offsets = (self._history if history else []) + (self._future if future else [])
@@ -159,9 +163,9 @@ class LatentReader:
         if tokens:
             offsets = [0, *self._future]
             if self._uses_gpu_table(device):
-                codes, is_pad = self._gpu_table.gather_tokens(index.to(device), offsets)
+                codes, is_pad = self._gpu_table.gather_tokens(index, offsets)
             else:
-                codes, is_pad = self.companion.table.gather_tokens(index.cpu(), offsets)
+                codes, is_pad = self.companion.table.gather_tokens(index, offsets)
                 codes, is_pad = codes.to(device, non_blocking=True), is_pad.to(device, non_blocking=True)
             world_batch.tokens, world_batch.future_tokens, world_batch.future_is_pad = (
                 codes[:, 0],
@@ -170,16 +174,27 @@ class LatentReader:
             )
         return world_batch
 
-    def _check_excluded(self, index: Tensor) -> None:
-        """Refuse frames of episodes that were left out of the companion."""
+    def check_excluded(self, batch: dict[str, Tensor]) -> None:
+        """Refuse frames of episodes that were left out of the companion, where `recorded` could not do so itself.
+
+        That is where latents are on the device: there one waits for the device to look at a batch's index.
+
+        Args:
+            batch: A batch that was looked up.
+
+        Raises:
+            ConfigError: naming the episode.
+        """
+        if self._gpu_table and self.companion.info.excluded:
+            self._refuse_excluded(batch["index"].cpu())
+
+    def _refuse_excluded(self, index: Tensor) -> None:
         excluded = self.companion.info.excluded
-        if excluded:
-            episodes = np.unique(self.companion.table.episode_index[index.cpu().numpy()])
-            if len(bad := np.intersect1d(episodes, excluded)):
-                raise ConfigError(
-                    f"episode {bad[0]} has no latents in companion {self.companion.root}, which was written without "
-                    f"episodes {excluded}: leave them out of training with --dataset.episodes='[...]' (all others)"
-                )
+        if excluded and len(bad := np.intersect1d(self.companion.table.episode_of(index), excluded)):
+            raise ConfigError(
+                f"episode {bad[0]} has no latents in companion {self.companion.root}, which was written without "
+                f"episodes {excluded}: leave them out of training with --dataset.episodes='[...]' (all others)"
+            )
 
     def live(self, batch: dict[str, Tensor], device: torch.device) -> WorldBatch:
         """Encode the frames remembered so far, ending at the current one (see `frames`).
@@ -241,18 +256,21 @@ class LatentReader:
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """Read windows, the memory's past before them, in one go.
 
+        Args:
+            index: (b,) frames; on the device if the latents are there, else on the CPU.
+            offsets: Frames from there.
+            device: Where the policy is.
+
         Returns:
             Latents (b, t + w, p * d), is_pad (b, w) of the windows, and is_pad and age (b, t) of the past.
         """
-        on_device, table = self._uses_gpu_table(device), self.companion.table
-        # On the host this waits for the copy of the batch only: the trainer has just read the last step's loss.
-        index = index.to(device) if on_device else index.cpu()
+        table = self.companion.table
         past_rows, past = None, None
         if self._past_choice is not None:
             if self._recorded_past is None:
                 self._recorded_past = RecordedPast(table.latents, table.bounds, *self._past_choice, index.device)
             past_rows, *past = self._recorded_past.rows(index)
-        if on_device:
+        if self._uses_gpu_table(device):
             rows, is_pad = self._gpu_table.rows(index, offsets)
             rows = rows if past_rows is None else torch.cat([past_rows, rows], dim=1)
             return self._gpu_table.latents[rows], is_pad, past
@@ -275,8 +293,10 @@ class LatentReader:
             if chosen is None:
                 free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
                 chosen = table.latents.nbytes <= ON_DEVICE_SHARE * free
-            # A row that isn't finite must be reported when, and only when, it is used: the host's gather can.
-            self._gpu_table = chosen and not len(table.bad_rows()) and GpuLatentTable(table, device)
+            # A row that isn't finite must be reported when, and only when, it is used: the host's gather can. Of
+            # episodes that were left out, all rows are such, and `check_excluded` refuses them.
+            is_sound = chosen and np.isin(table.episode_of(table.bad_rows()), self.companion.info.excluded).all()
+            self._gpu_table = is_sound and GpuLatentTable(table, device)
         return bool(self._gpu_table)
 
 

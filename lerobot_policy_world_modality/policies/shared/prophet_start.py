@@ -54,6 +54,12 @@ def check_starts(config: PreTrainedConfig, companion: Companion | None) -> None:
             "one with wm-prophet --prophet.tells_state=true --state_loss_weight=1, and name it with "
             "--policy.prophet.init_from=FOLDER"
         )
+    trunk_starts = starts["trunk_init_from"] or getattr(config, "trunk_initialised_from", None)
+    if companion and getattr(config, "freeze_trunk", False) and not trunk_starts:
+        raise ConfigError(
+            "freeze_trunk=true without trunk_init_from would freeze a trunk that has learned nothing; name a Prophet "
+            "with --policy.trunk_init_from=FOLDER"
+        )
     for name, start in starts.items():
         if not start:
             continue

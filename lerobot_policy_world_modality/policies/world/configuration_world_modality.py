@@ -57,6 +57,8 @@ class WorldModalityConfig(WorldOptions, PlanningConfig):
     trunk_init_from: str | None = None
     # Where the trunk was started from. Set in training.
     trunk_initialised_from: str | None = None
+    # Keep the layers that `trunk_init_from` brought as they are; action queries and head are trained.
+    freeze_trunk: bool = False
     # On normalised actions.
     action_loss: ActionLoss = "l1"
     normalization_mapping: dict[str, NormalizationMode] = field(
@@ -157,7 +159,26 @@ class WorldModalityConfig(WorldOptions, PlanningConfig):
 @PreTrainedConfig.register_subclass("world_A")
 @dataclass
 class WorldAConfig(WorldModalityConfig):
-    """Behaviour cloning baseline: no world objective."""
+    """Behaviour cloning baseline: no world objective, unless co-trained on episodes without actions."""
+
+    # Weight of an auxiliary head that tells how far the robot's state will have moved: co-training on frames of
+    # `action_free_episodes`, 128 a step beside the batch. 0: no such head.
+    lambda_states: float = 0.0
+    # Episodes of the companion to co-train on, whether `dataset.episodes` has them or not; their actions are never
+    # read. All of the companion's if not given.
+    action_free_episodes: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.action_free_episodes and not self.lambda_states:
+            raise ConfigError(
+                "action_free_episodes without lambda_states: nothing is learnt from them; set --policy.lambda_states=1"
+            )
+        if self.lambda_states and not (self.use_vision and self.use_state):
+            raise ConfigError(
+                f"lambda_states={self.lambda_states} tells the robot's future states from latents and the present one; "
+                "set --policy.use_vision=true --policy.use_state=true, or lambda_states=0"
+            )
 
 
 @PreTrainedConfig.register_subclass("world_B")

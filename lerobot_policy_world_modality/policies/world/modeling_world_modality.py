@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lerobot_policy_world_modality.policies.shared.host import make_prophet
 from lerobot_policy_world_modality.policies.shared.memory_filling import make_reader, n_memory_tokens
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
+from lerobot_policy_world_modality.policies.world.action_free_frames import ActionFreeFrames
 from lerobot_policy_world_modality.policies.world.configuration_world_modality import (
     WorldAConfig,
     WorldBConfig,
@@ -25,15 +26,41 @@ from world_modality_core.prophet.losses import (
     future_latent_metrics,
     future_token_loss,
     future_token_metrics,
+    masked_mean,
 )
 from world_modality_core.prophet.network import Futures
 
 
 class WorldAPolicy(WorldModalityPolicy):
-    """Behaviour cloning baseline."""
+    """Behaviour cloning baseline; with `lambda_states`, co-trained on where the robot's state will be."""
 
     config_class = WorldAConfig
     name = "world_A"
+    action_free: ActionFreeFrames | None = None
+
+    def __init__(self, config: WorldAConfig, dataset_stats=None, dataset_meta=None, **kwargs):
+        super().__init__(config, dataset_stats, dataset_meta, **kwargs)
+        companion = self.latent_reader.companion
+        if config.lambda_states and companion is not None:
+            stats = dataset_stats or dataset_meta.stats
+            offsets = [i * config.future_stride for i in range(1, config.n_future_steps + 1)]
+            episodes = config.action_free_episodes
+            self.action_free = ActionFreeFrames(companion, dataset_meta.root, stats, episodes, offsets)
+
+    def _build_world(self) -> None:
+        config = self.config
+        if config.lambda_states:
+            sizes = config.d_model, config.n_heads, config.n_future_steps, self.state_dim
+            self.future_head = FutureHead(*sizes, zero_init=True)
+
+    def _objective(self, world_batch, context, is_pad):
+        if self.action_free is None:
+            return 0.0, {}
+        seen, moved, moved_is_pad = self.action_free.draw(self.latent_reader, self._step, self.device)
+        _, context, is_pad = self._act(seen, None)
+        error = (self.future_head(context, is_pad) - moved).square().mean(-1)
+        loss = masked_mean(error, moved_is_pad)
+        return self.config.lambda_states * loss, {"loss_world": loss}
 
 
 class WorldTokenPolicy(WorldModalityPolicy):

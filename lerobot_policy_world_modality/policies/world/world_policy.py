@@ -96,6 +96,8 @@ class WorldModalityPolicy(PlanningPolicy, PreTrainedPolicy):
         self._connect_world(companion, stats)
         if companion is not None:
             start_trunk(config, self.trunk, self.space, stats)
+        if config.freeze_trunk:
+            self.trunk.freeze_layers()
         self.reset()
 
     @property
