@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt $(CONSTRAINTS)
 		--editable ".[$(EXTRAS)]" >$(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log; echo "Installation failed: $(VENV)/install.log"; exit 1; }
 	@touch $@
 
-demo: env  ## record, precompute, train, evaluate, show (BLIND=1 adds the blind control)
+demo: env  ## record, precompute, train, evaluate, show (BLIND=1 adds the control without images)
 	@$(BIN)/python examples/demo/run.py $(if $(BLIND),--blind)
 
 test: lint  ## lint, then all tests that need neither a GPU nor the hub

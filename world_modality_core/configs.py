@@ -125,7 +125,7 @@ class ProphetConfig(TracksGivenFields):
     use_state: bool = False
     # Condition on the task.
     use_language: bool = False
-    # Also tell the robot's future states (`memory.content=states`). Learned by wm-prophet only (`state_loss_weight`).
+    # Also forecast the robot's states (`memory.content=states`). Learned by wm-prophet only (`state_loss_weight`).
     tells_state: bool = False
     # Start from the Prophet in this folder: one that wm-prophet wrote, or a checkpoint of a policy that has one. Its
     # sizes, its conditioning and its windows come with it. Not needed again once the run has started.
@@ -196,7 +196,7 @@ class MemoryConfig:
     entry: MemoryEntry = "gated"
     # What of the Prophet's prediction enters: "latents" (the predicted futures), "hidden" (the states that it predicts
     # them from), or "states" (how far the robot's state will have moved; with entry "appended", and a Prophet that
-    # tells it: `prophet.tells_state`). Not every source can fill the last two (docs/memory.md).
+    # forecasts it: `prophet.tells_state`). Not every source can fill the last two (docs/memory.md).
     content: MemoryContent = "latents"
     # Past frames in the memory, beside the predicted futures.
     past: PastConfig = field(default_factory=PastConfig)
