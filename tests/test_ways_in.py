@@ -129,9 +129,8 @@ def test_make_image_builds_what_the_dockerfile_asks_for():
     if shutil.which("buildah") is None:
         pytest.skip("needs buildah (apt-get install buildah)")
     # buildah reads the whole Dockerfile before it looks for the base image, which isn't pulled.
-    for device, said in (("cpu", "python:3.12-slim-bookworm"), ("gpu", "install-gpu")):
+    for device in ("cpu", "cuda"):
         command = ["buildah", "build", "--pull-never", "--storage-driver=vfs", "--isolation=chroot"]
-        done = subprocess.run(
-            [*command, "--build-arg", f"DEVICE={device}", "."], cwd=REPO, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode and said in done.stderr, done.stderr
+        command += ["--build-arg", f"DEVICE={device}", "."]
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+        assert done.returncode and f"{named}: image not known" in done.stderr
