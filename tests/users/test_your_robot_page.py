@@ -1,20 +1,13 @@
 """docs/your_robot.md from its first command to its last, with an arm on paper in place of an SO-101."""
 
 import re
-import shlex
 import shutil
-import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests import fork_server
+from tests.users.pages import documented, run
 
-REPO = Path(__file__).parents[2]
-SCRIPTS = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"]
-PROGRAMS = ("lerobot-record", "lerobot-train", "lerobot-rollout")
-LEROBOT = {name: f"lerobot.scripts.{name.replace('-', '_')}" for name in PROGRAMS}
 # What a real arm, an evening and a GPU are in the documentation.
 SHORTER = {
     "--robot.type": "paper_arm --robot.discover_packages_path=paper",
@@ -27,22 +20,6 @@ SHORTER = {
 }  # fmt: skip
 
 
-def documented(page: Path) -> list[list[str]]:
-    """The commands of a page's code blocks, in order, cut to what a test has time for."""
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    commands = [shlex.split(line) for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
-    commands = [[argument.replace("$USER", "me") for argument in command] for command in commands if command]
-    return [[word for argument in command for word in _cut(argument)] for command in commands]
-
-
-def _cut(argument: str) -> list[str]:
-    name, equals, value = argument.partition("=")
-    if not equals or name not in SHORTER:
-        return [argument]
-    first, *more = SHORTER[name].split()
-    return [f"{name}={first}", *more]
-
-
 @pytest.fixture(scope="module")
 def at_home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("home")
@@ -52,23 +29,14 @@ def at_home(tmp_path_factory) -> Path:
     return home
 
 
-def run(command: list[str], home: Path) -> str:
-    program, *arguments = command
-    module = LEROBOT.get(program) or SCRIPTS[program].partition(":")[0]
-    typed = [sys.executable, "-m", module, *arguments]
-    done = fork_server.run(typed, cwd=home, capture_output=True, timeout=300)
-    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 def test_the_page_from_its_first_command_to_its_last(at_home):
-    commands = documented(REPO / "docs/your_robot.md")
+    commands = documented("your_robot.md", SHORTER)
     for command in commands:
         if command[0] not in ("wm-trial", "wm-compare"):  # a person has to judge
             printed = run(command, at_home)
             assert command[0] != "lerobot-rollout" or printed.count("moved") > 10
-    programs = {command[0] for command in commands}
-    assert programs == {*PROGRAMS, "wm-precompute", "wm-prophet", "wm-monitor", "wm-trial", "wm-compare"}
+    tools = {"wm-precompute", "wm-prophet", "wm-monitor", "wm-trial", "wm-compare"}
+    assert {command[0] for command in commands} == {"lerobot-record", "lerobot-train", "lerobot-rollout", *tools}
     # The watched copy runs in the place of the checkpoint.
     rollout = next(command for command in commands if command[0] == "lerobot-rollout")
     watched = [re.sub("^--policy.path=.*", "--policy.path=outputs/cup_F_watched", word) for word in rollout]
