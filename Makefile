@@ -14,7 +14,7 @@ BLIND ?=
 PYTHON ?= $(shell for p in python3.12 python3.13 python3 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python3; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
-.PHONY: help env demo test storm lint format doctor wheel docs audit nightly bare clean
+.PHONY: help env demo test storm lint format doctor wheel docs audit nightly bare image clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt $(CONSTRAINTS)
 		--editable ".[$(EXTRAS)]" >$(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log; echo "Installation failed: $(VENV)/install.log"; exit 1; }
 	@touch $@
 
-demo: env  ## record, precompute, train, evaluate, show (BLIND=1 adds the blind control)
+demo: env  ## record, precompute, train, evaluate, show (BLIND=1 adds the control without images)
 	@$(BIN)/python examples/demo/run.py $(if $(BLIND),--blind)
 
 test: lint  ## lint, then all tests that need neither a GPU nor the hub
@@ -73,6 +73,9 @@ nightly:  ## LeRobot's newest release, or LEROBOT=CHECKOUT, in an environment of
 
 bare:  ## both commands in a new Debian with what README asks for and no more (root; COMMANDS='make env')
 	@.ci/bare.sh $(if $(COMMANDS),'$(COMMANDS)')
+
+image:  ## the image of Dockerfile by buildah, DEVICE=cuda or cpu, without a daemon (root; ARGS='EXTRAS=embedded'; COMMANDS=... runs inside)
+	@COMMANDS='$(COMMANDS)' .ci/image.sh $(or $(DEVICE),cuda) $(ARGS)
 
 clean:  ## remove the demo's outputs, what was built, and caches; keep .venv
 	rm -rf outputs/demo .pytest_cache .ruff_cache build dist *.egg-info

@@ -197,7 +197,7 @@ class MemoryConfig:
     entry: MemoryEntry = "gated"
     # What of the Prophet's prediction enters: "latents" (the predicted futures), "hidden" (the states that it predicts
     # them from), or "states" (a forecast of the robot: how far its state will have moved; with entry "appended", and a
-    # Prophet that tells it: `prophet.tells_state`). Not every source can fill the last two (docs/memory.md).
+    # Prophet that forecasts it: `prophet.tells_state`). Not every source can fill the last two (docs/memory.md).
     content: MemoryContent = "latents"
     # Past frames in the memory, beside the predicted futures.
     past: PastConfig = field(default_factory=PastConfig)

@@ -17,7 +17,13 @@ from world_modality_core.studies.evidence.checkpoint import label_of, training_s
 
 @dataclass
 class WorldEvalConfig(EvalPipelineConfig):
-    """`lerobot-eval`'s options (a task has the scenes `seed`, `seed` + 1, ...), and what makes episodes comparable."""
+    """`lerobot-eval`'s options (a task has the scenes `seed`, `seed` + 1, ...), and what makes episodes comparable.
+
+    --policy.path=FOLDER or a name on the Hub: the checkpoint, always needed; its options too, as in
+    --policy.n_action_steps=8.
+    --env.type=metaworld_light --env.task=push-v3,reach-v3: the simulator, and tasks of it. With --env.type=... before
+    it, --help lists that simulator's options.
+    """
 
     # What was trained, whatever the training seed: one label per recipe. From the checkpoint's folder, if not given.
     model: str = ""

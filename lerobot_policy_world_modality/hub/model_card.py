@@ -133,7 +133,7 @@ def _windows(config: PreTrainedConfig) -> list[tuple[str, str]]:
     inputs = [f"{code(key)} {list(ft.shape)}" for key, ft in (config.input_features or {}).items()]
     outputs = [f"{code(key)} {list(ft.shape)}" for key, ft in (config.output_features or {}).items()]
     return [
-        ("Horizon", f"plans {config.chunk_size} actions, executes {config.n_action_steps} of them"),
+        ("Horizon", f"predicts {config.chunk_size} actions, executes {config.n_action_steps} of them"),
         ("History", f"{history} frames, {config.history_stride} apart"),
         ("Futures", f"{config.n_future_steps} frames, {config.future_stride} apart"),
         ("Inputs", ", ".join(inputs)),

@@ -27,7 +27,7 @@ Clock = Literal["calls", "wall"]
 
 
 class MonitorAlarmError(UserError, RuntimeError):
-    """The world isn't what was foreseen, and the monitor was asked to stop then."""
+    """the world isn't as it was forecast, and the monitor was asked to stop then."""
 
 
 class MonitorStep(ProcessorStep):
@@ -69,7 +69,7 @@ class MonitorStep(ProcessorStep):
     def _react(self, reading: Reading) -> None:
         i = int((reading.level - reading.line).argmax())
         said = (
-            f"monitor: at step {reading.step} the world isn't what was foreseen (level {reading.level[i]:.1f}, alarms "
+            f"monitor: at step {reading.step} the world isn't as it was forecast (level {reading.level[i]:.1f}, alarms "
             f"from {reading.line[i]:.1f})"
         )
         if self.reaction == "stop":

@@ -81,7 +81,7 @@ def labels(tiny: TinyCompanion) -> dict:
 def pinned(first: str) -> dict:
     """The branch, the first commit, and the main one, of a checkpoint that was uploaded several times."""
     folders = [checkpoint_folder("me/acting", revision) for revision in ("plain", first, None)]
-    return {"results": ["memory used" in (folder / "README.md").read_text() for folder in folders]}
+    return {"results": ["the memory is read" in (folder / "README.md").read_text() for folder in folders]}
 
 
 def commands(tiny: TinyCompanion, first: str) -> dict:

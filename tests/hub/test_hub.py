@@ -158,7 +158,7 @@ def test_commands_take_a_policy_by_its_name_on_the_hub(story, name):
 def test_results_get_onto_the_card_of_the_checkpoint_that_they_are_of(story):
     metadata, body = card_of(story, "me/acting")
     assert "18/20" in body and "8/20" in body and "F/intact - F/shuffle_within_task" in body
-    assert "F: memory used: not decided" in body and "--env.task=push-v3" in body
+    assert "F: not decided whether the memory is read" in body and "--env.task=push-v3" in body
     assert "20 episodes of this checkpoint" not in body and "40 episodes of this checkpoint" in body
     assert body.strip() in story.author["dry"]["printed"]  # --dry_run shows the very card
     error = story.author["foreign"]["error"]

@@ -197,7 +197,7 @@ def test_it_logs_warns_or_stops_at_an_alarm(attached, reaction, caplog):
     preprocessor = processor_of(attached(reaction))
     with caplog.at_level(logging.INFO):
         if reaction == "stop":
-            with pytest.raises(MonitorAlarmError, match="the world isn't what was foreseen .* stopped"):
+            with pytest.raises(MonitorAlarmError, match="the world isn't as it was forecast .* stopped"):
                 show(preprocessor, 40)
             return
         show(preprocessor, 40)

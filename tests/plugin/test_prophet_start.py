@@ -350,7 +350,7 @@ def test_an_appended_memory_without_a_partner_is_not_read(tiny_companion, conten
 
 @pytest.fixture(scope="module")
 def telling(tiny_companion, tmp_path_factory):
-    """A Prophet that tells the robot's future states."""
+    """A Prophet that forecasts the robot's future states."""
     prophet = ProphetConfig(d_model=32, n_layers=1, n_heads=2, use_state=True, use_language=True, tells_state=True)
     out = tmp_path_factory.mktemp("prophets") / "telling"
     return train(tiny_companion, out, prophet=prophet, state_loss_weight=1.0)
@@ -393,7 +393,7 @@ def test_how_far_a_state_moves_is_not_normalised_away(tiny_companion, telling):
 
 
 def test_future_states_that_nobody_tells_are_refused(tiny_companion, telling, folder):
-    with pytest.raises(ConfigError, match="tells no states.*tells_state=true"):
+    with pytest.raises(ConfigError, match="forecasts no states.*tells_state=true"):
         build_from(tiny_companion, folder, memory=STATES)
     with pytest.raises(ConfigError, match="entry='gated'.*entry=appended"):
         MemoryConfig(content="states")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.first_look import check_there
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,6 +56,8 @@ def trial(given: argparse.Namespace) -> None:
         )
     if any(Path(label).name != label or label.startswith(".") for label in policies):
         raise ConfigError(f"--policies={' '.join(given.policies)}: labels become folders; use letters and digits")
+    for label, checkpoint in policies.items():
+        check_there(f"--policies {label}", checkpoint)
     if "{policy}" not in given.run:
         raise ConfigError(f"--run={given.run!r} has no {{policy}}: where does the checkpoint go?")
     try:

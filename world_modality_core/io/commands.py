@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
+import io
 import os
 import re
 import select
@@ -12,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +25,7 @@ from draccus.utils import DecodingError, DraccusException
 
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import is_disk_full
+from world_modality_core.io.first_look import look_first
 from world_modality_core.io.quoting import QuotingStream, quoted
 
 INTERRUPTED = 130
@@ -59,14 +62,18 @@ def run_command(
     Raises:
         SystemExit: as `command_errors`.
     """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
     with command_errors(command, remedy=remedy, status=status):
-        result = work(_parsed(command, options, list(sys.argv[1:] if arguments is None else arguments)))
+        if command != "wm-doctor":  # which says at length what a device lacks
+            look_first(typed)
+        result = work(_parsed(command, options, typed))
     return result if isinstance(result, int) else 0
 
 
 def _parsed(command: str, options: type | argparse.ArgumentParser, arguments: list[str]) -> Any:
     if isinstance(options, argparse.ArgumentParser):
-        return options.parse_args(arguments)
+        with _told_in_one_line(command, arguments):
+            return options.parse_args(arguments)
     flags = {f"--{field.name}" for field in fields(options) if field.type in (bool, "bool")}
     # The parser wants --merge=true; a bare --merge means the same.
     arguments = [
@@ -74,9 +81,14 @@ def _parsed(command: str, options: type | argparse.ArgumentParser, arguments: li
         for argument, after in zip_longest(arguments, arguments[1:])
     ]
     try:
-        if hasattr(options, "__get_path_fields__") or any("discover_packages_path=" in each for each in arguments):
-            return _parsed_by_lerobot(options, arguments)
-        return draccus.parse(options, args=arguments, prog=command)
+        with _told_in_one_line(command, arguments):
+            if hasattr(options, "__get_path_fields__") or any("discover_packages_path=" in each for each in arguments):
+                return _parsed_by_lerobot(options, arguments)
+            return draccus.parse(options, args=arguments, prog=command)
+    except OSError as error:
+        raise ConfigError(
+            f"config_path={str(error.filename)!r}: {error.strerror}; name a YAML file of options"
+        ) from error
     except DraccusException as error:
         # The parser hides what a config class says behind a text of its own.
         cause: BaseException | None = error
@@ -85,9 +97,52 @@ def _parsed(command: str, options: type | argparse.ArgumentParser, arguments: li
         if isinstance(cause, UserError):
             raise ConfigError(str(cause)) from error
         said = str(error) if isinstance(error, DecodingError) else f"{error} {cause or ''}"
+        if "into a bool" in said:
+            said += ". It is a switch: give it alone, or with =true or =false, after what stands by itself"
         if "list" in said:
             said += '. A list is given as --option=\'["a", "b"]\''
         raise ConfigError(said) from error
+
+
+@contextmanager
+def _told_in_one_line(command: str, arguments: list[str]) -> Iterator[None]:
+    """One line, with the nearest option, in place of the usage that a parser prints before it exits.
+
+    Raises:
+        ConfigError: what the parser said.
+    """
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            yield
+    except SystemExit as stop:
+        usage, is_refusal, said = printed.getvalue().rpartition("error: ")
+        if stop.code in (0, None) or not is_refusal:
+            sys.stderr.write(printed.getvalue())
+            raise
+        said = re.sub(r"^argument (?=-)", "", " ".join(said.split()))
+        known = set(re.findall(r"--[\w.-]+", usage))
+        known |= {"--policy.path"} if "--policy" in known else set()  # LeRobot takes it out of what it parses
+        _, is_unknown, unknown = said.partition("unrecognized arguments: ")
+        words = unknown.split() if is_unknown else arguments if "are required: " in said else []
+        options = [word.partition("=")[0] for word in words if word.startswith("--")]
+        # argparse takes the beginning of an option for it.
+        wrong = [(o, _nearest(o, known)) for o in options if is_unknown or not any(k.startswith(o) for k in known)]
+        if wrong:
+            said = "; ".join(
+                f"there is no option {word}" + (f", the nearest is {near}" if near else "") for word, near in wrong
+            )
+        elif is_unknown:
+            said = f"{unknown!r} belongs to no option; options are given as --name=value"
+        raise ConfigError(f"{said}; `{command} --help` lists the options") from None
+    sys.stderr.write(printed.getvalue())
+
+
+def _nearest(option: str, known: set[str]) -> str | None:
+    """The known option that is spelled most like this one, or ends as it does (--root for --output.root)."""
+    close = difflib.get_close_matches(option, known, n=1, cutoff=0.75)
+    ends = sorted(each for each in known if each.endswith("." + option.lstrip("-")))
+    return close[0] if close else ends[0] if ends else None
 
 
 def _parsed_by_lerobot(options: type, arguments: list[str]) -> Any:

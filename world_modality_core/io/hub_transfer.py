@@ -34,6 +34,7 @@ from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE
 
 from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.first_look import missing
 
 AGAIN = "give the same command again: files that arrived are not sent a second time"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -89,6 +90,8 @@ def explain(error: BaseException, repo_id: str, revision: str | None, again: str
     what = f"repo_id={repo_id!r}"
     while True:
         line = _explain_one(error, what, revision, again)
+        if line is not None and not again and Path(repo_id).parts[1:] and Path(repo_id).parent.is_dir():
+            line += f". Was a folder meant? {missing(repo_id)}"
         # An upload's threads, and LeRobot, wrap the error that says why.
         if line is not None or (error.__cause__ or error.__context__) is None:
             return line

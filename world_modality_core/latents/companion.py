@@ -37,7 +37,8 @@ from world_modality_core.io.files import (
     reading,
     write_text,
 )
-from world_modality_core.io.hub_transfer import downloaded_dataset, hub_errors
+from world_modality_core.io.first_look import missing
+from world_modality_core.io.hub_transfer import HubError, downloaded_dataset, hub_errors
 from world_modality_core.latents.codebook import Codebook
 from world_modality_core.latents.fingerprint import SourceFingerprint, whole_fps
 from world_modality_core.latents.latent_table import LATENTS, TOKENS, LatentTable, build_table
@@ -277,6 +278,13 @@ def _open_metadata(repo_id: str, root: str | Path | None, revision: str | None) 
     try:
         with damage, hub_errors(repo_id, revision):
             return LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
+    except HubError as error:
+        if root is None or is_here:
+            raise
+        raise CompanionError(
+            f"companion.root={str(root)!r}: {missing(root)}; and it can't be downloaded there: {error}. Name "
+            "the folder that wm-precompute wrote with --policy.companion.root, or --companion.root"
+        ) from error
     except (RuntimeError, FileNotFoundError) as error:
         # A repository of something else: without the tag, or without the files, of a LeRobotDataset.
         raise CompanionError(

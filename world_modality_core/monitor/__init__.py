@@ -1,1 +1,1 @@
-"""The monitor: says when the world isn't what a Prophet foresaw (docs/monitor.md)."""
+"""The monitor: says when the world isn't as a Prophet forecast it (docs/monitor.md)."""

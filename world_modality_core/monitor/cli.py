@@ -1,4 +1,4 @@
-"""`wm-monitor`: says when the world isn't what was foreseen, without labels of failures.
+"""`wm-monitor`: says when the world isn't as it was forecast, without labels of failures.
 
 wm-monitor fit --prophet=outputs/prophet --companions=outputs/companion --output_dir=outputs/monitor
 wm-monitor eval outputs/eval

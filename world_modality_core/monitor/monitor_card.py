@@ -38,7 +38,7 @@ def monitor_card(monitor: Monitor, repo_id: str, license: str | None = None) -> 
 
 # A monitor for robot policies
 
-It says when the world isn't what was foreseen. It reads observations, never the policy, and learned from successful
+It says when the world isn't as it was forecast. It reads observations, never the policy, and learned from successful
 episodes only; made by {code(PACKAGE)}.
 
 {table(rows)}

@@ -92,8 +92,8 @@ def scan(given: argparse.Namespace) -> dict[str, Any]:
     intro = (
         f"{len(alarming)} of {len(episodes)} episodes have an alarm{': ' * bool(alarming)}{str(alarming)[1:-1]}. Of "
         f"successful ones like those that the monitor was calibrated on, at most {rate:.1%} would. A moment is strange "
-        "where frames aren't what a Prophet foresaw, or like nothing in successful episodes; the grey line is where "
-        "alarms begin."
+        "where frames aren't as a Prophet forecast them, or like nothing in successful episodes; the grey line is "
+        "where alarms begin."
     )
     write_page(folder / "scan.html", f"Strangest moments of {name}", intro, strips)
     print(_text(monitor, found, companion.source.repo_id, folder))

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from world_modality_core.io.dataset_files import data_files, named_files, one_number_a_row
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import open_parquet, read_parquet, reading
+from world_modality_core.io.first_look import missing
 from world_modality_core.io.hub_transfer import HubError, hub_errors
 from world_modality_core.latents.fingerprint import whole_fps
 
@@ -94,19 +95,19 @@ def open_metadata(repo_id: str, root: str | Path | None = None, revision: str | 
             f"lerobot.scripts.convert_dataset_v21_to_v30 --repo-id={repo_id} {where_to}"
         ) from error
     except Exception as error:
-        why = "there is none in that folder, and it can't be downloaded" if is_missing else type(error).__name__
+        why = f"{missing(root)}, and it can't be downloaded" if is_missing else type(error).__name__
         raise ConfigError(
             f"{where}: cannot be opened ({why}: {error}). Give the root of a local LeRobotDataset, or the id of one on "
             "the Hub"
         ) from error
-    missing = sorted(name for name in named_files(meta) if not (Path(meta.root) / name).exists())
-    if missing:
+    lacking = sorted(name for name in named_files(meta) if not (Path(meta.root) / name).exists())
+    if lacking:
         try:
             with hub_errors(repo_id, revision):
                 meta = LeRobotDataset(repo_id, root=root, revision=revision).meta
         except HubError as error:
             raise ConfigError(
-                f"{meta.root} lacks {len(missing)} of its files, the first is {missing[0]}: copy them there (they "
+                f"{meta.root} lacks {len(lacking)} of its files, the first is {lacking[0]}: copy them there (they "
                 f"can't be downloaded: {error})"
             ) from None
         named_files(meta)

@@ -24,7 +24,7 @@ class Futures:
         hidden: (b, k, q, d_prophet) states that they are predicted from, q = p or 1 slots a frame; None where there is
             no Prophet behind them.
         displacement: (b, k, s) how far the robot's state will have moved from the present one, standardised; None if
-            the Prophet doesn't tell.
+            the Prophet doesn't forecast.
     """
 
     latents: Tensor

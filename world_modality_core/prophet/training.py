@@ -85,7 +85,7 @@ class ProphetModel(nn.Module):
             state_dim=state_dim,
             language_dim=language_dim,
         )
-        # Only for the loss: never part of what policies load. A Prophet that tells states has a head of its own.
+        # Only for the loss: never part of what policies load. A Prophet that forecasts states has a head of its own.
         needs_head = cfg.state_loss_weight and not cfg.prophet.tells_state
         self.future_state = nn.Linear(cfg.prophet.d_model, state_dim) if needs_head else None
 

@@ -33,7 +33,7 @@ class WorldModalityConfig(WorldOptions, PlanningConfig):
     chunk_size: int = 8
     # Actions executed before planning again.
     n_action_steps: int = 4
-    # Let the action path see observation latents. False is the blind control.
+    # Let the action path see observation latents. False: without images, a control.
     use_vision: bool = True
     # Let the action path see the robot's state.
     use_state: bool = True
@@ -161,7 +161,7 @@ class WorldModalityConfig(WorldOptions, PlanningConfig):
 class WorldAConfig(WorldModalityConfig):
     """Behaviour cloning baseline: no world objective, unless co-trained on episodes without actions."""
 
-    # Weight of an auxiliary head that tells how far the robot's state will have moved: co-training on frames of
+    # Weight of an auxiliary head that forecasts how far the robot's state will have moved: co-training on frames of
     # `action_free_episodes`, 128 a step beside the batch. 0: no such head.
     lambda_states: float = 0.0
     # Episodes of the companion to co-train on, whether `dataset.episodes` has them or not; their actions are never
@@ -176,7 +176,7 @@ class WorldAConfig(WorldModalityConfig):
             )
         if self.lambda_states and not (self.use_vision and self.use_state):
             raise ConfigError(
-                f"lambda_states={self.lambda_states} tells the robot's future states from latents and the present one; "
+                f"lambda_states={self.lambda_states} forecasts the robot's states from latents and the present one: "
                 "set --policy.use_vision=true --policy.use_state=true, or lambda_states=0"
             )
 
@@ -211,7 +211,7 @@ class WorldBContConfig(WorldModalityConfig):
         if self.residual_targets and not self.use_vision:
             raise ConfigError(
                 "residual_targets=true predicts the change of the current latent, which use_vision=false hides; set "
-                "--policy.residual_targets=false for the blind control"
+                "--policy.residual_targets=false for the control without images"
             )
 
     @property
@@ -239,8 +239,8 @@ class WorldCConfig(WorldModalityConfig):
         super().__post_init__()
         if self.use_world_input and not self.use_vision:
             raise ConfigError(
-                "use_vision=false is the blind control, but use_world_input=true lets world tokens (vision) in; set "
-                "--policy.use_world_input=false too"
+                "use_vision=false is the control without images, but use_world_input=true lets world tokens in; "
+                "set --policy.use_world_input=false too"
             )
 
     @property
@@ -268,7 +268,7 @@ class WorldFConfig(WorldModalityConfig, MemoryOptions):
     # What enters the memory, and the gate.
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     # With use_vision=false: the action path sees images through the memory only, so that it infers actions from
-    # predicted futures (inverse dynamics). Without it, use_vision=false is the blind control.
+    # predicted futures (inverse dynamics). Without it, use_vision=false is the control without images.
     see_through_memory: bool = False
 
     def __post_init__(self) -> None:
@@ -288,7 +288,7 @@ class WorldFConfig(WorldModalityConfig, MemoryOptions):
             )
         if self.memory.content == "states" and not self.prophet.tells_state:
             raise ConfigError(
-                "memory.content='states', but the Prophet tells no states; start from one that does "
+                "memory.content='states', but the Prophet forecasts no states; start from one that does "
                 "(wm-prophet --prophet.tells_state=true --state_loss_weight=1, --policy.prophet.init_from=FOLDER)"
             )
         sources = (self.memory.source, self.memory.rollout_source)
@@ -301,9 +301,9 @@ class WorldFConfig(WorldModalityConfig, MemoryOptions):
             )
         if not (self.use_vision or self.see_through_memory or is_blind):
             raise ConfigError(
-                f"use_vision=false is the blind control, but memory.source={self.memory.source.value!r} lets vision "
-                "in through the memory; use --policy.memory.source=zero, or --policy.type=world_A. Where it shall see "
-                "through the memory only: --policy.see_through_memory=true"
+                f"use_vision=false is the control without images, but memory.source={self.memory.source.value!r} lets "
+                "vision in through the memory; use --policy.memory.source=zero, or --policy.type=world_A. To let it "
+                "see through the memory only: --policy.see_through_memory=true"
             )
 
     @property

@@ -156,8 +156,8 @@ def test_command_writes_table_json_and_plot(folder, tmp_path, monkeypatch, capsy
         "mean over tasks",
         "mean over tiers",
         "all episodes",
-        "over 3 training runs",
-        "F: memory used: shown",
+        "across 3 training seeds",
+        "F: evidence that the memory is read",
     ):
         assert words in printed
     record = json.loads(out.read_text())
@@ -218,7 +218,7 @@ def test_plan_from_a_guess_and_from_a_pilot(folder, monkeypatch, capsys):
     assert code == 0
     assert "pilot F/intact - A/intact" in printed
     assert "the pilot's 180 pairs see" in printed
-    assert "over training runs, if they spread as in the pilot" in printed
+    assert "across training seeds, if they spread as in the pilot" in printed
 
 
 def test_names_become_an_option():
@@ -241,7 +241,8 @@ def test_brief_is_three_lines_with_the_verdict_first(folder, monkeypatch, capsys
     assert code == 0 and len(lines) == 3
     assert lines[0].startswith("F/intact against A/intact: no difference shown (p 0.1, Holm's p 0.1), +23.3 points")
     assert "recipes like these (3 training runs), these 3 tasks" in lines[0]
-    assert lines[1].startswith("F: memory used: shown") and lines[1].endswith("these 3 checkpoints, these 3 tasks")
+    assert lines[1].startswith("F: evidence that the memory is read")
+    assert lines[1].endswith("these 3 checkpoints, these 3 tasks")
     code, printed, _ = run([folder, "--baseline=A", "--candidates=F"], monkeypatch, capsys)
     assert printed.splitlines()[3] == lines[0]
 

@@ -148,9 +148,9 @@ def test_the_summary_says_the_verdicts_in_words(study, html):
     found = compare(read_episodes(study), baseline="A_k4")
     text = unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", html)))
     for verdict in found.verdicts:
-        assert f"{verdict.model}: {verdict.question}: {verdict.answer}" in text
+        assert f"{verdict.model}: {verdict.statement}" in text
         assert all(reason in text for reason in verdict.reasons)
-    assert "F_k4: memory used: shown" in text and "F_k4 against A_k4: higher success" in text
+    assert "F_k4: evidence that the memory is read" in text and "F_k4 against A_k4: higher success" in text
     headings = Parsed(html).headings
     assert headings["differences"] == "Paired differences" and "negative" not in headings["verdicts"]
 
@@ -164,7 +164,7 @@ def test_a_negative_result_says_so_in_the_heading(tmp_path):
     assert headings["differences"] == "Paired differences (negative)"
     assert headings["verdicts"].endswith("(negative)")
     text = (tmp_path / "r.html").read_text()
-    assert "F: memory used: not shown (negative)" in text and "points or more to be detected" in text
+    assert "F: no evidence that the memory is read (negative)" in text and "points or more to be detected" in text
 
 
 def test_without_a_baseline_the_first_card_says_what_the_page_can_not_tell(tmp_path):

@@ -262,7 +262,7 @@ def test_a_row_for_the_table_of_results(tmp_path, capsys):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert row.count("\n") == 0 and len(cells) == 6
     assert cells[:3] == ["study1", "Does it / help?", "360 episodes"]
-    assert "F_k4: memory used: shown" in cells[4] and "F_k4 against A_k4" in cells[3]
+    assert "F_k4: evidence that the memory is read" in cells[4] and "F_k4 against A_k4" in cells[3]
 
 
 def test_comparisons_that_were_refused_are_told_where_nobody_looks_at_the_page(tmp_path, capsys):

@@ -26,7 +26,7 @@ def save_plot(report: ComparisonReport, path: Path) -> None:
         overall = comparison.parts[0]
         rows.append((f"{comparison.first} - {comparison.second}", overall.result, True))
         if comparison.runs is not None:
-            rows.append((f"over {comparison.runs.n_runs} training runs", comparison.runs, True))
+            rows.append((f"across {comparison.runs.n_runs} training seeds", comparison.runs, True))
         rows += [(part.name, part.result, False) for part in comparison.parts if part.level == "task"]
     with rc_context({"svg.fonttype": "none", "text.parse_math": False}):  # names are text, and may have a $ in them
         _draw(rows, report.alpha, path)

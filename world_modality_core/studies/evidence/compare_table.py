@@ -86,7 +86,7 @@ def _difference_rows(comparison: Comparison) -> list[list[str]]:
     rows = [_part_row(part) for part in comparison.parts]
     after = []
     if comparison.runs is not None:
-        after.append(_wider_row(f"over {comparison.runs.n_runs} training runs", comparison.runs))
+        after.append(_wider_row(f"across {comparison.runs.n_runs} training seeds", comparison.runs))
     if comparison.tasks is not None:
         after.append(_wider_row(f"over {comparison.tasks.n_tasks} tasks", comparison.tasks))
     if comparison.overlapping is not None:
@@ -155,7 +155,8 @@ def _notes(report: ComparisonReport) -> list[str]:
             "weighed by its variance. Not adjusted, and in no verdict."
         )
     notes.append(
-        "Probability to be ahead: posterior under Jeffreys' prior, over training runs under a flat one. It is no test."
+        "Probability to be ahead: posterior under Jeffreys' prior, across training seeds under a flat one. It is no "
+        "test."
     )
     notes.append("Differs between tasks: permutation of scenes over the tasks. A small p says that the mean hides it.")
     notes.append("Holm: over the arms of a model, over the candidates of a baseline. Tasks and tiers: not adjusted.")
@@ -196,7 +197,7 @@ def _verdict_head(verdict: Verdict, report: ComparisonReport) -> str:
     effect = ""
     if verdict.answer != SHOWN and verdict.smallest_effect is not None:
         effect = f"; needs about {100 * verdict.smallest_effect:.1f} points or more to be detected"
-    return f"{verdict.model}: {verdict.question}: {verdict.answer}{p}{effect}{whom}"
+    return f"{verdict.model}: {verdict.statement}{p}{effect}{whom}"
 
 
 def _interval(x: PairedResult | SuccessRate, signed: bool = False) -> str:

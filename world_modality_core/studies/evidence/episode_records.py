@@ -211,6 +211,9 @@ def read_episodes(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         EpisodesError: if nothing is found, a file has another schema, or an episode is found twice.
     """
     paths = _as_paths(paths)
+    for path in paths:
+        if path.is_file() and path.suffix != ".parquet":
+            raise EpisodesError(f"{path} is no {EPISODES_FILE}: name it, or a folder that wm-eval wrote")
     tables, origins = [], []
     for file in dict.fromkeys(file.resolve() for path in paths for file in _episode_files(path)):
         tables.append(_read_table(file))

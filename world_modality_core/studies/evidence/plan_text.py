@@ -97,7 +97,7 @@ def _of_pilot(comparison: Comparison, wanted: PlanOptions) -> list[str]:
         effect = smallest_effect_over_runs(runs.standard_error, runs.n_runs, wanted.power, wanted.alpha)
         n_runs = runs_needed(wanted.difference, runs, wanted.power, wanted.alpha)
         lines.append(
-            f"  over training runs, if they spread as in the pilot: {n_runs} runs of as many scenes; the pilot's "
+            f"  across training seeds, if they spread as in the pilot: {n_runs} runs of as many scenes; the pilot's "
             f"{runs.n_runs} see {'nothing' if effect is None else _points(effect)}"
         )
     return lines

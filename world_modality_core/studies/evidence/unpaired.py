@@ -61,7 +61,10 @@ def compare_unpaired(files: Sequence[Path], baseline: str, alpha: float) -> str:
     """
     labels = [label_of(file.parent) for file in files]
     if len(set(labels)) < len(labels) or len(labels) < 2:
-        raise ConfigError(f"folders: expected {LEROBOT_INFO} of two or more folders by different names, found {labels}")
+        raise ConfigError(
+            f"folders: found evaluations of lerobot-eval ({LEROBOT_INFO}) named {labels}; expected two or more, by "
+            "different names. lerobot-eval pins no scenes, so nothing can be paired: wm-eval takes the same options"
+        )
     if baseline not in labels:
         raise ConfigError(f"baseline={baseline!r}: name one of {', '.join(labels)}, the folders of lerobot-eval")
     read = dict(zip(labels, map(read_successes, files), strict=True))

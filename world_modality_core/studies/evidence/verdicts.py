@@ -29,6 +29,8 @@ POWER = 0.8
 USED, NEEDED = "memory used", "memory needed at test time"
 SHOWN, NOT_SHOWN, SHUT, UNDECIDED = "shown", "not shown", "not used: the gate never opened", "not decided"
 NOT_INFORMATIVE = "not informative"
+# Records keep these names; what people read is in `Verdict.statement`.
+_CLAIMS = {USED: "the memory is read", NEEDED: "it beats a policy trained without"}
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,16 @@ class Verdict:
     smallest_effect: float | None
     # Whom it speaks of.
     population: str = ""
+
+    @property
+    def statement(self) -> str:
+        """What may be said: "evidence that the memory is read", "no evidence that ...", "not decided whether ..."."""
+        claim = _CLAIMS[self.question]
+        if self.answer == SHOWN:
+            return f"evidence that {claim}"
+        if self.answer in (NOT_SHOWN, SHUT):
+            return f"no evidence that {claim}" + (": the gate never opened" if self.answer == SHUT else "")
+        return f"{self.answer} whether {claim}"
 
 
 def judge(
@@ -186,7 +198,7 @@ def _reason(part: Evidence, holds: bool, alpha: float) -> str:
     else:
         text += f"p {p_text(part.scenes.p)}"
         if part.runs is not None:
-            text += f", over {part.runs.n_runs} training runs p {p_text(part.runs.p)}"
+            text += f", across {part.runs.n_runs} training seeds p {p_text(part.runs.p)}"
     if holds:
         return text
     if not part.is_ahead and part.p <= alpha:

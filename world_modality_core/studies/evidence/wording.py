@@ -89,7 +89,7 @@ def detectable(n_pairs: int, effect: float | None, n_runs: int = 1, at_worst: fl
         n_runs: Training runs; several if the effect is over training runs.
         at_worst: The same if the training runs spread as much as so few may hide; None if that is unknown.
     """
-    pairs = f"{_count(n_pairs, 'pair')}{f' over {n_runs} training runs' if n_runs > 1 else ''}"
+    pairs = f"{_count(n_pairs, 'pair')}{f' across {n_runs} training seeds' if n_runs > 1 else ''}"
     if effect is None:
         return f"{pairs} can't detect any effect"
     needed = f"a difference needs about {100 * effect:.1f} points or more to be detected by {pairs}"

@@ -30,6 +30,8 @@ from world_modality_core.studies.evidence.verdicts import (
 from world_modality_core.studies.evidence.wording import BETTER, WORSE, p_text
 from world_modality_core.studies.report.charts import Scale, scale_around
 
+_VERDICTS = {USED: "is the memory read", NEEDED: "does it beat a policy trained without"}
+
 
 @dataclass(frozen=True)
 class DifferenceGroup:
@@ -73,6 +75,8 @@ class Finding:
     @property
     def title(self) -> str:
         """Who was asked what, and the answer."""
+        if self.question in _VERDICTS.values():  # its answer is a statement
+            return f"{self.model}: {self.answer}"
         colon = "" if self.question.startswith("against") else ":"
         return f"{self.model}{colon} {self.question}: {self.answer}"
 
@@ -179,7 +183,7 @@ def _against_baseline(c: Comparison, answer: str) -> Finding:
         f"p {_equals(p)}, Holm's p {_equals(c.p_holm)}",
     ]
     if c.runs:
-        reasons.append(f"over {c.runs.n_runs} training runs the 95 % interval is {points(c.runs)}")
+        reasons.append(f"across {c.runs.n_runs} training seeds the 95 % interval is {points(c.runs)}")
     if c.heterogeneity_p is not None:
         reasons.append(f"p that tasks differ {_equals(c.heterogeneity_p)}")
     reasons.append(f"for {c.population}")
@@ -190,7 +194,7 @@ def _against_baseline(c: Comparison, answer: str) -> Finding:
 def _verdict(verdict: Verdict, report: ComparisonReport) -> Finding:
     is_negative = verdict.answer in (NOT_SHOWN, SHUT)
     kind = "shown" if verdict.answer == SHOWN else "not" if is_negative else "open"
-    answer = verdict.answer + (" (negative)" if is_negative else "")
+    answer = verdict.statement + (" (negative)" if is_negative else "")
     sentences = list(verdict.reasons)
     holm = report.verdict_p_holm.get((verdict.model, verdict.question))
     if verdict.p is not None:
@@ -200,7 +204,7 @@ def _verdict(verdict: Verdict, report: ComparisonReport) -> Finding:
     if verdict.population:
         sentences.append(f"for {verdict.population}")
     id_ = f"{'used' if verdict.question == USED else 'needed'}-{re.sub(r'[^a-zA-Z0-9_.-]+', '-', verdict.model)}"
-    return Finding(kind, verdict.question, answer, tuple(sentences), verdict.model, id_)
+    return Finding(kind, _VERDICTS[verdict.question], answer, tuple(sentences), verdict.model, id_)
 
 
 def count_answers(findings: Iterable[Finding]) -> list[str]:

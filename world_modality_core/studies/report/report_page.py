@@ -97,7 +97,7 @@ class Page:
             "found": ("What was found", True),
             "success": ("Success by model and arm", self.success),
             "differences": ("Paired differences" + _negative(self.findings_of_models), self.groups or self.refusals),
-            "verdicts": ("Is the memory used, is it needed?" + _negative(self.verdicts), self.verdicts),
+            "verdicts": ("Is the memory read, and does it help?" + _negative(self.verdicts), self.verdicts),
             "videos": ("Same scene, two outcomes", self.clips),
             "training": ("Training and gates", self.training),
             "attention": ("Attention over future steps", self.attention),

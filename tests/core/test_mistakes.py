@@ -1,0 +1,154 @@
+"""Mistakes of somebody who is new: each command answers in one line, with the remedy, before heavy imports."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
+from world_modality_core.io import first_look
+from world_modality_core.io.commands import run_command
+from world_modality_core.io.errors import ConfigError
+
+REPO = Path(__file__).parents[2]
+SCRIPTS = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"]
+# Each takes seconds to import.
+HEAVY = {"torch", "lerobot", "transformers", "datasets", "faiss", "pandas", "accelerate", "huggingface_hub", "scipy"}
+FIT = "wm-monitor fit --output_dir=out"
+TRIAL = "wm-trial --task=fold --n_setups=9 --output_dir=out"
+
+MISTAKES = {
+    # folders
+    "wm-precompute --dataset.root=/nope": "dataset.root='/nope': there is no such folder; name the folder that has",
+    "wm-precompute --dataset.root=recordings/push": "did you mean recordings/pusht?",
+    "wm-precompute --dataset.root recordings": "there is one below it: --dataset.root=recordings/pusht",
+    "wm-precompute --dataset.repo_id=me/pusht --reuse_from=./companoin": "did you mean companion?",
+    "coc-label --dataset.root=/nope --labels=out.jsonl": "dataset.root='/nope': there is no such folder",
+    "coc-label --dataset.root=recordings/pusht --companion=/nope": "companion='/nope': there is no such folder",
+    "wm-prophet --companions=/nope --output_dir=out": "companions='/nope': there is no such folder; wm-precompute",
+    "wm-prophet --companions=companion,/nope --output_dir=out": "companions='/nope': there is no such folder",
+    "wm-prophet --companions=companion --sources=recordings/pusht,data --output_dir=out": "sources='data': there is no",
+    f"{FIT} --companions=companion --prophet=prophet": "prophet='prophet': there is no such folder (counted from ",
+    f"{FIT} --monitor=/nope --rows=out": "monitor='/nope': there is no such folder; wm-monitor fit writes it",
+    "wm-eval --policy.path=run/train": "there is one below it: --policy.path=run/train/checkpoints/last/pretrained_mod",
+    "wm-eval --policy.path=run": "there is one below it: --policy.path=run/train/checkpoints/last/pretrained_model",
+    "wm-eval --policy.path=run/trian": "did you mean run/train?",
+    "wm-eval --policy.path=recordings": "policy.path='recordings' is no checkpoint (no config.json): lerobot-train",
+    "wm-eval --policy.path=/nope/pretrained_model": "policy.path='/nope/pretrained_model': there is no such folder",
+    "wm-eval --policy.path=policy --monitor=./out": "monitor='./out': there is no such folder",
+    "wm-intervene --policy.path=run/train": "there is one below it",
+    "wm-intervene --policy.path=policy --companion.root=out": "companion.root='out': there is no such folder",
+    f"{TRIAL} --policies a=/nope b=policy --run=true\\ {{policy}}": "--policies a='/nope': there is no such folder",
+    # devices
+    "wm-precompute --dataset.repo_id=me/pusht --device=cdua": "device='cdua': no such device; expected cpu, cuda,",
+    "wm-precompute --dataset.repo_id=me/pusht --device=cuda": "device='cuda': torch sees 0 CUDA devices",
+    "wm-prophet --companions=companion --output_dir=out --device=cuda": "device='cuda': torch sees 0 CUDA devices",
+    "coc-label --dataset.repo_id=me/pusht --labels=out.jsonl --local.device=gpu": "local.device='gpu': no such device",
+    "wm-eval --policy.path=policy --policy.device=cuda:0": "policy.device='cuda:0': torch sees 0 CUDA devices",
+    "wm-intervene --policy.path=policy --device=cdua": "device='cdua': no such device",
+    "wm-doctor --device=cdua": "invalid choice: 'cdua'",
+    # names of options
+    "wm-precompute --dataset.repo_id=me/pusht --devic=cpu": "no option --devic, the nearest is --device",
+    "wm-precompute --dataset.repo_id=me/pusht --root=here": "no option --root, the nearest is --dataset.root",
+    "wm-precompute -dataset.repo_id=me/pusht": "belongs to no option; options are given as --name=value",
+    "wm-precompute me/pusht": "'me/pusht' belongs to no option; options are given as --name=value",
+    "wm-precompute --config_path=/nope.yaml": "config_path='/nope.yaml': No such file or directory; name a YAML file",
+    "wm-prophet --companions=companion --output=out": "no option --output, the nearest is --output_dir",
+    "coc-label --dataset.repo_id=me/pusht --lables=out.jsonl": "no option --lables, the nearest is --labels",
+    "coc-label --keyframes.kind=event": "--keyframes.kind: invalid choice: 'event' (choose from",
+    "wm-compare run --basline=A": "no option --basline, the nearest is --baseline",
+    "wm-compare --plan=run": "`plan`: Couldn't parse 'run' into a bool. It is a switch",
+    "wm-report run --basline=A": "no option --basline, the nearest is --baseline",
+    "wm-push policy --repoid=me/policy": "no option --repoid, the nearest is --repo_id",
+    "wm-push policy": "the following arguments are required: --repo_id; `wm-push --help` lists the options",
+    f"{TRIAL} --policy a=policy b=policy --run=x": "no option --policy, the nearest is --policies",
+    "wm-trial --hosst=0.0.0.0": "no option --hosst, the nearest is --host",
+    "wm-monitor": "the following arguments are required: fit | eval | scan | attach",
+    "wm-monitor fti": "invalid choice: 'fti' (choose from 'fit', 'eval', 'scan', 'attach')",
+    "wm-monitor fit --output=out --prophet=x": "prophet='x': there is no such folder",
+    "wm-verify --sorce=x policy": "no option --sorce, the nearest is --source",
+    "wm-matrix study.yaml --job=3 --plann": "no option --plann, the nearest is --plan",
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What each command prints, and which heavy libraries it had imported; all in one process without a GPU."""
+    root = tmp_path_factory.mktemp("new_here")
+    for name in (
+        "run/train/checkpoints/last/pretrained_model/config.json", "policy/config.json",
+        "recordings/pusht/meta/info.json", "companion/meta/info.json", "companion/meta/world_modality.json",
+    ):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("{}")
+    program = f"""
+import contextlib, importlib, io, json, shlex, sys
+from world_modality_core.io import first_look
+first_look._may_have_cuda = lambda: False
+answers = {{}}
+for line in json.loads({json.dumps(list(MISTAKES))!r}):
+    command, *arguments = shlex.split(line)
+    sys.argv = [command, *arguments]
+    module, _, name = {SCRIPTS!r}[command].partition(":")
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+        try:
+            status = getattr(importlib.import_module(module), name)()
+        except SystemExit as stop:
+            status = stop.code
+            if isinstance(status, str):
+                printed.write(status)
+        except BaseException as error:
+            status = repr(error)
+    answers[line] = [printed.getvalue().strip(), status, sorted({HEAVY!r} & set(sys.modules))]
+print(json.dumps(answers))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_answered_in_one_line_with_the_remedy(line, answers):
+    text, status, heavy = answers[line]
+    command = line.split()[0]
+    assert MISTAKES[line] in text and text.startswith(f"{command}: "), (text, status)
+    assert "\n" not in text and status not in (0, None) and "usage" not in text
+    assert heavy == []
+
+
+def test_what_is_there_or_may_come_is_let_pass(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("policy/config.json", "data/meta/info.json", "companion.partial/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    for line in (
+        "--policy.path=policy --dataset.root=data", "--policy.path=me/policy", "--dataset.repo_id=me/data",
+        "--dataset.repo_id=me/data --dataset.root=/new/folder",  # is downloaded into it
+        "--companions=me/one,me/two", "--companion.root=companion",  # whoever opens it says that it isn't finished
+        "--policy.path=/nope --help", "--device=cpu", "--device",
+    ):  # fmt: skip
+        first_look.look_first(line.split())
+
+
+def test_wm_eval_says_which_checkpoint_option_it_knows(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["wm-eval"])
+    with pytest.raises(SystemExit) as stop:
+        run_command("wm-eval", WorldEvalConfig, print, ["--policy.pth=policy"])
+    assert "no option --policy.pth, the nearest is --policy.path" in str(stop.value.code)
+    assert "--policy.path=FOLDER" in WorldEvalConfig.__doc__ and "--env.task=" in WorldEvalConfig.__doc__
+
+
+def test_a_relative_folder_that_a_checkpoint_keeps_is_told_from_elsewhere(tmp_path, monkeypatch):
+    from world_modality_core.latents.companion import CompanionError, open_companion
+    from world_modality_core.precompute.source import open_metadata
+
+    monkeypatch.chdir(tmp_path)
+    counted = rf"no such folder \(counted from {tmp_path}\)"
+    with pytest.raises(CompanionError, match=rf"companion.root='outputs/world': there is {counted}.*downloaded there"):
+        open_companion("me/pusht_world", "outputs/world")
+    with pytest.raises(ConfigError, match=counted):
+        open_metadata("me/pusht", "outputs/pusht")
