@@ -26,6 +26,7 @@ from .disturbances import Disturber
 from .frame_guard import FrameGuard
 from .light_renderer import LightRenderer
 from .memory_tasks import MEMORY_TASKS, Touches
+from .setbacks import SetbackWatch
 
 # Stock gives push-v3 and push-back-v3 one instruction, so that the text alone doesn't say which is meant.
 INSTRUCTIONS = stock.TASK_DESCRIPTIONS | {"push-back-v3": "Pull the puck back to a goal"}
@@ -112,6 +113,7 @@ class MetaworldLightEnv(MetaworldEnv):
             hide_robot(env.model)
         self._goal_markers = markers
         self._disturber = Disturber(self._disturbance, self._disturb_at, env, self.camera_name)
+        self._setbacks = SetbackWatch(env)
         self._goal_opacity = env.model.site_rgba[markers, 3].copy()
         self._env = env
 
@@ -133,6 +135,7 @@ class MetaworldLightEnv(MetaworldEnv):
         self._env.mujoco_renderer.forget()
         self._guard.start_episode()
         self._disturber.start(seed)
+        self._setbacks.start()
         return super().reset(seed=seed, **kwargs)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict[str, Any]]:
@@ -150,6 +153,11 @@ class MetaworldLightEnv(MetaworldEnv):
             return super().step(action)
         finally:
             self._is_stepping = False
+            self._setbacks.after_step()
+
+    def setback(self) -> tuple[int, str] | None:
+        """When the episode went wrong, and how, as far as the simulation knows (`SetbackWatch.found`)."""
+        return self._setbacks.found()
 
     def _format_raw_obs(self, raw_obs: np.ndarray) -> dict[str, np.ndarray]:
         # Called once the simulation has moved on (or was reset), with the picture of the step before still in hand.

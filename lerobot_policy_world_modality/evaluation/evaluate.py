@@ -229,7 +229,7 @@ class Evaluation:
         def after_action(policy: nn.Module) -> None:
             log(policy)
             if self.watch is not None:
-                self.watch.after_action()
+                self.watch.after_action(env.last_action)
 
         if self.watch is not None:
             self.watch.start()
@@ -250,6 +250,8 @@ class Evaluation:
         n_plans = [-(-int(steps) // self.info["n_action_steps"]) for steps in results["steps"]]
         summaries = log.summaries(n_plans)
         rows, watched = [], []
+        knows = self.watch is not None and cfg.env.type == "metaworld_light"
+        setbacks = env.call("setback") if knows else [None] * len(seeds)
         for i, seed in enumerate(seeds):
             if seed not in wanted:
                 continue
@@ -259,7 +261,10 @@ class Evaluation:
                 self.bank.save(task.name, seed, torch.stack([memory[i] for memory in arm.for_bank[: n_plans[i]]]))
             success = bool(results["success"][i])
             if self.watch is not None:
-                watched.append(self._watched(arm.name, task.name, seed, success, int(results["steps"][i]), i))
+                row = self._watched(arm.name, task.name, seed, success, int(results["steps"][i]), i)
+                if setbacks[i] is not None and not success:
+                    row["setback_at"], row["setback"] = setbacks[i]
+                watched.append(row)
                 env.films[i] = mark_alarm(env.films[i], watched[-1]["alarm_step"])
             video = self._save_film(env, arm.name, task.name, seed, i) if self._keeps_film(filmed[i], success) else None
             rows.append(

@@ -47,7 +47,8 @@ class PinnedEnv:
     def reset(self, *, seed: list[int], options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start the scenes of `seed`.
 
-        Afterwards `init_hashes` holds the hash of each first observation (b strings), and `films` the frames (b lists).
+        Afterwards `init_hashes` holds the hash of each first observation (b strings), `films` the frames (b lists), and
+        `last_action` (b, a) what was executed last.
         """
         if self._is_libero:
             self._pin_init_states([number - self._start_seed for number in seed])
@@ -59,12 +60,14 @@ class PinnedEnv:
         self._is_running = np.ones(self.num_envs, dtype=bool)
         self._guards: dict[tuple[int, str], FrameGuard] = {}
         self._step = 0
+        self.last_action: np.ndarray | None = None
         self._watch(observation)
         return observation, info
 
     def step(self, actions: np.ndarray) -> tuple[Any, ...]:
         """Step, and look at the frames of the episodes that still run."""
         observation, reward, terminated, truncated, info = self._env.step(actions)
+        self.last_action = actions
         self._step += 1
         self._watch(observation)
         self._is_running &= ~(terminated | truncated)

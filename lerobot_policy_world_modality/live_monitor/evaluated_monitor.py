@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+import torch
 from lerobot.processor import PolicyProcessorPipeline
 from torch import nn
 
@@ -48,9 +49,9 @@ class EvaluatedMonitor:
         self._tasks = list(observation["task"])
         return self._preprocessor(observation)
 
-    def after_action(self) -> None:
-        """Look at the step that the policy has acted on."""
-        self._run.tell(self._host)
+    def after_action(self, before: np.ndarray | None) -> None:
+        """Look at the step that the policy has acted on; `before` (b, a) was executed in the step before it, if any."""
+        self._run.tell(self._host, None if before is None else torch.from_numpy(before))
 
     def row(self, i: int, steps: int) -> dict[str, Any]:
         """What was told of episode i until it was done, as columns of a monitor's row."""
@@ -61,6 +62,7 @@ class EvaluatedMonitor:
             "every": self.monitor.description.future_stride,
             "false_alarm_rate": self.monitor.description.false_alarm_rate,
             "alarm_step": alarms[0] if alarms else None,
+            "line": float(readings[0].line[i]),
             "monitor_s": self._run.seconds / len(self._tasks),
             "level": [float(reading.level[i]) for reading in readings],
             "values": np.stack([reading.values[i] for reading in readings]),

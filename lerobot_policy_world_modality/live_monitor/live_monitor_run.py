@@ -75,15 +75,18 @@ class LiveMonitorRun:
         self._state = observation.get(OBS_STATE)
         self.seconds += perf_counter() - begun
 
-    def tell(self, host: PolicyWithWorld | None = None) -> Reading | None:
+    def tell(self, host: PolicyWithWorld | None = None, action: Tensor | None = None) -> Reading | None:
         """What the present step tells, if it is time to look.
 
         Args:
             host: A policy with a world that has acted on this step. Where it has planned, it has encoded the frame: if
                 it sees by the same encoder, its latents are taken. If it tells its plans, they are compared.
+            action: (b, a) that was executed in the step before this one, where it is known.
         """
         begun = perf_counter()
         step, watch = self._frames.now, self._watch
+        if action is not None:
+            watch.note_action(action)
         plan = getattr(host, "last_plan", None)
         if plan is not None and plan is not self._plan:
             watch.note_plan(step, plan)

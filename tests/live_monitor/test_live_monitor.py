@@ -27,6 +27,8 @@ from world_modality_core.monitor.cli import make_parser
 from world_modality_core.monitor.judging import eval_rows
 from world_modality_core.monitor.monitor_rows import read_monitor_rows, scores_of_rows
 from world_modality_core.monitor.saved_monitor import Monitor
+from world_modality_core.studies.report.cli import make_parser as report_parser
+from world_modality_core.studies.report.cli import report
 
 CAMERA = "observation.image"
 
@@ -80,8 +82,8 @@ def evaluated(checkpoint, of_dots, tmp_path_factory):
     seen = []
     original = LiveMonitorRun.tell
 
-    def witness(self, host=None):
-        reading = original(self, host)
+    def witness(self, host=None, action=None):
+        reading = original(self, host, action)
         seen.append((self._frames.n_encoded, host.latent_reader.frames.n_encoded, reading is not None))
         return reading
 
@@ -128,8 +130,10 @@ def test_a_page_shows_filmed_episodes_with_their_alarms(evaluated, of_dots, tmp_
     eval_rows(make_parser().parse_args(given))
     text = page.read_text()
     assert text.count('<div class="moment">') == 4 and text.count('class="now"') >= 1 and ", scene 5: " in text
-    with pytest.raises(ConfigError, match="page='x': the page needs to know the monitor"):
-        eval_rows(make_parser().parse_args(["eval", str(evaluated[0]), "--page=x"]))
+    report_page = tmp_path / "report.html"
+    report(report_parser().parse_args([str(evaluated[0]), f"--output={report_page}", "--max_videos=4"]))
+    text = report_page.read_text()
+    assert 'id="alarms"' in text and "promised" in text and text.count('class="now"') >= 1
 
 
 def test_going_on_with_another_monitor_is_refused(evaluated, checkpoint, watched, tmp_path):  # noqa: F811

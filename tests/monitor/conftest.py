@@ -53,7 +53,7 @@ def watched(tmp_path_factory) -> Watched:
         ProphetTrainingConfig(
             companions=str(paths.companion), sources=str(paths.source), output_dir=str(paths.prophet),
             prophet=_prophet(), n_obs_steps=2, history_stride=1, n_future_steps=2, future_stride=2,
-            episodes=LEARNED, eval_split=0, steps=20, batch_size=8, device="cpu",
+            episodes=LEARNED, eval_split=0, steps=20, state_loss_weight=1, batch_size=8, device="cpu",
         )
     )  # fmt: skip
     fit(
@@ -68,4 +68,6 @@ def watched(tmp_path_factory) -> Watched:
 def _prophet():
     from world_modality_core.configs import ProphetConfig
 
-    return ProphetConfig(d_model=16, n_layers=1, n_heads=2, n_hypotheses=2, use_state=True, use_language=True)
+    return ProphetConfig(
+        d_model=16, n_layers=1, n_heads=2, n_hypotheses=2, use_state=True, use_language=True, tells_state=True
+    )

@@ -47,6 +47,8 @@ def live_scores(monitor: Monitor, watched, episodes: list[int], n_steps: int) ->
     for step in range(n_steps):
         items = [dataset[int(start) + step] for start in starts]
         seen.append({camera: torch.stack([item[camera] for item in items]) for camera in monitor.spec.cameras})
+        if step:
+            watch.note_action(torch.stack([dataset[int(start) + step - 1]["action"] for start in starts]))
         if watch.is_due(step):
             state = torch.stack([item["observation.state"] for item in items])
             told.append(watch.scores(step, *seen.latents(encoder), state))
@@ -103,7 +105,8 @@ def test_what_is_saved_is_what_was_fitted(monitor, watched, frames, tmp_path):
     for name, value in again.state_dict().items():
         assert torch.equal(value, monitor.state_dict()[name]), name
     episode = score_episodes(monitor, frames, [9])[0]
-    np.testing.assert_array_equal(score_episodes(again, frames, [9])[0].values, episode.values)
+    # A matrix product may round otherwise where its factors lie elsewhere in memory.
+    np.testing.assert_allclose(score_episodes(again, frames, [9])[0].values, episode.values, rtol=1e-5)
     told = [c.calibration.level(episode.task, episode.steps, episode.values) for c in (again, monitor)]
     np.testing.assert_array_equal(*told)
 
@@ -219,7 +222,7 @@ def test_damaged_tensors_are_refused_by_name(watched, tmp_path, damage, said):
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("format_version", 2, "format_version 2, expected 1"),
+        ("format_version", 3, "format_version 3, expected 2"),
         ("n_phases", 10**9, "n_phases=1000000000"),
         ("n_phases", 3, "bank.count is"),
         ("tasks", "open", "tasks"),

@@ -38,7 +38,9 @@ def folder(tmp_path):
         for i in range(20)
     ]  # fmt: skip
     rows += [
-        row(100 + i, False, LIMIT, late, lambda n: rng.normal(size=n), alarm=20 if i < 7 else None) for i in range(10)
+        row(100 + i, False, LIMIT, late, lambda n: rng.normal(size=n), alarm=20 if i < 7 else None)
+        | ({"setback_at": 16 + 8 * i, "setback": "dropped"} if i in (0, 1, 2, 9) else {})
+        for i in range(10)
     ]
     write_monitor_rows(tmp_path, rows, ["noise", "unknown"])
     return tmp_path
@@ -74,6 +76,8 @@ def test_alarms_and_what_stopping_costs(folder):
         10,
     )
     assert alarms["median_lead_steps"] == 60 and alarms["median_lead_share"] == 0.75
+    # Dropped at 16, 24 and 32, with an alarm at 20, and once without an alarm.
+    assert found["setbacks"] == {"dropped": {"n": 4, "alarm": 3, "before": 2, "median_lead_steps": 4}}
     assert alarms["success"] == 20 / 30 and alarms["success_if_stopped"] == 18 / 30
     assert alarms["steps_saved"] == pytest.approx(7 * 60 / (sum(range(40, 60)) + 10 * LIMIT))
     assert {seed: of["k"] for seed, of in found["by_train_seed"].items()} == {1: 1, 2: 1}

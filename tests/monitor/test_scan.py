@@ -7,6 +7,7 @@ import pytest
 from lerobot.configs.train import TrainPipelineConfig
 
 from tests.fixtures_datasets import make_dataset, scene_frame
+from tests.monitor.conftest import LENGTHS
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.monitor.cli import make_parser
 from world_modality_core.monitor.saved_monitor import Monitor
@@ -23,18 +24,19 @@ def broken(episode, t, camera, size):
 
 @pytest.fixture(scope="module")
 def lowered(watched, tmp_path_factory):
-    """The monitor with its line at 0: four calibration episodes set one that little passes."""
+    """The monitor with its line at 0, as if successful episodes looked alike (their backgrounds differ)."""
     monitor = Monitor.load(watched.monitor)
     monitor.calibration_tensors.quantile.zero_()
+    monitor.calibration_tensors.maxima[:, :, monitor.score_names.index("nearest_in_phase")] /= 10
     monitor.save(folder := tmp_path_factory.mktemp("lowered"))
     return folder
 
 
 @pytest.fixture(scope="module")
 def recorded(watched, tmp_path_factory):
-    """A dataset and its companion, by the encoder and PCA of the monitor's."""
+    """A dataset and its companion, by the encoder and PCA of the monitor's; states and actions as in its first."""
     base = tmp_path_factory.mktemp("recorded")
-    make_dataset(base / "data", "tests/new", [12, 13, 12, 11], ["observation.image"], False, 32, broken)
+    make_dataset(base / "data", "tests/new", LENGTHS[:4], ["observation.image"], False, 32, broken)
     precompute(
         PrecomputeConfig(
             dataset=SourceConfig("tests/new", str(base / "data")),

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from world_modality_core.monitor.score_types.chunk_disagreement import ChunkDisagreement
+from world_modality_core.monitor.score_types.command_error import CommandError, CommandModel
 from world_modality_core.monitor.score_types.disagreement import Disagreement
 from world_modality_core.monitor.score_types.elapsed_time import ElapsedTime
 from world_modality_core.monitor.score_types.end_mismatch import EndMismatch
 from world_modality_core.monitor.score_types.forecast_error import ForecastError
 from world_modality_core.monitor.score_types.nearest_latent import LatentBank, NearestLatent
 from world_modality_core.monitor.score_types.score import View
+from world_modality_core.monitor.score_types.state_error import StateError
 from world_modality_core.monitor.score_types.stillness import Stillness
 
 K = 2
@@ -44,6 +46,34 @@ def test_end_mismatch_tells_a_missing_change_from_one_that_nobody_foresaw():
     otherwise = view(2, {0: [big_x, big_x], 2: [big_y, big_x]}, {0: [still, moves]})
     assert EndMismatch(K)(otherwise).flatten().tolist() == pytest.approx([1, 1], abs=0.01)
     assert EndMismatch(K)(view(1, {1: [X, X]})).isnan().all()
+
+
+def test_state_error_is_of_the_right_age_and_the_mean_of_prophets():
+    now = view(2)
+    now.states = {2: torch.tensor([[1.0, 1.0], [0.0, 0.0]])}
+    one_ago = torch.tensor([[[[1.0, 1.0], [9, 9]], [[2, 2], [9, 9]]]] * 2)  # (b, m, k, s): right, and one off
+    now.state_forecasts = {1: one_ago, 0: one_ago.flip(2)}
+    assert StateError(K)(now).tolist() == [[0.5, 0.5], [1.5, 1.5]]
+    now.state_forecasts.pop(0)
+    assert StateError(K)(now)[:, 1].isnan().all()
+
+
+def test_command_error_tells_commands_that_were_not_executed():
+    torch.manual_seed(0)
+    commands = torch.randn(400, 2, 1)
+    states = torch.randn(400, 1, 2).expand(-1, 3, -1).clone()
+    states[:, 2, :1] += 0.5 * commands[:, 1]  # the first dimension obeys the last command, the second stays
+    states[:, 1:] += 0.01 * torch.randn(400, 2, 2)
+    model = CommandModel(state_dim=2, action_dim=1)
+    model.fit(states, commands)
+    assert model.error(states, commands).mean() == pytest.approx(1, abs=0.2)
+    now = view(2)
+    now.states = {tick: states[:2, tick] for tick in range(3)}
+    now.commands = {1: commands[:2, 0], 2: commands[:2, 1] + torch.tensor([[0.0], [2.0]])}  # the second wasn't heeded
+    obeyed, ignored = CommandError(model)(now).flatten().tolist()
+    assert obeyed < 4 and ignored > 20
+    now.commands.pop(1)
+    assert CommandError(model)(now).isnan().all()
 
 
 def test_disagreement_is_zero_for_equal_forecasts_and_one_for_orthogonal_ones():

@@ -79,7 +79,7 @@ class Calibration:
     Args:
         lengths: (tasks,) usual length of a successful episode, in steps.
         n_phases: Phases of an episode, f: equal parts of that length; the last one goes on until the end.
-        groups: c numbers: which of the c raw scores count as one in the combination.
+        groups: c numbers: which of the c raw scores count as one in the combination; -1 for those that aren't in it.
         window: Ticks over which the combined score is averaged.
         maxima: (tasks, f, c, n) float32 maxima of the raw scores in each phase, sorted, one for each of the first
             `count` shape episodes.
@@ -133,7 +133,7 @@ class Calibration:
 
     def _instant(self, task: int, steps: np.ndarray, values: np.ndarray) -> np.ndarray:
         surprise = self.surprise(task, steps, values)
-        grouped = [_mean(surprise[:, self.groups == group]) for group in np.unique(self.groups)]
+        grouped = [_mean(surprise[:, self.groups == group]) for group in np.unique(self.groups[self.groups >= 0])]
         return np.nan_to_num(_mean(np.stack(grouped, axis=1)), nan=0.0)
 
     def level(self, task: int, steps: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -93,6 +93,8 @@ def _fit_anew(given: argparse.Namespace) -> tuple[Monitor, list[str]]:
     monitor = _build(given, checkpoints, weights, frames, tasks, lengths)
     for i, episodes in references.items():
         _fill_bank(monitor, frames, i, episodes)
+    if monitor.description.action_dim:
+        _fit_commands(monitor, frames, sorted(e for episodes in references.values() for e in episodes))
     numbered = [(i, episode) for i in calibrating for episode in calibrating[i]]
     scored = score_episodes(monitor, frames, [episode for _, episode in numbered])
     place = {i: [n for n, (task, _) in enumerate(numbered) if task == i] for i in calibrating}
@@ -178,6 +180,7 @@ def _build(
     lengths: list[int],
 ) -> Monitor:
     first, values, companion = checkpoints[0], weights[0].prophet, frames.companions[0]
+    has_commands = first.prophet.use_state and first.prophet.tells_state and frames.actions is not None
     state_dim = len(values["displacement.weight"]) if first.prophet.tells_state else 0
     monitor = Monitor(
         MonitorDescription(
@@ -189,6 +192,7 @@ def _build(
             n_future_steps=first.n_future_steps,
             future_stride=first.future_stride,
             state_dim=len(weights[0].state_shift) if first.prophet.use_state else state_dim,
+            action_dim=frames.actions.shape[1] if has_commands else 0,
             language_dim=values["language.weight"].shape[1] if first.prophet.use_language else 0,
             fps=float(companion.fps),
             tasks=tasks,
@@ -227,6 +231,18 @@ def _fill_bank(monitor: Monitor, frames: CompanionFrames, task: int, episodes: l
         if len(found):
             rows, _ = frames.latents(found, [0], torch.device("cpu"))
             monitor.bank.keep(task, phase, monitor.space.standardise_rows(rows[:, 0]))
+
+
+def _fit_commands(monitor: Monitor, frames: CompanionFrames, episodes: list[int]) -> None:
+    every = monitor.description.future_stride
+    states = (frames.states - monitor.state_shift) / monitor.state_scale
+    index = torch.cat([torch.arange(start + 2 * every, end) for start, end in frames.bounds[episodes]])
+    commands = torch.stack([frames.actions[index - every - 1 - i] for i in range(every)]).mean(0)
+    last = torch.stack([frames.actions[index - 1 - i] for i in range(every)]).mean(0)
+    monitor.commands.fit(
+        torch.stack([states[index - 2 * every], states[index - every], states[index]], dim=1),
+        torch.stack([commands, last], dim=1),
+    )
 
 
 # Again: from rows of the policy that will be watched.

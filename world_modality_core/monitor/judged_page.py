@@ -11,7 +11,6 @@ import pandas as pd
 
 from world_modality_core.io.files import reading
 from world_modality_core.monitor.judgement import COMBINED, MOMENTS
-from world_modality_core.monitor.saved_monitor import Monitor
 from world_modality_core.monitor.strips import Picture, Strip, level_chart, write_page
 
 # Frames of a filmstrip, evenly over the episode, beside that of the alarm.
@@ -20,24 +19,32 @@ N_PICTURES = 6
 _KINDS = ("failure, alarm", "success, false alarm", "failure, no alarm", "success, no alarm")
 
 
-def write_judged_page(path: Path, found: dict[str, Any], rows: pd.DataFrame, monitor: Monitor, n_films: int) -> None:
+def write_judged_page(path: Path, found: dict[str, Any], rows: pd.DataFrame, n_films: int) -> None:
     """Write the page.
 
     Args:
         path: Where to.
         found: What `judge` found, by model.
         rows: The judged rows; those whose episode was filmed can be shown.
-        monitor: By which they were judged.
         n_films: Episodes to show at most.
     """
-    charts = [chart for model, of in found.items() if (chart := _areas(model, of["failures"])) is not None]
-    shown = [row for row in _in_turn(rows.to_dict("records")) if _film_of(row).is_file()][:n_films]
     intro = (
         "How well failures were told from successes while episodes ran: area under the ROC curve at parts of the "
         "task's usual length. Below, filmed episodes: the frame at which an alarm began is marked; the grey line is "
         "where alarms begin."
     )
-    write_page(path, "A monitor, judged", intro, [_strip(row, monitor) for row in shown], charts)
+    write_page(path, "A monitor, judged", intro, film_strips(rows, n_films), area_charts(found))
+
+
+def area_charts(found: dict[str, Any]) -> list[Any]:
+    """Who told failures when, a chart for each model of what `judge` found."""
+    return [chart for model, of in found.items() if (chart := _areas(model, of["failures"])) is not None]
+
+
+def film_strips(rows: pd.DataFrame, n_films: int) -> list[Strip]:
+    """Filmed episodes, `n_films` at most, with their level below."""
+    shown = [row for row in _in_turn(rows.to_dict("records")) if _film_of(row).is_file()]
+    return [_strip(row) for row in shown[:n_films]]
 
 
 def _areas(model: str, separations: list) -> Any:
@@ -75,7 +82,7 @@ def _film_of(row: dict[str, Any]) -> Path:
     return Path(row["folder"], "videos", row["arm"], row["task"].replace("/", "_"), f"{row['seed']}.mp4")
 
 
-def _strip(row: dict[str, Any], monitor: Monitor) -> Strip:
+def _strip(row: dict[str, Any]) -> Strip:
     film = _frames(_film_of(row))
     alarm = None if pd.isna(row["alarm_step"]) else int(row["alarm_step"])
     last = min(int(row["steps"]), len(film) - 1)
@@ -83,18 +90,17 @@ def _strip(row: dict[str, Any], monitor: Monitor) -> Strip:
         {*np.linspace(0, last, N_PICTURES).round().astype(int).tolist(), *([alarm] if alarm is not None else [])}
     )
     pictures = [Picture(film[min(step, last)], f"step {step}", step == alarm) for step in steps]
-    task = monitor.description.tasks.index(row["instruction"])
-    seconds = np.arange(len(row["level"])) * row["every"] / monitor.description.fps
-    scene, line = f"{row['task']}, scene {row['seed']}", float(monitor.calibration.quantile[task])
+    scene = f"{row['task']}, scene {row['seed']}"
     when = f"alarm at step {alarm}" if alarm is not None else "no alarm"
-    disturbed = f", {row['disturbance']} at step {row['disturbed_at']}" if row["disturbance"] else ""
+    places = {"disturbance": "disturbed_at", "setback": "setback_at"}
+    known = [f"{row[what]} at step {row[at]}" for what, at in places.items() if not pd.isna(row[at])]
+    told = [f"{row['steps']} steps", when, *known]
+    line = None if pd.isna(row["line"]) else float(row["line"])
     return Strip(
         f"{row['model']}, {scene}: {_kind(row)}",
-        f"{row['steps']} steps, {when}{disturbed}.",
+        f"{'; '.join(told)}.",
         pictures,
-        level_chart(
-            f"{row['task']}, scene {row['seed']}", seconds / monitor.description.fps, np.array(row["level"]), line
-        ),
+        level_chart(scene, "steps", np.arange(len(row["level"])) * row["every"], np.array(row["level"]), line),
     )
 
 

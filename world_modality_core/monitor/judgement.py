@@ -65,8 +65,8 @@ def judge(rows: pd.DataFrame, rate: float, n_bootstrap: int = 2000, seed: int = 
         seed: Of the draws.
 
     Returns:
-        `failures` and `disturbances` (name -> separations), `alarms` (false and true ones, lead, costs),
-        `by_train_seed` and, of each disturbance, `noticed`.
+        `failures` and `disturbances` (name -> separations), `alarms` (false and true ones, lead, costs), `setbacks`
+        (lead before what simulation knows to have gone wrong), `by_train_seed` and, of each disturbance, `noticed`.
     """
     plain = rows[rows["disturbance"] == ""]
     if plain.empty:
@@ -75,6 +75,7 @@ def judge(rows: pd.DataFrame, rate: float, n_bootstrap: int = 2000, seed: int = 
     if plain["success"].nunique() == 2:
         found["failures"] = _failures(plain, n_bootstrap, seed)
     found["alarms"] = _alarms(plain)
+    found["setbacks"] = _setbacks(plain[~plain["success"]])
     found["by_train_seed"] = {int(s): _alarms(of)["false"] for s, of in plain.groupby("train_seed")}
     for name, disturbed in rows[rows["disturbance"] != ""].groupby("disturbance"):
         found["disturbances"][name] = _disturbances(plain, disturbed, n_bootstrap, seed)
@@ -179,6 +180,21 @@ def _alarms(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def _setbacks(failures: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Of each kind of setback: failures with it, those with an alarm before it, and by how many steps (median)."""
+    out = {}
+    for kind, of in failures[failures["setback_at"].notna()].groupby("setback"):
+        lead = (of["setback_at"] - of["alarm_step"]).dropna()
+        median = float(lead.median()) if len(lead) else math.nan
+        out[str(kind)] = {
+            "n": len(of),
+            "alarm": len(lead),
+            "before": int((lead > 0).sum()),
+            "median_lead_steps": median,
+        }
+    return out
+
+
 def _share(k: int, n: int) -> dict[str, Any]:
     low, high = wilson_interval(k, n) if n else (math.nan, math.nan)
     return {"k": k, "n": n, "share": k / n if n else math.nan, "low": low, "high": high}
@@ -251,11 +267,12 @@ def judgement_text(model: str, found: dict[str, Any]) -> str:
                 )  # fmt: skip
                 name = "combination" if each.score == COMBINED else each.score
                 lines.append(f"  {name:20} {each.auc:5.2f}  [{each.low:.2f}, {each.high:.2f}]   {over}")
-    lines += ["", *_alarm_lines(found)]
+    lines += ["", *alarm_lines(found)]
     return "\n".join(lines)
 
 
-def _alarm_lines(found: dict[str, Any]) -> list[str]:
+def alarm_lines(found: dict[str, Any]) -> list[str]:
+    """What `judge` found of alarms, in sentences."""
     alarms = found["alarms"]
 
     def share(of: dict[str, Any]) -> str:
@@ -270,6 +287,11 @@ def _alarm_lines(found: dict[str, Any]) -> list[str]:
         f"Stopping at an alarm: success {alarms['success']:.1%} -> {alarms['success_if_stopped']:.1%}, "
         f"{alarms['steps_saved']:.1%} of all steps saved in failures",
     ]
+    for kind, of in found["setbacks"].items():
+        lines.append(
+            f"Failures with {kind}: {of['before']}/{of['n']} with an alarm before it, {of['alarm']} at all; median "
+            f"lead {of['median_lead_steps']:.0f} steps"
+        )
     if len(found["by_train_seed"]) > 1:
         each = ", ".join(f"{s}: {of['k']}/{of['n']}" for s, of in found["by_train_seed"].items())
         lines.append(f"False alarms by training seed: {each}")

@@ -28,15 +28,12 @@ def eval_rows(given: argparse.Namespace) -> dict[str, Any]:
     """
     if given.n_bootstrap < 100:
         raise ConfigError(f"n_bootstrap={given.n_bootstrap}: expected at least 100")
-    if given.page and not given.monitor:
-        raise ConfigError(f"page={given.page!r}: the page needs to know the monitor; name it with --monitor")
     if given.page:
         check_report_extra()
     rows = read_monitor_rows(given.folders)
     rows = rows[rows["arm"] == "intact"]
     if given.monitor:
-        monitor = Monitor.load(given.monitor)
-        rows = judged_by(monitor, rows, ", ".join(given.folders))
+        rows = judged_by(Monitor.load(given.monitor), rows, ", ".join(given.folders))
     found = {}
     for model, of in rows.groupby("model"):
         rates = of["false_alarm_rate"].unique()
@@ -48,9 +45,9 @@ def eval_rows(given: argparse.Namespace) -> dict[str, Any]:
         found[str(model)] = judge(of, float(rates[0]), given.n_bootstrap, given.seed)
     print("\n\n".join(judgement_text(model, of) for model, of in found.items()))
     if given.output:
-        write_text(Path(given.output).resolve(), json.dumps(found, indent=1, default=_plain) + "\n")
+        write_text(Path(given.output).resolve(), json.dumps(found, indent=1, default=plain_values) + "\n")
     if given.page:
-        write_judged_page(Path(given.page), found, rows, monitor, given.n_films)
+        write_judged_page(Path(given.page), found, rows, given.n_films)
         print(f"Page: {given.page}")
     return found
 
@@ -64,9 +61,11 @@ def judged_by(monitor: Monitor, rows: pd.DataFrame, where: str) -> pd.DataFrame:
         above = np.flatnonzero(level > monitor.calibration.quantile[episode.task])
         levels.append(level)
         alarms.append(int(episode.steps[above[0]]) if len(above) else pd.NA)
-    new = {"level": levels, "alarm_step": pd.array(alarms, dtype="Int64")}
+    lines = [float(monitor.calibration.quantile[tasks.index(told)]) for told in rows["instruction"]]
+    new = {"level": levels, "line": lines, "alarm_step": pd.array(alarms, dtype="Int64")}
     return rows.reset_index(drop=True).assign(**new, false_alarm_rate=monitor.description.false_alarm_rate)
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """What `judge` found, for JSON."""
     return asdict(value) if isinstance(value, Separation) else value.item()

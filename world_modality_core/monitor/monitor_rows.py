@@ -2,8 +2,10 @@
 
     <evaluation's folder>/monitor/<part>.parquet
 
-`score_NAME` holds the raw score of each tick, `level` the combined one, `alarm_step` the step of the first alarm, and
-`disturbed_at` the step at which the environment disturbed the episode, if it did.
+`score_NAME` holds the raw score of each tick, `level` the combined one, `line` the level above which there is an alarm,
+`alarm_step` the step of the first one, and `disturbed_at` the step at which the environment disturbed the episode, if
+it did. Of failures, `setback_at` and `setback` are the step at which the simulation knows that something went wrong,
+and what (`metaworld_light`).
 """
 
 from __future__ import annotations
@@ -36,8 +38,11 @@ _FIELDS = [
     pa.field("every", pa.int64(), nullable=False),
     pa.field("disturbance", pa.string(), nullable=False),
     pa.field("disturbed_at", pa.int64()),
+    pa.field("setback_at", pa.int64()),
+    pa.field("setback", pa.string()),
     pa.field("false_alarm_rate", pa.float64(), nullable=False),
     pa.field("alarm_step", pa.int64()),
+    pa.field("line", pa.float64()),
     pa.field("monitor_s", pa.float64(), nullable=False),
     pa.field("level", pa.list_(pa.float64()), nullable=False),
 ]
@@ -90,11 +95,13 @@ def read_monitor_rows(paths: Iterable[str | Path]) -> pd.DataFrame:
     tables = []
     for file in files:
         table = read_parquet(file)
-        if missing := [field.name for field in _FIELDS if field.name not in table.schema.names]:
+        if missing := [field.name for field in _FIELDS if not field.nullable and field.name not in table.schema.names]:
             raise DamagedFileError(f"{file} has no column {missing[0]!r}; it is no record of wm-eval --monitor")
         tables.append(table.to_pandas().assign(folder=str(file.parents[1])))
-        for name in ("disturbed_at", "alarm_step"):
-            tables[-1][name] = tables[-1][name].astype("Int64")
+        for name in ("disturbed_at", "alarm_step", "setback_at"):
+            tables[-1][name] = tables[-1].get(name, pd.Series(pd.NA, tables[-1].index)).astype("Int64")
+        for name in ("setback", "line"):  # records of before have none
+            tables[-1][name] = tables[-1].get(name)
     rows = pd.concat(tables, ignore_index=True)
     is_twice = rows.duplicated([*ROW_KEY, "disturbance"], keep=False)
     if is_twice.any():

@@ -46,6 +46,9 @@ def _replay(monitor: Monitor, frames: CompanionFrames, episodes: list[int]) -> l
         rows, is_pad = frames.latents(index, offsets, watch.device)
         history = rows.unflatten(-1, monitor.space.mean.shape)
         state = frames.states[index] if monitor.options.use_state else None
+        if monitor.description.action_dim and frames.actions is not None and step:
+            for ago in range(watch.every, 0, -1):
+                watch.note_action(frames.actions[index - ago])
         values.append(watch.scores(step, history, is_pad, state))
     found = np.stack(values, axis=1)  # (b, ticks, c)
     steps = np.arange(0, longest, watch.every)

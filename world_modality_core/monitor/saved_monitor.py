@@ -27,16 +27,18 @@ from world_modality_core.io.hub_transfer import hub_errors
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
 from world_modality_core.monitor.calibration import Calibration
 from world_modality_core.monitor.score_types.chunk_disagreement import ChunkDisagreement
+from world_modality_core.monitor.score_types.command_error import CommandError, CommandModel
 from world_modality_core.monitor.score_types.disagreement import Disagreement
 from world_modality_core.monitor.score_types.elapsed_time import ElapsedTime
 from world_modality_core.monitor.score_types.end_mismatch import EndMismatch
 from world_modality_core.monitor.score_types.forecast_error import ForecastError
 from world_modality_core.monitor.score_types.nearest_latent import LatentBank, NearestLatent
 from world_modality_core.monitor.score_types.score import MonitorScore
+from world_modality_core.monitor.score_types.state_error import StateError
 from world_modality_core.monitor.score_types.stillness import Stillness
 from world_modality_core.prophet.network import Prophet
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MONITOR_FILE = "monitor.json"
 TENSORS_FILE = "monitor.safetensors"
 _AGAIN = "take a copy that is whole, or fit it again with wm-monitor fit"
@@ -54,6 +56,7 @@ class MonitorDescription:
         n_prophets: How many there are.
         n_obs_steps, history_stride, n_future_steps, future_stride: Their windows. A tick is every `future_stride`.
         state_dim, language_dim: Widths of the robot's state and of a task's embedding, 0 where they aren't read.
+        action_dim: Width of the robot's action, 0 where no model of its commands was fitted.
         fps: Steps a second.
         tasks: The instructions that it knows.
         lengths: Usual length of a successful episode of each, in steps.
@@ -75,6 +78,7 @@ class MonitorDescription:
     future_stride: int
     state_dim: int
     language_dim: int
+    action_dim: int
     fps: float
     tasks: list[str]
     lengths: list[int]
@@ -145,6 +149,8 @@ class Monitor(nn.Module):
         if self.options.use_state:
             self.register_buffer("state_shift", torch.zeros(this.state_dim))
             self.register_buffer("state_scale", torch.ones(this.state_dim))
+        if this.action_dim:
+            self.commands = CommandModel(this.state_dim, this.action_dim)
         n_tasks = len(this.tasks)
         self.bank = LatentBank(n_tasks, this.n_phases, this.n_kept, self.spec.n_tokens * self.spec.dim)
         n_scores = len(self.score_names)
@@ -158,6 +164,8 @@ class Monitor(nn.Module):
         this, is_several = self.description, self.description.n_prophets * self.options.n_hypotheses > 1
         return [
             ForecastError(this.n_future_steps),
+            *([StateError(this.n_future_steps)] if self.tells_state else []),
+            *([CommandError(self.commands)] if this.action_dim else []),
             EndMismatch(this.n_future_steps),
             *([Disagreement()] if is_several else []),
             NearestLatent(self.bank),
@@ -167,14 +175,19 @@ class Monitor(nn.Module):
         ]
 
     @property
+    def tells_state(self) -> bool:
+        """Whether the Prophets read the robot's state and say where it will be."""
+        return self.options.use_state and self.options.tells_state
+
+    @property
     def score_names(self) -> list[str]:
         """Names of all c raw scores."""
         return [name for score in self.scores for name in score.names]
 
     @property
     def groups(self) -> list[int]:
-        """Which of the c raw scores count as one in the combination: those of one `MonitorScore`."""
-        return [i for i, score in enumerate(self.scores) for _ in score.names]
+        """Which of the c raw scores count as one in the combination: those of one `MonitorScore`; -1 for none."""
+        return [-1 if name in score.uncombined else i for i, score in enumerate(self.scores) for name in score.names]
 
     @cached_property
     def calibration(self) -> Calibration:

@@ -159,7 +159,11 @@ def _strip(
         for step in steps
     ]
     chart = level_chart(
-        f"Episode {moment.episode}", of.steps / monitor.description.fps, levels[moment.episode], moment.line
+        f"Episode {moment.episode}",
+        "seconds",
+        of.steps / monitor.description.fps,
+        levels[moment.episode],
+        moment.line,
     )
     scores = ", ".join(f"{name} ({nats:.1f} nats)" for name, nats in moment.scores.items())
     alarm = ": alarm" if moment.level > moment.line else ""

@@ -52,11 +52,11 @@ def check_report_extra() -> None:
         raise ConfigError(f"{error.name} is not installed: {how_to_install('report')}") from error
 
 
-def level_chart(title: str, seconds: np.ndarray, level: np.ndarray, line: float) -> Any:
-    """A level over time, and where alarms begin."""
+def level_chart(title: str, unit: str, times: np.ndarray, level: np.ndarray, line: float | None) -> Any:
+    """A level over time, and where alarms begin, if that is known."""
     from world_modality_core.studies.report.charts import Line, line_chart
 
-    return line_chart(title, [Line("level", seconds, level)], "seconds", "level", reference=line)
+    return line_chart(title, [Line("level", times, level)], unit, "level", reference=line)
 
 
 def write_page(path: Path, title: str, intro: str, strips: Sequence[Strip], charts: Sequence[Any] = ()) -> None:

@@ -51,6 +51,7 @@ class Watch:
         self._numbers = np.array(numbers)
         self._view = View(0, 0, self._tasks, self._tasks)
         self._levels = monitor.calibration.live(self._numbers)
+        self._actions: list[Tensor] = []
 
     def is_due(self, step: int) -> bool:
         """Whether to look at a step."""
@@ -59,6 +60,10 @@ class Watch:
     def note_plan(self, step: int, plan: Tensor) -> None:
         """Take the plan (b, h, a) that the policy made at a step."""
         self._view.plans = [*self._view.plans[-1:], (step, plan)]
+
+    def note_action(self, action: Tensor) -> None:
+        """Take the actions (b, a) that were executed in the step before the next look."""
+        self._actions.append(action.to(self.device).float())
 
     @torch.no_grad()
     def scores(self, step: int, history: Tensor, is_pad: Tensor, state: Tensor | None = None) -> np.ndarray:
@@ -80,8 +85,11 @@ class Watch:
         view.phase = torch.from_numpy(phase_of(lengths, step, monitor.description.n_phases)).to(self.device)
         history = monitor.space.standardise(history.to(self.device).float())
         view.latents[view.tick] = history[:, -1]
-        view.forecasts[view.tick] = self._forecast(history, is_pad.to(self.device), state)
-        for kept in (view.latents, view.forecasts):
+        self._forecast(history, is_pad.to(self.device), state)
+        if len(self._actions) == self.every:
+            view.commands[view.tick] = torch.stack(self._actions).mean(0)
+        self._actions = []
+        for kept in (view.latents, view.forecasts, view.states, view.state_forecasts, view.commands):
             for tick in [tick for tick in kept if tick < view.tick - n_kept]:
                 del kept[tick]
         return torch.cat([score(view).double() for score in monitor.scores], dim=1).cpu().numpy()
@@ -92,9 +100,9 @@ class Watch:
         level, is_alarm = self._levels(step, values)
         return Reading(step, values, level, is_alarm, self.monitor.calibration.quantile[self._numbers])
 
-    def _forecast(self, history: Tensor, is_pad: Tensor, state: Tensor | None) -> Tensor:
-        """(b, m, n, k, p, d)."""
-        monitor = self.monitor
+    def _forecast(self, history: Tensor, is_pad: Tensor, state: Tensor | None) -> None:
+        """Note what the Prophets predict at this tick."""
+        monitor, view = self.monitor, self._view
         if monitor.options.use_state:
             if state is None:
                 raise ValueError("the monitor's Prophet reads the robot's state, and the observation has none")
@@ -104,4 +112,8 @@ class Watch:
             prophet(history, is_pad, state if monitor.options.use_state else None, language)
             for prophet in monitor.prophets
         ]
-        return torch.stack([made.latents for made in futures], dim=1)
+        view.forecasts[view.tick] = torch.stack([made.latents for made in futures], dim=1)
+        if monitor.tells_state:
+            view.states[view.tick] = state
+            moved = torch.stack([made.displacement for made in futures], dim=1)
+            view.state_forecasts[view.tick] = state[:, None, None] + moved

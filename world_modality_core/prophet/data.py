@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from lerobot.datasets import LeRobotDatasetMetadata
-from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from world_modality_core.io.dataset_files import first_bad_frame, read_column
@@ -92,12 +93,27 @@ class CompanionFrames:
         self.states = None
         if states_from is not None:
             self.states = _read_states(companions, states_from)
+        self._sources = states_from
         self._gpu_tables: list[GpuLatentTable] | None = None
 
     @property
     def n_frames(self) -> int:
         """Frames in all."""
         return int(self._starts[-1])
+
+    @cached_property
+    def actions(self) -> Tensor | None:
+        """(n, a) float32 actions as recorded; None where the sources weren't named or one has none."""
+        metas = [LeRobotDatasetMetadata(Path(source).name, root=source) for source in self._sources or ()]
+        if not metas or any(ACTION not in meta.features for meta in metas):
+            return None
+        parts = []
+        for meta in metas:
+            shape = meta.features[ACTION]["shape"]
+            if bad := first_bad_frame(meta.root, ACTION, shape):
+                raise ConfigError(f"{str(meta.root)!r}: {bad}; mend the values")
+            parts.append(torch.tensor(read_column(meta.root, ACTION, shape)).float())
+        return torch.cat(parts)
 
     def episode_task(self) -> np.ndarray:
         """(e,) task of each episode: its first frame's."""

@@ -19,6 +19,7 @@ class ChunkDisagreement:
     """
 
     names = ("chunk_disagreement",)
+    uncombined = names
 
     def __call__(self, view: View) -> Tensor:
         """(b, 1)."""

@@ -12,6 +12,7 @@ class Disagreement:
     """One minus the mean cosine between two forecasts of the same step, over all pairs and all steps ahead."""
 
     names = ("disagreement",)
+    uncombined = ()
 
     def __call__(self, view: View) -> Tensor:
         """(b, 1)."""

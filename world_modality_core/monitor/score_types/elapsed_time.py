@@ -12,6 +12,7 @@ class ElapsedTime:
     """Steps since the start."""
 
     names = ("elapsed_time",)
+    uncombined = ()
 
     def __call__(self, view: View) -> Tensor:
         """(b, 1)."""

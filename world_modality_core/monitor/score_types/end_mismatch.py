@@ -21,6 +21,7 @@ class EndMismatch:
     """
 
     names = ("end_mismatch",)
+    uncombined = names
 
     def __init__(self, n_future_steps: int):
         self.n_future_steps = n_future_steps

@@ -18,6 +18,8 @@ class ForecastError:
         n_future_steps: Steps of a forecast, k; each is a number of its own.
     """
 
+    uncombined = ()
+
     def __init__(self, n_future_steps: int):
         self.n_future_steps = n_future_steps
         self.names = tuple(f"forecast_error_{i}" for i in range(1, n_future_steps + 1))

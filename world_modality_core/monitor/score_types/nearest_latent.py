@@ -47,6 +47,7 @@ class NearestLatent:
     """
 
     names = ("nearest_in_phase", "nearest")
+    uncombined = ("nearest",)
 
     def __init__(self, bank: LatentBank):
         self.bank = bank

@@ -24,6 +24,9 @@ class View:
         forecasts: Tick -> (b, m, n, k, p, d) what m Prophets predicted then, n hypotheses each, this tick's included.
         plans: (step at which it was made, (b, h, a) actions) of the policy's last two plans, oldest first; fewer where
             there are none.
+        states: Tick -> (b, s) the robot's standardised state, where the Prophets read and tell it.
+        state_forecasts: Tick -> (b, m, k, s) what they predicted of it then.
+        commands: Tick -> (b, a) mean of the actions executed since the tick before, where they are known.
     """
 
     step: int
@@ -33,6 +36,9 @@ class View:
     latents: dict[int, Tensor] = field(default_factory=dict)
     forecasts: dict[int, Tensor] = field(default_factory=dict)
     plans: list[tuple[int, Tensor]] = field(default_factory=list)
+    states: dict[int, Tensor] = field(default_factory=dict)
+    state_forecasts: dict[int, Tensor] = field(default_factory=dict)
+    commands: dict[int, Tensor] = field(default_factory=dict)
 
     def unknown(self) -> Tensor:
         """(b,) NaN: a score that can't be told yet."""
@@ -44,9 +50,11 @@ class MonitorScore(Protocol):
 
     Attributes:
         names: A name for each of its c numbers.
+        uncombined: Those of them that are recorded for comparison only; the others become the combination.
     """
 
     names: tuple[str, ...]
+    uncombined: tuple[str, ...]
 
     def __call__(self, view: View) -> Tensor:
         """(b, c) float; NaN where it can't be told yet."""

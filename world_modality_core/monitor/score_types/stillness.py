@@ -15,6 +15,7 @@ class Stillness:
     """
 
     names = ("stillness",)
+    uncombined = names
 
     def __init__(self, n_ticks: int):
         self.n_ticks = n_ticks

@@ -14,6 +14,8 @@ import yaml
 
 from world_modality_core.io.errors import ConfigError, DamagedFileError
 from world_modality_core.io.files import checked, parse_json, read_json, read_parquet, reading
+from world_modality_core.monitor.monitor_rows import FOLDER as MONITOR_FOLDER
+from world_modality_core.monitor.monitor_rows import read_monitor_rows
 from world_modality_core.studies.evidence.episode_records import (
     EPISODE_SCHEMA,
     EPISODES_FILE,
@@ -52,6 +54,7 @@ class Records:
         curves: Columns `CURVE_COLUMNS`.
         prophet_curves: Columns `CURVE_COLUMNS`, of Prophets' own training.
         interventions: The `interventions.json`, as they are.
+        watched: What `read_monitor_rows` returns, of the arm intact; empty without any.
         imagined: Filmstrips.
         runs: Commands that were run.
         question: What the study asks: the comment that its YAML begins with.
@@ -64,6 +67,7 @@ class Records:
     curves: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CURVE_COLUMNS))
     prophet_curves: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CURVE_COLUMNS))
     interventions: list[dict[str, Any]] = field(default_factory=list)
+    watched: pd.DataFrame = field(default_factory=pd.DataFrame)
     imagined: list[Imagined] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     question: str = ""
@@ -113,8 +117,12 @@ def read_records(folders: list[str]) -> Records:
         # A model of the study that has no episodes yet is no control yet.
         named = [name if name in set(records.episodes["model"]) else "" for name in _controls(path)]
         records.baseline, records.matched = records.baseline or named[0], records.matched or named[1]
+    if any(path.parent.name == MONITOR_FOLDER for path in _find(paths, "*.parquet")):
+        rows = read_monitor_rows(paths)
+        records.watched = rows[rows["arm"] == "intact"]
     records.imagined = [read_imagined(path) for path in _find(paths, RECORD_FILE)]
-    found = (records.episodes, records.curves, records.prophet_curves, records.interventions, records.imagined)
+    found = (records.episodes, records.curves, records.prophet_curves, records.interventions, records.watched)
+    found = (*found, records.imagined)
     if not any(map(len, found)):
         raise ConfigError(
             f"{', '.join(folders)}: there is nothing to report; expected records of wm-eval, wm-matrix, ..."

@@ -8,10 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from markupsafe import Markup
 
 from world_modality_core.io.quoting import quoted
+from world_modality_core.monitor.judged_page import area_charts, film_strips
+from world_modality_core.monitor.judgement import alarm_lines, judge
+from world_modality_core.monitor.strips import Strip
 from world_modality_core.studies.report.charts import RATE_SCALE, Chart
 from world_modality_core.studies.report.clips import ClipPair, choose_clips
 from world_modality_core.studies.report.curves import (
@@ -47,6 +52,8 @@ N_UNFOLDED = 30
 """Rows of a table, or parts of a section, that are not folded."""
 N_FINDINGS = 12
 """Findings that are not folded."""
+N_STRIPS = 8
+"""Watched episodes whose film is shown."""
 MAX_VIDEO_BYTES = 12_000_000
 """Of the files; base64 makes a third more of them."""
 
@@ -71,6 +78,9 @@ class Page:
     skills: list[Skill]
     skill_charts: list[Chart]
     interventions: list[CorruptionTest]
+    alarms: list[tuple[str, list[str]]]
+    alarm_charts: list[Chart]
+    alarm_strips: list[Strip]
     imagined: list[tuple[Imagined, Chart | None]]
     runs: list[tuple[str, list[Run]]]
     versions: dict[str, list[tuple[str, int]]]
@@ -93,6 +103,7 @@ class Page:
             "attention": ("Attention over future steps", self.attention),
             "prophet": ("The Prophet's skill", self.skills),
             "interventions": ("Corrupted memories, offline", self.interventions),
+            "alarms": ("Alarms of a monitor", self.alarms),
             "imagined": ("Imagined futures", self.imagined),
             "runs": ("What was typed, with which versions", self.runs),
         }
@@ -140,6 +151,7 @@ def make_page(records: Records, compared: Compared, title: str, max_videos: int)
     runs: dict[str, list[Run]] = {}
     for run in records.runs:
         runs.setdefault(run.kind, []).append(run)
+    judged = _judged(records.watched)
     return Page(
         title=title,
         question=records.question,
@@ -157,10 +169,24 @@ def make_page(records: Records, compared: Compared, title: str, max_videos: int)
         skills=skills,
         skill_charts=skill_charts(skills),
         interventions=interventions,
+        alarms=[(model, alarm_lines(found)) for model, found in judged.items()],
+        alarm_charts=area_charts(judged),
+        alarm_strips=film_strips(records.watched, N_STRIPS) if max_videos and judged else [],
         imagined=[(imagined, held_out_chart(imagined)) for imagined in records.imagined],
         runs=sorted(runs.items()),
         versions=common_versions(records.runs),
     )
+
+
+def _judged(watched: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """What a monitor's rows say, of each model and promise that has undisturbed episodes."""
+    if watched.empty:
+        return {}
+    found = {}
+    for (model, rate), rows in watched.groupby(["model", "false_alarm_rate"]):
+        if (rows["disturbance"] == "").any():  # no interval is shown: few draws do
+            found[f"{model}, promised {rate:.1%}"] = judge(rows, float(rate), n_bootstrap=100)
+    return found
 
 
 def _note(records: Records) -> str:
