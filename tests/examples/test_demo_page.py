@@ -6,7 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from lerobot.utils.io_utils import write_video
+from PIL import Image
 
+import gif
 import page
 from page_data import PageData
 from results import Result
@@ -111,3 +113,13 @@ def test_first_success_and_first_failure_are_shown(data):
     assert [video.caption.split(", ")[-1] for video in data.videos] == ["success", "success"]
     results = [Result("push", [False, True], [data.videos[0].path, data.videos[0].path])]
     assert [video.caption for video in page.choose_videos(results)] == ["push, success", "push, failure"]
+
+
+def test_films_side_by_side(tmp_path):
+    films = [[np.full((8, 8, 3), 40 * i, np.uint8) for i in range(n)] for n in (2, 4)]
+    gif.write_gif(films, tmp_path / "demo.gif")
+    with Image.open(tmp_path / "demo.gif") as picture:
+        assert (picture.size, picture.n_frames) == ((16, 8), 4)
+        picture.seek(3)
+        colours = np.asarray(picture.convert("RGB"))
+    assert abs(int(colours[0, 0, 0]) - 40) < 6 and abs(int(colours[0, 15, 0]) - 120) < 6
