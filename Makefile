@@ -9,7 +9,6 @@ ifneq (,$(findstring libero,$(EXTRAS)))
 CONSTRAINTS := build/constraints-libero.txt
 endif
 JOBS ?= 2
-BLIND ?=
 # First interpreter of at least 3.12 that can make a virtual environment; choose another with `make PYTHON=...`.
 PYTHON ?= $(shell for p in python3.12 python3.13 python3 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python3; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
@@ -37,8 +36,8 @@ $(STAMP): pyproject.toml constraints.txt $(CONSTRAINTS)
 		--editable ".[$(EXTRAS)]" >$(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log; echo "Installation failed: $(VENV)/install.log"; exit 1; }
 	@touch $@
 
-demo: env  ## record, precompute, train, evaluate, show (BLIND=1 adds the control without images)
-	@$(BIN)/python examples/demo/run.py $(if $(BLIND),--blind)
+demo: env  ## record, precompute, train, evaluate beside two controls, show
+	@$(BIN)/python examples/demo/run.py
 
 test: lint  ## lint, then all tests that need neither a GPU nor the hub
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not hub" $(ARGS)

@@ -30,7 +30,6 @@ from lerobot.datasets.language import (
     language_feature_info,
     language_persistent_row_arrow_type,
 )
-from tqdm import tqdm
 
 from coc_tools.language_rows import COC_STYLE, rows_of_label
 from coc_tools.schema import EpisodeLabel
@@ -47,6 +46,7 @@ from world_modality_core.io.files import (
     reading,
     write_text,
 )
+from world_modality_core.io.progress import told
 from world_modality_core.io.work_folder import WorkFolder, write_folder
 from world_modality_core.precompute.assemble import link_or_copy
 
@@ -262,7 +262,8 @@ def _write_files(meta: LeRobotDatasetMetadata, root: Path, out: Path, labels: Ma
     """Write all data files and `info.json` with the labels into `out`."""
     features = {**meta.features, LANGUAGE_PERSISTENT: language_feature_info()[LANGUAGE_PERSISTENT]}
     schema_metadata = get_hf_features_from_features(features).arrow_schema.metadata
-    for path in tqdm(data_files(root), desc="Writing rows", unit="file"):
+    files = data_files(root)
+    for path in told(files, "Writing rows", len(files), "files"):
         target = out / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         _rewrite(path, target, labels, schema_metadata)

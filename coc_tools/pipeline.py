@@ -13,8 +13,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import batched
 
-from tqdm import tqdm
-
 from coc_tools import TOOL_VERSION
 from coc_tools.backends import BackendUnusable, Cancelled, Labeller, LabelRequest, Rejected
 from coc_tools.episodes import EpisodeReader
@@ -22,6 +20,7 @@ from coc_tools.request import RequestBuilder
 from coc_tools.schema import EpisodeLabel, LabelStep, Provenance
 from coc_tools.store import Failure, LabelFile, utc_now
 from coc_tools.validate import ReplyError, check_reply
+from world_modality_core.io.progress import Progress
 
 # Batches that are read ahead for each one at work.
 _AHEAD = 2
@@ -94,8 +93,8 @@ def label_episodes(
     """
     work = _Work(reader, builder, labeller, max_attempts, cancel or threading.Event())
     summary, start, n_unanswered = Summary(), time.monotonic(), 0
-    bar = tqdm(total=len(episodes), desc="Labelling", unit="ep", smoothing=0.05, disable=not show_progress)
-    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(labeller.n_workers) as labelling, bar:
+    progress = Progress("Labelling", len(episodes), "episodes", is_shown=show_progress)
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(labeller.n_workers) as labelling, progress:
         todo, at_work = batched(episodes, labeller.batch_size), set()
         try:
             while True:
@@ -113,8 +112,8 @@ def label_episodes(
                     if n_unanswered == GIVE_UP_AFTER:
                         work.stop(f"{GIVE_UP_AFTER} episodes in a row got no reply; the last reason: {result.error}")
                     rate = (summary.n_input_tokens + summary.n_output_tokens) / max(time.monotonic() - start, 1e-9)
-                    bar.set_postfix_str(f"{rate:.0f} tokens/s, {len(summary.failures)} failed", refresh=False)
-                    bar.update()
+                    progress.note(**{"tokens/s": f"{rate:.0f}", "failed": len(summary.failures)})
+                    progress.update()
         except BaseException:  # a full disk, say: no thread may go on with requests whose labels nobody will write
             work.cancel.set()
             raise

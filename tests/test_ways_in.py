@@ -12,6 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from lerobot_policy_world_modality.envs.mujoco_gl import HOW_TO_GET_A_RENDERER
+from world_modality_core.io.home import REPOSITORY, how_to_install
 
 REPO = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
@@ -134,3 +135,19 @@ def test_make_image_builds_what_the_dockerfile_asks_for():
         command += ["--build-arg", f"DEVICE={device}", "."]
         done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
         assert done.returncode and f"{named}: image not known" in done.stderr
+
+
+def test_one_address_everywhere():
+    """Pages, metadata, site and error messages name the same place, and what can be pasted installs from there."""
+    assert PROJECT["urls"] == {"Repository": REPOSITORY, "Issues": f"{REPOSITORY}/issues"}
+    assert f"repo_url: {REPOSITORY}\n" in (REPO / "mkdocs.yml").read_text()
+    assert f'repository-code: "{REPOSITORY}"\n' in (REPO / "CITATION.cff").read_text()
+    pages = [REPO / "README.md", *(REPO / "docs").rglob("*.md")]
+    lines = {line for page in pages for line in re.findall(r"git\+([^\s'`\"]+)", page.read_text())}
+    assert lines == {REPOSITORY}
+    code = [path for name in ("coc_tools", "world_modality_core", "lerobot_policy_world_modality", "wm_tools")
+            for path in (REPO / name).rglob("*.py")]  # fmt: skip
+    by_hand = [str(p) for p in code if "pip install 'lerobot_policy" in p.read_text() and p.name != "home.py"]
+    assert not by_hand
+    requirement = Requirement(re.search("'(.*)'", how_to_install("report,embedded"))[1])
+    assert (requirement.extras, requirement.url) == ({"report", "embedded"}, f"git+{REPOSITORY}")

@@ -18,6 +18,7 @@ from coc_tools.backends import BackendError, BackendUnusable, LabelRequest, Repl
 from coc_tools.episodes import Episode, EpisodeReader
 from coc_tools.schema import StepList
 from world_modality_core.io.files import checked, read_json
+from world_modality_core.io.home import how_to_install
 
 RECORD_FILE = "meta/wm_record.json"
 SEED, REWARD, SUCCESS = "episode_seed", "next.reward", "next.success"
@@ -56,7 +57,7 @@ class SimLabeller:
             from coc_tools.sim_scene import Scene
         except ModuleNotFoundError as error:
             raise BackendUnusable(
-                f'backend=sim needs the package {error.name}: pip install "lerobot_policy_world_modality[metaworld]"'
+                f"backend=sim needs the package {error.name}: {how_to_install('metaworld')}"
             ) from error
         self._scene_class = Scene
         path = reader.root / RECORD_FILE

@@ -1,11 +1,11 @@
-"""Success rates out of what `lerobot-eval` writes."""
+"""Success rates out of what `wm-eval` writes."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from world_modality_core.studies.evidence.episode_records import read_episodes
 from world_modality_core.studies.evidence.wilson import wilson_interval
 
 
@@ -16,7 +16,7 @@ class Result:
     Attributes:
         task: Name of the task, or "all".
         successes: One truth value per episode, in the order of the seeds.
-        videos: Files of the first episodes, in the same order.
+        videos: Films of the first episodes, in the same order.
     """
 
     task: str
@@ -41,21 +41,17 @@ class Result:
         return f"{f'{sum(self.successes)}/{n}':>6} {self.rate:>6.0%} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def read_results(eval_dir: Path) -> list[Result]:
+def read_results(eval_dir: Path, arm: str = "intact") -> list[Result]:
     """Results per task, then over all episodes.
 
     Args:
-        eval_dir: The `--output_dir` of `lerobot-eval`.
-
-    Raises:
-        FileNotFoundError: if the evaluation has not finished.
+        eval_dir: The `--output_dir` of a `wm-eval` that has finished.
+        arm: What was done to the memory.
     """
-    info = json.loads((eval_dir / "eval_info.json").read_text())
+    rows = read_episodes(eval_dir)
+    rows = rows[rows["arm"] == arm].sort_values("seed")
     results = []
-    for entry in info["per_task"]:
-        task = entry["task_group"] if entry["task_id"] == 0 else f"{entry['task_group']} {entry['task_id']}"
-        metrics = entry["metrics"]
-        successes = [bool(success) for success in metrics["successes"]]
-        results.append(Result(task, successes, [Path(video) for video in metrics.get("video_paths", [])]))
-    everything = [success for result in results for success in result.successes]
-    return [*results, Result("all", everything, [])]
+    for task, episodes in rows.groupby("task", sort=False):
+        videos = [eval_dir / video for video in episodes["video"].dropna()]
+        results.append(Result(str(task), [bool(success) for success in episodes["success"]], videos))
+    return [*results, Result("all", [success for result in results for success in result.successes], [])]

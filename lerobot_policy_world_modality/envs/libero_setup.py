@@ -18,6 +18,7 @@ import yaml
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import write_text
+from world_modality_core.io.home import how_to_install
 
 REMEDY = "wm-doctor --env=libero --fix"
 HUB_ASSETS = "lerobot/libero-assets"
@@ -82,7 +83,7 @@ def check_libero_is_set_up() -> None:
     """Raises ConfigError if LIBERO could not start here, before it asks on the terminal or downloads."""
     for need in needs():
         if not need.is_met and need.name == "package":
-            raise ConfigError(f"{need.found}: pip install 'lerobot_policy_world_modality[libero]', then `{REMEDY}`")
+            raise ConfigError(f"{need.found}: {how_to_install('libero')}, then `{REMEDY}`")
         if not need.is_met:
             raise ConfigError(f"LIBERO is not set up here: {need.found}. Run `{REMEDY}` once")
 

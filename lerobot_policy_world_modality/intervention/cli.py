@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDatasetMetadata
-from tqdm import tqdm
 
 import lerobot_policy_world_modality  # noqa: F401  registers the types
 from lerobot_policy_world_modality.hub.policy_option import read_policy_option
@@ -47,6 +46,7 @@ from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.devices import check_device
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json
+from world_modality_core.io.progress import Progress
 from world_modality_core.memory.sources import TESTED_SOURCES, MemorySource
 from world_modality_core.precompute.precompute_options import SourceConfig
 from world_modality_core.studies.evidence.checkpoint import label_of
@@ -233,7 +233,7 @@ def _first_pass(
         return
     readers, forecast_scores = Readers(examined), ForecastScores(examined, frames, cfg.rollout_rounds)
     chunks, recorded, padding, rows = [], [], [], []
-    with tqdm(total=len(frames), desc="own memory", unit="frame") as bar:
+    with Progress("own memory", len(frames), "frames") as progress:
         for part, loaded, batch, plan in plans(examined, frames, own, cfg.seed, stale):
             readers.look(len(part))
             rows.append(_errors(examined, frames, part, loaded, batch, plan))
@@ -242,7 +242,7 @@ def _first_pass(
             recorded.append(actions.float().cpu())
             padding.append(is_pad)
             forecast_scores.look(part, batch)
-            bar.update(len(part))
+            progress.update(len(part))
     spread = action_spread(torch.cat(recorded), torch.cat(padding))
     folder.write_tensors("clean", {"chunks": torch.cat(chunks), "spread": spread})
     folder.write("foresight", forecast_scores.rows())
@@ -256,12 +256,12 @@ def _corrupt(
 ) -> None:  # fmt: skip
     """Plan with the memory of a source, and hold it against the clean plans."""
     clean, rows = folder.read_tensors("clean"), []
-    with tqdm(total=len(frames), desc=source.value, unit="frame") as bar:
+    with Progress(source.value, len(frames), "frames") as progress:
         for part, loaded, batch, plan in plans(examined, frames, source, cfg.seed, stale):
             _, is_pad = targets(batch)
             change = chunk_changes(plan.float().cpu(), clean["chunks"][part], is_pad, clean["spread"])
             rows.append(_errors(examined, frames, part, loaded, batch, plan).assign(chunk_change=change))
-            bar.update(len(part))
+            progress.update(len(part))
     folder.write(source.value, pd.concat(rows).assign(is_scored=is_scored))
 
 

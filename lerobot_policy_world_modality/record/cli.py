@@ -36,9 +36,6 @@ def record(cfg: RecordConfig) -> Path:
     """
     cfg.validate()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    import datasets
-
-    datasets.disable_progress_bars()
     choose_mujoco_gl()  # before anything imports mujoco
     from lerobot_policy_world_modality.envs.metaworld_light import INSTRUCTIONS, make_light_env, resolve_tasks
     from lerobot_policy_world_modality.record.jobs import attempts_so_far, record_missing

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lerobot_policy_world_modality.record import expert_episode
 from lerobot_policy_world_modality.record.attempts import Attempts, episode_folder
 from lerobot_policy_world_modality.record.expert_episode import EpisodeJob, Outcome
 from lerobot_policy_world_modality.record.record_options import RecordConfig
 from world_modality_core.io.files import checked, read_json
+from world_modality_core.io.progress import Progress
 
 
 def attempts_so_far(cfg: RecordConfig, tasks: list[str], staging: Path) -> list[Attempts]:
@@ -45,11 +44,13 @@ def record_missing(cfg: RecordConfig, attempts: list[Attempts], staging: Path) -
     """
     of_task = {each.task: each for each in attempts}
     options = (cfg.env.gym_kwargs, cfg.action_noise, cfg.n_frames_after_success, staging, cfg.video)
-    with tqdm(total=len(attempts) * cfg.n_episodes, unit="episode") as bar:
+    n_before = sum(len(a.kept()) for a in attempts)
+    with Progress("Recording", len(attempts) * cfg.n_episodes, "episodes", n_before) as progress:
 
         def missing_jobs() -> list[EpisodeJob]:
-            bar.n = sum(len(a.kept()) for a in attempts)
-            bar.set_postfix(failed=sum(len(a.failed()) for a in attempts))
+            if n_failed := sum(len(a.failed()) for a in attempts):
+                progress.note(failed=n_failed)
+            progress.reach(sum(len(a.kept()) for a in attempts))
             return [EpisodeJob(a.task, seed, *options) for a in attempts for seed in a.missing()]
 
         for outcome in _outcomes(missing_jobs, cfg.n_workers or min(8, len(os.sched_getaffinity(0)))):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import draccus
 import pytest
-from lerobot.configs.eval import EvalPipelineConfig
 from lerobot.configs.train import TrainPipelineConfig
 
 import lerobot_policy_world_modality  # noqa: F401 - registers types
 import run
+from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from lerobot_policy_world_modality.record.record_options import RecordConfig
 from world_modality_core.precompute.precompute_options import PrecomputeConfig
 
@@ -20,16 +20,16 @@ CONFIGS = {
     "wm-record": RecordConfig,
     "wm-precompute": PrecomputeConfig,
     "lerobot-train": TrainPipelineConfig,
-    "lerobot-eval": EvalPipelineConfig,
+    "wm-eval": WorldEvalConfig,
 }
 
 
 @pytest.fixture
 def stages(tmp_path):
     options = argparse.Namespace(
-        folder=tmp_path, tasks="push-v3,reach-v3", n_episodes=2, steps=100, eval_episodes=2, device="cpu", blind=True
+        folder=tmp_path, tasks="push-v3,reach-v3", n_episodes=2, steps=100, eval_episodes=2, device="cpu"
     )
-    return {stage.name: stage for stage in run.make_stages(options)}
+    return {stage.name: stage for lanes in run.make_steps(options) for lane in lanes for stage in lane}
 
 
 @pytest.mark.parametrize("name", ["record", "precompute", "train", "eval", "train_blind", "eval_blind"])
@@ -65,10 +65,12 @@ def test_a_missing_renderer_is_one_line(monkeypatch, capsys):
 def test_the_whole_demo_runs_and_does_not_repeat_itself(tmp_path):
     command = [sys.executable, run.__file__, "--folder", str(tmp_path / "demo"), "--tasks=reach-v3", "--n_episodes=2"]
     command += ["--steps=4", "--eval_episodes=1", "--device=cpu"]
-    for count in (0, 5):
+    for count in (0, 9):
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=550)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("done before in") == count
         assert "reach-v3" in done.stdout and "index.html" in done.stdout
+        assert "\x1b" not in done.stdout and "\r" not in done.stdout
     page = (tmp_path / "demo" / "index.html").read_text()
+    assert "wm-compare says" in page and (tmp_path / "demo" / "report.html").exists()
     assert page.count("<video") >= 1 and page.count("<img") >= 10

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import Stage, StageError, duration, read_stamp, run_stage
+from stages import Stage, StageError, duration, read_stamp, run_stages
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
 
@@ -17,9 +17,7 @@ def append(folder: Path, name: str, text: str, **kwargs) -> Stage:
 
 
 def run(folder, *stages):
-    key = ""
-    for stage in stages:
-        key = run_stage(stage, folder, key, dict(os.environ))
+    run_stages([list(stages)], folder, "", dict(os.environ))
     return [stage.outputs[0].read_text() for stage in stages]
 
 
@@ -64,9 +62,34 @@ def test_an_interrupted_stage_without_resume_starts_anew(tmp_path):
     assert run(tmp_path, stage) == ["1"]
 
 
+def test_lanes_run_at_the_same_time_and_each_end_is_told(tmp_path):
+    """Each lane waits for a file of the other's first stage: one after the other, they would wait for ever."""
+    meet = "import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\n"
+    meet += "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.01)"
+    a, b = tmp_path / "a.txt", tmp_path / "b.txt"
+    lanes = [
+        [Stage("a", "", [sys.executable, "-c", meet, str(a), str(b)], [a]), append(tmp_path, "a2", "1")],
+        [Stage("b", "", [sys.executable, "-c", meet, str(b), str(a)], [b])],
+    ]
+    ends = []
+    key = run_stages(lanes, tmp_path, "", dict(os.environ), lambda: ends.append(1))
+    assert len(ends) == 3 and (tmp_path / "a2.txt").read_text() == "1"
+    assert run_stages(lanes, tmp_path, "", dict(os.environ), lambda: ends.append(1)) == key and len(ends) == 3
+
+
+def test_a_stage_that_fails_stops_the_others(tmp_path):
+    lanes = [
+        [Stage("a", "", [sys.executable, "-c", "raise SystemExit(3)"], [])],
+        [Stage("b", "", [sys.executable, "-c", "import time; time.sleep(600)"], [])],
+    ]
+    with pytest.raises(StageError, match="a failed with exit code 3"):
+        run_stages(lanes, tmp_path, "", dict(os.environ))
+    assert not read_stamp(tmp_path, "b")["done"]
+
+
 def test_output_goes_to_the_log(tmp_path):
     stage = Stage("a", "", [sys.executable, "-c", "print('hello'); import sys; print('aside', file=sys.stderr)"], [])
-    run_stage(stage, tmp_path, "", dict(os.environ))
+    run_stages([[stage]], tmp_path, "", dict(os.environ))
     assert set((tmp_path / "logs" / "a.log").read_text().split()) == {"hello", "aside"}
 
 

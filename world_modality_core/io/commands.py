@@ -26,6 +26,7 @@ from draccus.utils import DecodingError, DraccusException
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import is_disk_full
 from world_modality_core.io.first_look import look_first
+from world_modality_core.io.progress import without_bars
 from world_modality_core.io.quoting import QuotingStream, quoted
 
 INTERRUPTED = 130
@@ -171,7 +172,7 @@ def command_errors(command: str, remedy: str = "goes on from here", status: int 
             ours keeps its traceback.
     """
     try:
-        with redirect_stdout(QuotingStream(sys.stdout)):
+        with redirect_stdout(QuotingStream(sys.stdout)), without_bars():
             yield
             print(end="", flush=True)
     except KeyboardInterrupt:

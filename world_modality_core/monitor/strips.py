@@ -11,6 +11,7 @@ import numpy as np
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import writing
+from world_modality_core.io.home import how_to_install
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ def check_report_extra() -> None:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            f"{error.name} is not installed: pip install 'lerobot_policy_world_modality[report]'"
-        ) from error
+        raise ConfigError(f"{error.name} is not installed: {how_to_install('report')}") from error
 
 
 def level_chart(title: str, unit: str, times: np.ndarray, level: np.ndarray, line: float | None) -> Any:

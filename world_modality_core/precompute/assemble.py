@@ -21,10 +21,10 @@ from lerobot.datasets.feature_utils import get_hf_features_from_features
 from lerobot.datasets.io_utils import load_stats, write_info, write_stats
 from lerobot.datasets.utils import DEFAULT_DATA_PATH, update_chunk_file_indices
 from lerobot.utils.constants import DEFAULT_FEATURES
-from tqdm import tqdm
 
 from world_modality_core.io.dataset_files import data_files, video_files
 from world_modality_core.io.files import check_own, open_parquet, read_parquet
+from world_modality_core.io.progress import told
 from world_modality_core.latents.companion import CODEBOOK_FILE, INFO_FILE, PCA_FILE, STATS_FILE
 from world_modality_core.latents.fingerprint import SOURCE_FILE, whole_fps
 
@@ -98,7 +98,7 @@ def _write_data(source, root, features, dropped, new_features, new_columns) -> d
     """Write the parquet files, one row group per episode as LeRobot does; give each episode's (chunk, file)."""
     metadata = get_hf_features_from_features(features).arrow_schema.metadata
     files, chunk, file, writer, path = {}, 0, 0, None, None
-    for episode, rows in tqdm(_episode_rows(source, dropped), total=source.total_episodes, desc="Writing", unit="ep"):
+    for episode, rows in told(_episode_rows(source, dropped), "Writing", source.total_episodes, "episodes"):
         for key, values in (new_columns(episode) if new_columns else {}).items():
             rows = rows.append_column(key, _arrow(values, tuple(new_features[key]["shape"])))
         rows = rows.replace_schema_metadata(metadata)

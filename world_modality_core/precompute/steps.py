@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE, OBS_STR
-from tqdm import tqdm
 
 from world_modality_core.encoders import WorldEncoder, make_world_encoder
 from world_modality_core.encoders.spec import EncoderSpec
@@ -20,6 +19,7 @@ from world_modality_core.io.files import check_room
 from world_modality_core.io.hub_transfer import HubError, check_upload
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.io.processes import join_processes, wait_for_everyone
+from world_modality_core.io.progress import Progress
 from world_modality_core.latents.companion import (
     INFO_FILE,
     Companion,
@@ -314,11 +314,8 @@ def _encode(
         missing = [e for e in mine if not staging.has(e)]
         total, left = int(source.lengths[mine].sum()), int(source.lengths[missing].sum())
         of = f" (process 0 of {state.num_processes})" if state.num_processes > 1 else ""
-        with tqdm(
-            total=total, initial=total - left, desc=f"Encoding{of}", unit="frame", smoothing=0.05,
-            disable=not state.is_main_process,
-        ) as bar:  # fmt: skip
-            stage_latents(source, encoder, staging, missing, batch_size, cfg.num_workers, bar.update, skips_bad)
+        with Progress(f"Encoding{of}", total, "frames", total - left, state.is_main_process) as progress:
+            stage_latents(source, encoder, staging, missing, batch_size, cfg.num_workers, progress.update, skips_bad)
         wait_for_everyone(state)
         if state.is_main_process:
             finish(source, encoder, reused and reused.codebook, staging, root, request, cfg.tokens, cfg.seed)

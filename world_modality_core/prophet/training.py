@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from world_modality_core.encoders.sentence_encoder import SentenceEncoder
 from world_modality_core.io.errors import ConfigError, UserError
@@ -29,6 +28,7 @@ from world_modality_core.io.files import (
     writing,
 )
 from world_modality_core.io.option_differences import option_differences
+from world_modality_core.io.progress import Progress
 from world_modality_core.latents.latent_normaliser import LatentNormaliser
 from world_modality_core.prophet.data import CompanionFrames
 from world_modality_core.prophet.episode_split import OtherEpisodes, Split
@@ -174,15 +174,14 @@ class ProphetTraining:
 
     def _run(self) -> None:
         self._resume()
-        bar = tqdm(total=self.cfg.steps, initial=self.step, desc="Prophet", unit="step", mininterval=1.0)
-        with bar:
+        with Progress("Prophet", self.cfg.steps, "steps", self.step) as progress:
             while self.step < self.cfg.steps:
                 self._train_step()
-                bar.update()
+                progress.update()
                 is_last = self.step == self.cfg.steps
                 if self.step % self.cfg.eval_freq == 0 or is_last:
                     self._add_line()
-                    bar.set_postfix({name: f"{v:.3f}" for name, v in self.curve[-1].items() if name in _SHOWN})
+                    progress.note(**{name: f"{v:.3f}" for name, v in self.curve[-1].items() if name in _SHOWN})
                 if self.step % self.cfg.save_freq == 0 or is_last:
                     self._save()
         shutil.rmtree((self.root / RESUME_FILE).parent, ignore_errors=True)

@@ -249,7 +249,8 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(
-        ConfigError, match=r"jinja2 is not installed: pip install 'lerobot_policy_world_modality\[report\]'"
+        ConfigError,
+        match=r"jinja2 is not installed: pip install 'lerobot_policy_world_modality\[report\] @ git\+https://",
     ):
         report(make_parser().parse_args([str(tmp_path)]))
 

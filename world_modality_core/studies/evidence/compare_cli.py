@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import write_text
+from world_modality_core.io.home import how_to_install
 from world_modality_core.studies.evidence.wording import WORSE
 
 REFUSED = 2
@@ -100,9 +101,7 @@ class CompareConfig:
         if self.plot and Path(self.plot).suffix not in (".png", ".svg"):
             raise ConfigError(f"plot={self.plot!r}: expected a file that ends in .png or .svg")
         if self.plot and find_spec("matplotlib") is None:
-            raise ConfigError(
-                f"plot={self.plot!r} needs matplotlib: pip install 'lerobot_policy_world_modality[report]'"
-            )
+            raise ConfigError(f"plot={self.plot!r} needs matplotlib: {how_to_install('report')}")
 
 
 def run(cfg: CompareConfig) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import writing
+from world_modality_core.io.home import how_to_install
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,9 +60,7 @@ def report(given: argparse.Namespace) -> Path | None:
         from world_modality_core.studies.report.records import read_records
         from world_modality_core.studies.report.report_page import make_page, markdown_row, render
     except ImportError as error:
-        raise ConfigError(
-            f"{error.name} is not installed: pip install 'lerobot_policy_world_modality[report]'"
-        ) from error
+        raise ConfigError(f"{error.name} is not installed: {how_to_install('report')}") from error
     records = read_records(given.folders)
     baseline, matched = given.baseline or records.baseline, given.matched or records.matched
     compared = compare_all(records.episodes, baseline, matched, given.common_scenes)
