@@ -10,9 +10,10 @@ from importlib import metadata
 from pathlib import Path
 
 from lerobot_policy_world_modality.envs.libero_setup import REMEDY, needs, set_up
-from wm_tools.doctor.rows import Row, extra
+from wm_tools.doctor.rows import Row
 from wm_tools.doctor.settling import MAX_MOVE_M
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.home import how_to_install
 
 # As lerobot-eval does it, up to the first action; prints the contrast of the frame and the seconds since the start.
 _RESET = """
@@ -34,7 +35,7 @@ def check_libero() -> list[Row]:
     """LIBERO's package, config file and assets; with all of them, a reset and an action without network or terminal."""
     rows = []
     for need in needs():
-        remedy = extra("libero") if need.name == "package" else REMEDY
+        remedy = how_to_install("libero") if need.name == "package" else REMEDY
         if need.is_met:
             found = f"hf-libero {metadata.version('hf-libero')}" if need.name == "package" else need.found
             rows.append(Row(f"libero {need.name}", "ok", found))
@@ -102,6 +103,6 @@ def settling_row(suite: str, found: dict[str, dict], mujoco: str) -> Row:
         loose += [f"task {task}: {', '.join(named)}"] * bool(named)
     if loose:
         found_text = f"with MuJoCo {mujoco} objects move by themselves: {'; '.join(loose)}"
-        remedy = f"{extra('libero')}, which brings a MuJoCo before 3.4: with those the scenes keep still"
+        remedy = f"{how_to_install('libero')}, which brings a MuJoCo before 3.4: with those the scenes keep still"
         return Row(f"scenes of {suite}", "FAIL", found_text, remedy)
     return Row(f"scenes of {suite}", "ok", f"{len(found)} scenes keep still with MuJoCo {mujoco}")
