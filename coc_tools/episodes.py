@@ -247,7 +247,8 @@ class EpisodeReader:
         column = self.rows(episode.index, [camera])[camera]
         path = self.root / self.meta.get_data_file_path(episode.index)
         with reading(path, f"images of {camera}", "copy or download this file of the dataset again"):
-            return [decode_image(column[p]["bytes"].as_py(), size, f"{path}, an image of {camera}") for p in positions]
+            where, modes = f"{path}, an image of {camera}", ("RGB", "L", "RGBA")
+            return [decode_image(column[p]["bytes"].as_py(), size, where, modes) for p in positions]
 
 
 def dimension_names(feature: dict) -> list[str]:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 from contextlib import suppress
@@ -17,6 +19,7 @@ import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets import LeRobotDataset, modify_tasks
 from lerobot.policies.factory import get_policy_class
+from PIL import Image
 
 from lerobot_policy_world_modality.policies.shared.vectors import action_vectors
 from lerobot_policy_world_modality.policies.world.configuration_world_modality import WorldAConfig
@@ -134,6 +137,38 @@ def test_entries_that_never_moved_are_named_and_enter_as_in_training(made, polic
     unmoved = act(*free)
     frame["observation.state"][[0, 2]] += 0.01
     assert not torch.allclose(unmoved, act(*free), atol=1e-3)  # what it is for
+
+
+def test_what_no_policy_reads_is_named(made, tmp_path, caplog):
+    source, companion = made(others=["observation.velocity"])
+    train_and_act("world_A", source, companion, tmp_path)
+    assert "world_A reads observation.state and images; the dataset's observation.velocity enter nothing" in caplog.text
+
+
+# Images.
+
+
+@pytest.mark.parametrize("mode, name", [("L", "8-bit gray"), ("I;16", "16-bit gray"), ("RGBA", "RGB with alpha")])
+def test_images_that_a_rollout_would_show_otherwise_are_refused(encoder, tmp_path, mode, name):
+    OddDataset().write(tmp_path / "source")
+    file = io.BytesIO()
+    Image.new(mode, (32, 32)).save(file, "PNG")
+    images = [{"bytes": file.getvalue(), "path": None}]
+    camera = "observation.images.top"
+    edit_data(tmp_path / "source", camera, lambda rows: images * len(rows))
+    with pytest.raises(UserError, match=f"an image of {camera} is {name}, not RGB.*convert the dataset"):
+        encode(tmp_path / "source", tmp_path / "w", encoder)
+
+
+def test_a_gray_camera_is_left_out_by_name(encoder, tmp_path, capsys):
+    OddDataset().write(tmp_path / "source")
+    info = tmp_path / "source/meta/info.json"
+    features = json.loads(info.read_text())
+    gray = features["features"]["observation.images.top"] | {"shape": [32, 32, 1]}
+    features["features"]["observation.images.infrared"] = gray
+    info.write_text(json.dumps(features))
+    encode(tmp_path / "source", tmp_path / "w", encoder, dry_run=True)
+    assert "observation.images.infrared: not of 3 channels" in capsys.readouterr().out
 
 
 # Metadata.

@@ -542,6 +542,12 @@ def test_every_type_is_what_lerobot_s_own_policies_are(policy_type):
     assert issubclass(config, inspect.signature(policy.__init__).parameters["config"].annotation)
 
 
+def test_images_are_normalised_by_the_encoder_alone_which_is_said_before_training():
+    for policy_type in ("world_A", "smolvla_world", "qwen_world_fplus"):
+        with pytest.raises(ConfigError, match="normalization_mapping: VISUAL is MEAN_STD.*use IDENTITY"):
+            PreTrainedConfig.get_choice_class(policy_type)(normalization_mapping={"VISUAL": "MEAN_STD"}, device="cpu")
+
+
 @pytest.mark.skipif(not hasattr(PreTrainedPolicy, "drop_queued_actions"), reason="LeRobot 0.6.1 has no such call")
 @pytest.mark.parametrize("policy_type", TYPES)
 def test_a_new_instruction_is_planned_for_at_once(tiny_companion, policy_type):

@@ -1,9 +1,11 @@
 """Every `*_world` type does its host no harm, and reads past, present and future through one declaration."""
 
+import inspect
 import json
 
 import pytest
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDataset
 from lerobot.policies import get_policy_class, make_pre_post_processors
 from lerobot.policies.pi05 import PI05Config
@@ -39,6 +41,14 @@ def act(policy, observation, n=3, seed=2):
     policy.eval().reset()
     torch.manual_seed(seed)
     return torch.stack([policy.select_action(dict(observation)) for _ in range(n)])
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_its_class_is_what_lerobot_s_own_policies_are(host):
+    """As LeRobot's tests/policies/test_policies.py looks at its own."""
+    policy, config = get_policy_class(f"{host}_world"), PreTrainedConfig.get_choice_class(f"{host}_world")
+    assert policy.name == f"{host}_world" and policy.config_class is config
+    assert issubclass(config, inspect.signature(policy.__init__).parameters["config"].annotation)
 
 
 @pytest.mark.parametrize("host", HOSTS)

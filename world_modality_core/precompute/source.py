@@ -35,6 +35,8 @@ from world_modality_core.latents.fingerprint import whole_fps
 TOLERANCE_S = 1e-4
 # Decoders round heights and widths up, by at most one block of the largest size that a codec has.
 DECODER_MARGIN_PX = 128
+# What Pillow's modes are.
+MODES = {"L": "8-bit gray", "I;16": "16-bit gray", "RGBA": "RGB with alpha"}
 _REPAIR = "copy or download this file of the source dataset again, then give the same command again"
 
 
@@ -381,19 +383,26 @@ def _check_size(found: tuple[int, int], size: tuple[int, int], where: str) -> No
         )
 
 
-def decode_image(data: bytes, size: tuple[int, int], where: str) -> Image.Image:
+def decode_image(data: bytes, size: tuple[int, int], where: str, modes: Sequence[str] = ("RGB",)) -> Image.Image:
     """Decode an image of a dataset, in RGB.
 
     Args:
         data: The file's content.
         size: (height, width) that the dataset declares.
         where: What it is, for the message.
+        modes: Pillow's modes that are taken. A policy is shown frames as LeRobot decodes them, gray as one channel and
+            RGBA as four, which no world encoder reads; so what it learns from is RGB too.
 
     Raises:
-        UserError: if it has another size.
+        UserError: if it has another size or mode.
     """
     image = Image.open(io.BytesIO(data))  # reads the header
     _check_size((image.height, image.width), size, where)
+    if image.mode not in modes:
+        raise UserError(
+            f"{where} is {MODES.get(image.mode, image.mode)}, not RGB with 8 bits a channel; record or convert the "
+            "dataset again, or choose other cameras"
+        )
     return image.convert("RGB")
 
 

@@ -210,6 +210,8 @@ def _existing(path: Path) -> Path:
 def _plan(cfg, source: SourceDataset, encoder: WorldEncoder, device, root: Path, n_bytes: int) -> str:
     spec = encoder.spec
     cameras = "" if cfg.encoder.cameras else " (all of the dataset's; choose with --encoder.cameras)"
+    if not cfg.encoder.cameras and (others := sorted(set(source.meta.camera_keys) - set(spec.cameras))):
+        cameras = f" (all in colour; {', '.join(others)}: not of 3 channels, or depth, is left out)"
     tokens = f"{cfg.tokens.n_codes} codes per {cfg.tokens.per}" if cfg.tokens.n_codes else "none"
     tokens = f"those of {cfg.reuse_from}" if cfg.reuse_from else tokens
     return "\n".join([

@@ -36,7 +36,9 @@ def check_training_data(config: PreTrainedConfig, dataset_meta: LeRobotDatasetMe
     if reads_task:
         check_tasks(dataset_meta)
     config.constant_state = _constant_state(config, dataset_meta)
-    other = {key for key, feature in (config.input_features or {}).items() if feature.type is not FeatureType.VISUAL}
+    # ACT's and diffusion's own networks read an environment's state; ours don't.
+    read = {FeatureType.VISUAL} | ({FeatureType.ENV} if hasattr(config, "world_base") else set())
+    other = {key for key, feature in (config.input_features or {}).items() if feature.type not in read}
     if other := sorted(other - {OBS_STATE}):
         logging.warning(f"{config.type} reads {OBS_STATE} and images; the dataset's {', '.join(other)} enter nothing")
     if parser.parse_arg("dataset.image_transforms.enable") == "true":

@@ -3,8 +3,6 @@
 SmolVLA's own `forward`, sampling and denoising run as they are; `InjectedWorldPolicy` does the rest.
 """
 
-from __future__ import annotations
-
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor
 

@@ -1,6 +1,6 @@
 """world_A, world_B, world_B_cont, world_C and world_F: what each adds to what they share (`world_policy`)."""
 
-from __future__ import annotations
+# Annotations are objects here, not strings: LeRobot reads that of `config`.
 
 import torch
 from torch import Tensor, nn
