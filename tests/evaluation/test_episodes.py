@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.studies.evidence import episode_records
 from world_modality_core.studies.evidence.checkpoint import (
     checkpoint_folder,
     checkpoint_hash,
@@ -36,6 +37,26 @@ ROW = {
     "image_height": 128, "image_width": 128, "episode_length": 250, "env_hash": "y", "video": None,
     **dict.fromkeys(TRAINING_COLUMNS), "episodes": "0-4,7", "train_steps": 1500,
 }  # fmt: skip
+
+
+def test_a_finished_evaluation_is_read_from_its_one_file_and_from_its_parts_once_it_went_on(tmp_path, monkeypatch):
+    opened = []
+    read = episode_records.read_parquet
+    monkeypatch.setattr(episode_records, "read_parquet", lambda file: opened.append(file.name) or read(file))
+    write_eval_info(tmp_path, {"model": "F_k4", "train_seed": 1, "arms": ["intact", "zero"], "command": ["wm-eval"]})
+    writer = EpisodeWriter(tmp_path)
+    writer.write([ROW, ROW | {"seed": 6}])
+    writer.write([ROW | {"arm": "zero"}])
+    parts = read_episodes(tmp_path)
+    writer.finish()
+    opened.clear()
+    pd.testing.assert_frame_equal(read_episodes(tmp_path), parts)
+    assert opened == ["episodes.parquet"]
+    writer.write([ROW | {"arm": "zero", "seed": 6}])
+    assert len(read_episodes(tmp_path)) == 4  # the one file lacks a part
+    writer.finish()
+    write_episodes(parts, tmp_path / "episodes.parquet")  # as earlier versions did, which did not say what it holds
+    assert len(read_episodes(tmp_path)) == 4
 
 
 def test_rows_survive_writing_and_reading_in_every_form(tmp_path):

@@ -15,6 +15,7 @@ from world_modality_core.studies.evidence.checkpoint import checkpoint_folder, c
 from world_modality_core.studies.evidence.episode_records import (
     EPISODES_FILE,
     INFO_FILE,
+    PARTS_FOLDER,
     read_episodes,
     read_eval_info,
 )
@@ -51,7 +52,7 @@ def check_labels(path: Path, source: Path | None, faults: Faults) -> str:
 def check_evaluation(folder: Path, source: Path | None, faults: Faults) -> str:
     """An evaluation: each scene of each arm once and of this checkpoint, what goes with it, and that it ended."""
     info = read_eval_info(folder / INFO_FILE)
-    rows = read_episodes(folder)
+    rows = read_episodes(sorted((folder / PARTS_FOLDER).glob("*.parquet")) or folder)
     _check_counts(folder, info, rows, faults)
     with faults.noted():
         if not (folder / EPISODES_FILE).is_file():

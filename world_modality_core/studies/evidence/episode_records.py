@@ -4,7 +4,7 @@ An evaluation's folder (docs/evaluation.md has every column):
 
     eval.json               what was evaluated: checkpoint, arms, environment, versions, command
     episodes/<part>.parquet one part per finished batch; what is here is never run again
-    episodes.parquet        all parts together, written at the end
+    episodes.parquet        all parts together, written at the end; says of which parts it is made
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from world_modality_core.io.errors import ConfigError, UserError
-from world_modality_core.io.files import read_json, read_parquet, reading, write_text, writing
+from world_modality_core.io.files import open_parquet, read_json, read_parquet, reading, write_text, writing
 
 SCHEMA_VERSION = 1
 INFO_FILE = "eval.json"
@@ -28,6 +28,7 @@ EPISODES_FILE = "episodes.parquet"
 PARTS_FOLDER = "episodes"
 
 _VERSION_KEY = b"world_modality_episodes_schema"
+_PARTS_KEY = b"world_modality_episodes_parts"
 
 _LONGEST_TEXT = 1000
 
@@ -147,8 +148,9 @@ class EpisodeWriter:
         Returns:
             The file.
         """
-        path = self.folder / EPISODES_FILE
-        _write_table(_read_parts(self._parts), path)
+        path, table = self.folder / EPISODES_FILE, _read_parts(self._parts)
+        made_of = {_PARTS_KEY: _listing(_part_files(self.folder))}
+        _write_table(table.replace_schema_metadata({**EPISODE_SCHEMA.metadata, **made_of}), path)
         return path
 
 
@@ -291,19 +293,42 @@ def _as_paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def _episode_files(path: Path) -> list[Path]:
-    """Files with the episodes of a file or folder; of an evaluation its parts, which it writes before it ends."""
+    """Files with the episodes of a file or folder."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise ConfigError(f"{path} does not exist: expected a folder that wm-eval wrote, or {EPISODES_FILE}")
     files = []
     for info in path.rglob(INFO_FILE):
-        files += sorted((info.parent / PARTS_FOLDER).glob("*.parquet"))
+        files += _evaluation_files(info.parent)
     return files + [
         file
         for file in sorted(path.rglob(EPISODES_FILE))
-        if not ((file.parent / INFO_FILE).exists() and any((file.parent / PARTS_FOLDER).glob("*.parquet")))
+        if not ((file.parent / INFO_FILE).exists() and _part_files(file.parent))
     ]
+
+
+def _evaluation_files(folder: Path) -> list[Path]:
+    """An evaluation's parts, or the one file that is made of just these: fifty parts take seconds in a large study.
+
+    The one file is passed over where the evaluation went on after it was written, and in records from before it said
+    of which parts it is made.
+    """
+    parts, whole = _part_files(folder), folder / EPISODES_FILE
+    if parts and whole.is_file():
+        metadata = open_parquet(whole).schema_arrow.metadata or {}
+        if metadata.get(_PARTS_KEY) == _listing(parts):
+            return [whole]
+    return parts
+
+
+def _part_files(folder: Path) -> list[Path]:
+    return sorted((folder / PARTS_FOLDER).glob("*.parquet"))
+
+
+def _listing(parts: list[Path]) -> bytes:
+    """Names and sizes of parts."""
+    return json.dumps({part.name: part.stat().st_size for part in parts}).encode()
 
 
 def _read_parts(folder: Path) -> pa.Table:
