@@ -1,7 +1,9 @@
 """What the documentation says to type exists, and what it and the code point to is there."""
 
+import dataclasses
 import re
 import shlex
+import typing
 from pathlib import Path
 
 import draccus
@@ -72,6 +74,21 @@ def test_there_are_commands_to_check():
     assert len(list(commands())) > 8
 
 
+def has_option(config: type, names: list[str]) -> bool:
+    """Whether a configuration has the option of these names, or is read from a checkpoint (`path`)."""
+    if names in (["path"], ["discover_packages_path"]):
+        return True
+    kind = typing.get_type_hints(config).get(names[0]) if dataclasses.is_dataclass(config) else None
+    kinds = typing.get_args(kind) or (kind,)
+    return kind is not None and (len(names) == 1 or any(has_option(kind, names[1:]) for kind in kinds))
+
+
+def test_an_option_that_is_none_is_noticed():
+    kind = PreTrainedConfig.get_choice_class("world_F")
+    assert has_option(kind, ["memory", "source"]) and has_option(kind, ["device"])
+    assert not has_option(kind, ["memory", "sauce"]) and not has_option(kind, ["device", "source"])
+
+
 @pytest.mark.parametrize("command", commands())
 def test_documented_commands_are_understood(command, tmp_path):
     program, *arguments = command
@@ -85,6 +102,10 @@ def test_documented_commands_are_understood(command, tmp_path):
     arguments = [re.sub(r"(--policy.init_from)=.*", rf"\1={tmp_path}", argument) for argument in arguments]
     # LeRobot reads these from the checkpoint before draccus sees them.
     if any(argument.startswith("--policy.path") for argument in arguments):
+        options = [argument.split("=")[0] for argument in arguments if argument.startswith("--policy.")]
+        types = PreTrainedConfig.get_known_choices().values()
+        # Which type the checkpoint holds is not written on the page: one must have them all.
+        assert any(all(has_option(kind, option.split(".")[1:]) for option in options) for kind in types), options
         arguments = [argument for argument in arguments if not argument.startswith("--policy.")]
     arguments = [a if "=" in a or not a.startswith("--") else f"{a}=true" for a in arguments]
     draccus.parse(CONFIGS[program], args=arguments)

@@ -49,6 +49,14 @@ def test_every_page_is_built(pages):
     assert {page.stem for page in pages} == written
 
 
+def test_the_home_starts_as_readme_does(site):
+    home = (site / "index.html").read_text()
+    promise = re.search(r"\*\*(.+?)\*\*", (REPO / "README.md").read_text())[1]
+    places = [home.find(text) for text in (promise, "images/demo.gif", "<table", 'href="did_it_improve.html"')]
+    assert -1 not in places
+    assert home.index(promise) < home.index("<table") < home.index("<strong>Start</strong>")
+
+
 DEAD = {
     "[no such page](nowhere.md)": "nowhere.md",
     "[no such heading](memory.md#nowhere)": "memory.md#nowhere",
@@ -68,8 +76,8 @@ def test_what_is_dead_is_an_error(tmp_path):
     home.write_text("# Home\n\n[there](memory.md#memory), [a file](../mkdocs.yml)\n")
     done = build(repo, site)
     assert done.returncode == 0, done.stderr
-    # A file of the repository outside docs/ is named, not linked.
-    assert "<code>mkdocs.yml</code>" in (site / "index.html").read_text()
+    # A file of the repository outside docs/ is shown where the repository is.
+    assert "/blob/main/mkdocs.yml" in (site / "index.html").read_text()
 
     home.write_text("# Home\n\n" + "\n".join(DEAD))
     (repo / "docs" / "extra.md").write_text("# Not in the navigation\n")

@@ -1,13 +1,20 @@
-"""Links of the documentation that lead out of docs/, such as ../examples/demo/run.py.
+"""The site's home, which starts as README.md does, and links that lead out of docs/, such as ../examples/demo/run.py.
 
-A forge follows them; the site doesn't hold these files. There they become plain text, or links to `repo_url` where
-mkdocs.yml names one. A file that doesn't exist stays a link, which `mkdocs build --strict` refuses.
+A forge follows these links; the site doesn't hold these files. There they become plain text, or links to `repo_url`
+where mkdocs.yml names one. A file that doesn't exist stays a link, which `mkdocs build --strict` refuses.
 """
 
 import re
 from pathlib import Path
 
+FIRST_SCREEN = "<!-- The site shows README.md's first screen in place of what is above. -->"
 LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
+
+
+def first_screen(readme: str, repo_url: str) -> str:
+    """README.md before its first section, with links as docs/README.md would write them."""
+    text = readme.split("\n## ")[0]
+    return text.replace("](docs/", "](").replace("](#", f"]({repo_url}#")
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
@@ -20,10 +27,13 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
         files: All files of the site.
 
     Returns:
-        The source with the links out of docs/ replaced.
+        The source with the links out of docs/ replaced, and the home's first screen put in.
     """
     docs = Path(config["docs_dir"])
     repo = docs.parent
+    if FIRST_SCREEN in markdown:
+        after = markdown.split(FIRST_SCREEN)[1]
+        markdown = first_screen((repo / "README.md").read_text(), config["repo_url"]) + after
 
     def replaced(match: re.Match) -> str:
         text, target, anchor = match[1], match[2], match[3] or ""
