@@ -52,8 +52,8 @@ def main() -> None:
         transformers.VJEPA2Model(config).save_pretrained(folder)
         size = {"height": args.px, "width": args.px}
         transformers.VJEPA2VideoProcessor(crop_size=size, size={"shortest_edge": args.px}).save_pretrained(folder)
-        theirs = transformers.AutoModel.from_pretrained(folder).eval()
-        processor = transformers.AutoVideoProcessor.from_pretrained(folder)
+        theirs = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()
+        processor = transformers.AutoVideoProcessor.from_pretrained(folder, trust_remote_code=False)
         encoders = {
             m: make_world_encoder(EncoderSpec("vjepa2", folder, cameras=VIEWS, height_px=args.px, width_px=args.px,
                                               n_frames=m))

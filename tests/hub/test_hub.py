@@ -63,7 +63,7 @@ def test_the_card_of_a_policy_tells_what_it_is(story, name):
     assert metadata["datasets"] == "tests/source" or metadata["datasets"] == ["tests/source"]
     assert "license" not in metadata  # nobody stated one
     config = json.loads(story.hub.files("models", f"me/{name}")["config.json"])
-    assert f"plans {config['chunk_size']} actions, executes {config['n_action_steps']}" in body
+    assert f"predicts {config['chunk_size']} actions, executes {config['n_action_steps']} of them" in body
     assert "`efficientnet_lite0`" in body and "2 tokens of 8 numbers a frame" in body and "3 frames, 1 apart" in body
     info = json.loads(story.hub.files("datasets", "me/source_world")["meta/world_modality.json"])
     assert info["content_sha256"] in body and "made from `tests/source`" in body

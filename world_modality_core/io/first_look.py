@@ -66,6 +66,8 @@ def look_first(arguments: Sequence[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         return
     given = dict(_options(arguments))
+    if "companions" not in given:
+        given.pop("sources", None)  # wm-intervene's are of a memory
     for name, value in given.items():
         if name in _DEVICES:
             check_device(value, name, is_needed=False)
