@@ -52,7 +52,7 @@ class Stage:
     resume: Callable[[], list[str] | None] = field(default=lambda: None)
     leftovers: list[Path] = field(default_factory=list)
     extra_key: str = ""
-    about: str = "some seconds"
+    about: str = "10 s"
 
 
 def duration(seconds: float) -> str:
