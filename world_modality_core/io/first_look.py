@@ -36,7 +36,7 @@ COMPANION = NamedFolder("companion", "meta/world_modality.json", "wm-precompute 
 PROPHET = NamedFolder("Prophet", "config.json", "wm-prophet writes it")
 MONITOR = NamedFolder("monitor", "monitor.json", "wm-monitor fit writes it")
 
-# An option means the same in every command. Several folders may be named, with commas between them.
+# Several folders may be named, with commas between them. `sources` are wm-prophet's, which come with `companions`.
 FOLDERS = {
     "policy.path": CHECKPOINT,
     "dataset.root": DATASET,
@@ -67,7 +67,7 @@ def look_first(arguments: Sequence[str]) -> None:
         return
     given = dict(_options(arguments))
     if "companions" not in given:
-        given.pop("sources", None)  # wm-intervene's are of a memory
+        given.pop("sources", None)  # wm-intervene's name what fills a memory, not folders
     for name, value in given.items():
         if name in _DEVICES:
             check_device(value, name, is_needed=False)
