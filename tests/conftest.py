@@ -16,6 +16,8 @@ from typing import NamedTuple  # noqa: E402
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
+import tests.fork_server  # noqa: E402, F401  # its hook: what every fork of a test's process needs
+
 
 class TinyCompanion(NamedTuple):
     """Where the shared source dataset and its companion are; do not write there."""

@@ -35,6 +35,18 @@ _PRELOADED = (
 )  # fmt: skip
 
 
+def _renew_thread_pool() -> None:
+    """Replace torch's thread pool in a fork, where its threads are missing.
+
+    Torch does so itself where the pool is first asked for; if two threads ask at once it fails: "Invalid thread pool!".
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(torch.get_num_threads())
+
+
+os.register_at_fork(after_in_child=_renew_thread_pool)
+
+
 class Fork:
     """A process that the server forked, with the part of `subprocess.Popen`'s interface that the tests use."""
 

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import fork_server
 
@@ -88,3 +90,24 @@ def test_a_console_script_is_its_function(tmp_path):
     script = Path(sys.executable).with_name("wm-compare")
     done = fork_server.run([script, "--nothing"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 2 and "wm-compare: there is no option --nothing" in done.stderr
+
+
+def test_two_threads_of_a_fork_compute_at_once():
+    def compute(errors, barrier):
+        barrier.wait()
+        try:
+            torch.ones(400_000) + 1
+        except RuntimeError as error:
+            errors.append(error)
+
+    torch.set_num_threads(torch.get_num_threads())  # there is a pool, whose threads no fork has
+    for _ in range(10):
+        if not (pid := os.fork()):
+            errors, barrier = [], threading.Barrier(4)
+            threads = [threading.Thread(target=compute, args=(errors, barrier)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            os._exit(len(errors))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
