@@ -73,7 +73,7 @@ def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Block:
+class SceneBatch:
     """Scenes of one task that run side by side in one arm.
 
     Attributes:
@@ -90,10 +90,10 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Played:
-    """What came of a block: rows of its episodes, the monitor's rows of them, and whether the batch moved the draws."""
+class PlayedBatch:
+    """What came of a batch: rows of its episodes, the monitor's rows of them, and whether the batch moved the draws."""
 
-    block: Block
+    batch: SceneBatch
     rows: list[dict[str, Any]]
     watched: list[dict[str, Any]]
     depends_on_batch: bool
@@ -102,7 +102,7 @@ class Played:
 class Evaluation:
     """One evaluation: its scenes, what of them was run, and what runs the rest.
 
-    A copy in another process (`run_in_processes`) has what it needs to run blocks; this one alone writes rows.
+    A copy in another process (`run_in_processes`) has what it needs to run batches; this one alone writes rows.
 
     Args:
         cfg: The options, resolved.
@@ -156,17 +156,18 @@ class Evaluation:
         # Arms that exchange memories need those of all tasks first.
         exchanging = [arm for arm in self.cfg.arm_names if arm in BANK_ARMS]
         phases = [[arm for arm in self.cfg.arm_names if arm not in BANK_ARMS], exchanging]
-        blocks = [
-            [block for task in self.tasks for arm in phase for block in self._blocks(task, arm)] for phase in phases
+        missing = [
+            [batch for task in self.tasks for arm in phase for batch in self._missing_batches(task, arm)]
+            for phase in phases
         ]
-        n_missing = sum(len(block.wanted) for phase in blocks for block in phase)
+        n_missing = sum(len(batch.wanted) for phase in missing for batch in phase)
         try:
             if n_missing and self.cfg.jobs == 1:
                 self._prepare()
             if n_missing:
                 n_all = len(self.tasks) * len(self.cfg.arm_names) * len(self.seeds)
                 with Progress("wm-eval", n_all, "episodes", n_all - n_missing) as self.progress:
-                    for phase in blocks:
+                    for phase in missing:
                         for played in self._play(phase):
                             self._keep(played)
         finally:
@@ -185,21 +186,21 @@ class Evaluation:
                 "there although they were written: something removed them. Evaluate again, into a new folder"
             )
 
-    def _blocks(self, task: Task, arm: str) -> list[Block]:
-        """The blocks in which an episode is missing."""
+    def _missing_batches(self, task: Task, arm: str) -> list[SceneBatch]:
+        """The batches in which an episode is missing."""
         missing = [seed for seed in self.seeds if (arm, task.name, seed) not in self.done]
         return [
-            Block(task, arm, seeds, [seed for seed in seeds if seed in missing])
+            SceneBatch(task, arm, seeds, [seed for seed in seeds if seed in missing])
             for seeds in batches(self.cfg.seed, self.cfg.eval.batch_size, missing)
         ]
 
-    def _play(self, blocks: list[Block]) -> Iterator[Played]:
-        """Run blocks, as they end; in this process, or in several."""
+    def _play(self, missing: list[SceneBatch]) -> Iterator[PlayedBatch]:
+        """Run batches, as they end; in this process, or in several."""
         if self.cfg.jobs == 1:
-            yield from map(self.run_block, blocks)
-        elif blocks:
+            yield from map(self.run_batch, missing)
+        elif missing:
             self._close_envs()
-            yield from run_in_processes(self, blocks, self.cfg.jobs)
+            yield from run_in_processes(self, missing, self.cfg.jobs)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what each process has of its own."""
@@ -258,7 +259,7 @@ class Evaluation:
         }
 
     def _env_of(self, task: Task) -> PinnedEnv:
-        """A task's environment, built once for all blocks of it that come one after the other."""
+        """A task's environment, built once for all batches of it that come one after the other."""
         if self._pinned is None or self._pinned[0] != task:
             if self._pinned is not None:
                 done, env = self._pinned
@@ -276,18 +277,18 @@ class Evaluation:
             close_envs(self._envs)
         self._envs = self._pinned = None
 
-    def run_block(self, block: Block) -> Played:
-        """Run the scenes of a block side by side; keeps films and memories of those that are wanted."""
+    def run_batch(self, batch: SceneBatch) -> PlayedBatch:
+        """Run the scenes of a batch side by side; keeps films and memories of those that are wanted."""
         if not self._is_prepared:
             self._prepare()
         host = host_of(self.policy)
         memory = None if host is None else host.config.memory
-        arm = MemoryArm(block.arm, self.bank, self.cfg.draw_seed, self.cfg.stale_plans, memory)
+        arm = MemoryArm(batch.arm, self.bank, self.cfg.draw_seed, self.cfg.stale_plans, memory)
         with arm.applied_to(self.policy):
-            return self._run_block(self._env_of(block.task), arm, block)
+            return self._run_batch(self._env_of(batch.task), arm, batch)
 
-    def _run_block(self, env: PinnedEnv, arm: MemoryArm, block: Block) -> Played:
-        cfg, task, seeds, wanted = self.cfg, block.task, block.seeds, block.wanted
+    def _run_batch(self, env: PinnedEnv, arm: MemoryArm, batch: SceneBatch) -> PlayedBatch:
+        cfg, task, seeds, wanted = self.cfg, batch.task, batch.seeds, batch.wanted
         filmed = [seed in wanted and seed < cfg.seed + cfg.n_filmed for seed in seeds]
         env.filmed[:] = filmed
         arm.start(task.name, seeds)
@@ -358,11 +359,11 @@ class Evaluation:
                     "action_jerk": float(results["action_jerk"][i]),
                 }
             )
-        return Played(block, rows, watched, self.pinned_policy.has_drawn)
+        return PlayedBatch(batch, rows, watched, self.pinned_policy.has_drawn)
 
-    def _keep(self, played: Played) -> None:
-        """Write what came of a block."""
-        arm, task, rows = played.block.arm, played.block.task.name, played.rows
+    def _keep(self, played: PlayedBatch) -> None:
+        """Write what came of a batch."""
+        arm, task, rows = played.batch.arm, played.batch.task.name, played.rows
         for row in rows:
             self._check_scene(task, row["seed"], row["init_hash"])
         if played.depends_on_batch and not self.info["depends_on_batch"]:
@@ -371,7 +372,7 @@ class Evaluation:
         if played.watched:  # first: an episode that is done has been watched
             write_monitor_rows(self.output_dir, played.watched, self.monitor.score_names)
         self.writer.write(rows)
-        self.done |= {(arm, task, seed) for seed in played.block.wanted}
+        self.done |= {(arm, task, seed) for seed in played.batch.wanted}
         count = self.counts[arm, task]
         count += [row["success"] for row in rows]
         self.progress.note(**{f"successes of {task} {arm}": f"{sum(count)}/{len(count)}"})
@@ -408,8 +409,8 @@ class Evaluation:
         return path.as_posix()
 
 
-def run_in_processes(evaluation: Evaluation, blocks: list[Block], n_processes: int) -> Iterator[Played]:
-    """Run blocks in processes of their own, that take them in order.
+def run_in_processes(evaluation: Evaluation, missing: list[SceneBatch], n_processes: int) -> Iterator[PlayedBatch]:
+    """Run batches in processes of their own, that take them in order.
 
     Yields:
         What came of each, as they end.
@@ -421,13 +422,13 @@ def run_in_processes(evaluation: Evaluation, blocks: list[Block], n_processes: i
     context.set_forkserver_preload([__name__])
     is_followed, follows = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
-        min(n_processes, len(blocks)), context, initializer=_begin_worker, initargs=(evaluation, is_followed)
+        min(n_processes, len(missing)), context, initializer=_begin_worker, initargs=(evaluation, is_followed)
     )
     try:
-        for future in as_completed([pool.submit(_run_in_worker, block) for block in blocks]):
+        for future in as_completed([pool.submit(_run_in_worker, batch) for batch in missing]):
             yield future.result()
     except BaseException:
-        follows.close()  # a block may take minutes: what is in flight is given up, as by a kill
+        follows.close()  # a batch may take minutes: what is in flight is given up, as by a kill
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -437,7 +438,7 @@ _in_worker: Evaluation | None = None
 
 
 def _begin_worker(evaluation: Evaluation, is_followed: connection.Connection) -> None:
-    """Before a worker's first block. What it would print, the command itself has printed."""
+    """Before a worker's first batch. What it would print, the command itself has printed."""
     global _in_worker
     follow_parent(is_followed)
     register_third_party_plugins()
@@ -450,8 +451,8 @@ def _begin_worker(evaluation: Evaluation, is_followed: connection.Connection) ->
         evaluation.monitor = Monitor.load(evaluation.cfg.monitor)
 
 
-def _run_in_worker(block: Block) -> Played:
-    return _in_worker.run_block(block)
+def _run_in_worker(batch: SceneBatch) -> PlayedBatch:
+    return _in_worker.run_batch(batch)
 
 
 def batches(start: int, size: int, wanted: list[int]) -> Iterator[list[int]]:
