@@ -17,7 +17,7 @@ WORTH_PREDICTING = 0.95
 RANK_SAMPLE = 2048
 # A dimension is near-constant if its spread is below this share of the root mean square of all dimensions' spread.
 NEAR_CONSTANT = 0.01
-_EPISODES_AT_ONCE = 512
+_EPISODES_AT_ONCE, _ROWS_AT_ONCE = 512, 1 << 20
 
 
 class LatentStatistics:
@@ -116,7 +116,11 @@ def token_figures(tokens: np.ndarray, bounds: np.ndarray, n_codes: int, every: i
         Usage, perplexity, and per horizon the accuracies of the copy and bigram baselines. The bigram is counted on
         episodes 0, 2, 4, ... and both are scored on episodes 1, 3, 5, ...; None where there is nothing to score.
     """
-    counts = np.bincount(tokens.reshape(-1), minlength=n_codes)
+    counts = np.zeros(n_codes, np.int64)
+    for part in np.array_split(
+        tokens, -(-len(tokens) // _ROWS_AT_ONCE)
+    ):  # counting makes a copy of eight bytes a token
+        counts += np.bincount(part.reshape(-1), minlength=n_codes)
     p = counts[counts > 0] / counts.sum()
     copy, bigram = {}, {}
     for k in (every * k for k in HORIZONS):
