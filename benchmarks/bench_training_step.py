@@ -44,7 +44,7 @@ def build(policy_type: str, args: argparse.Namespace, companion: SimpleNamespace
     return policy, torch.optim.AdamW(policy.get_optim_params(), lr=1e-4)
 
 
-def step(policy, optimizer, batch: dict, clock: Callable[[], float]) -> float:
+def step(policy, optimizer, batch: dict, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of one training step."""
     start = clock()
     loss, logged = policy.forward(batch)
