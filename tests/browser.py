@@ -24,6 +24,8 @@ _OUT_OF_SIGHT = """(within => {
   for (const e of document.querySelectorAll(`${within} *`)) {
     const box = e.getBoundingClientRect(), style = getComputedStyle(e);
     if (!box.width || !box.height || style.visibility === "hidden") continue;
+    // Blanks hang beyond the end of a wrapped line.
+    if (style.display === "inline" && e.firstChild && !e.textContent.trim()) continue;
     if (box.left < -1 || box.right > width + 1) name(e, `from ${box.left | 0} to ${box.right | 0} px of ${width}`);
     else if (style.overflowX !== "visible" && e.clientWidth && e.scrollWidth > e.clientWidth + 1)
       name(e, `shows ${e.clientWidth} of its ${e.scrollWidth} px`);
