@@ -50,8 +50,16 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 
 
 def on_page_content(html: str, page, config, files) -> str:
-    """Called by mkdocs with each page as HTML: every cell of a table says which column it is in, for narrow screens."""
-    return re.sub(r"<table>.*?</table>", _with_columns, html, flags=re.DOTALL)
+    """Called by mkdocs with each page as HTML, which is made ready for narrow screens.
+
+    Every cell of a table says which column it is in, and no line of code ends between an option's dashes and its name.
+    """
+    html = re.sub(r"<table>.*?</table>", _with_columns, html, flags=re.DOTALL)
+    return re.sub(r"<code>.*?</code>", _with_whole_options, html, flags=re.DOTALL)
+
+
+def _with_whole_options(code: re.Match) -> str:
+    return re.sub(r"(?<=[\s>'\"])--?[a-z]", r'<span class="option">\g<0></span>', code[0])
 
 
 def _with_columns(table: re.Match) -> str:
