@@ -23,3 +23,5 @@ def test_everything_can_be_seen_on_a_phone_and_a_laptop(browser, tmp_path, width
     assert browser.out_of_sight() == [] and browser.errors == []
     seen = "[...document.images].filter(i => i.naturalWidth && i.getBoundingClientRect().width > 60).length"
     assert browser.evaluate(seen) == 14
+    chart = "Math.max(...[...document.querySelectorAll('svg.chart')].map(c => c.getBoundingClientRect().height))"
+    assert browser.evaluate(chart) < 400  # half a screen
