@@ -14,18 +14,20 @@ PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), *sorted((REP
 
 
 def commands(program: str):
-    """A program's commands on committed records, from code blocks; one of those that ask the same."""
+    """A program's commands on committed records, from code blocks and sentences; one of those that ask the same."""
     seen = set()
     for page in PAGES:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                if not line.startswith(f"{program} results/"):
-                    continue
-                words = shlex.split(line, comments=True)
-                asked = tuple(word for word in words if not word.startswith(("--title=", "--output=")))
-                if asked not in seen:
-                    yield pytest.param(words, id=f"{page.parent.name}/{page.name}: {' '.join(words)[:60]}")
-                seen.add(asked)
+        texts = page.read_text().split("```")
+        lines = [line for block in texts[1::2] for line in block.replace("\\\n", " ").splitlines()]
+        lines += [code.replace("\n", " ") for text in texts[::2] for code in re.findall(r"`([^`]+)`", text)]
+        for line in lines:
+            if not line.startswith(f"{program} results/") or "<" in line:
+                continue
+            words = shlex.split(line, comments=True)
+            asked = tuple(word for word in words if not word.startswith(("--title=", "--output=")))
+            if asked not in seen:
+                yield pytest.param(words, id=f"{page.parent.name}/{page.name}: {' '.join(words)[:60]}")
+            seen.add(asked)
 
 
 def test_there_are_commands_to_run():
