@@ -4,14 +4,16 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from world_modality_core.io import first_look
-from world_modality_core.io.commands import run_command
+from world_modality_core.io.commands import answer_early, run_command
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.option_source import OpenOptionsError, options_in_source
 
 REPO = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"]
@@ -71,6 +73,19 @@ MISTAKES = {
     "wm-monitor fit --output=out --prophet=x": "prophet='x': there is no such folder",
     "wm-verify --sorce=x policy": "no option --sorce, the nearest is --source",
     "wm-matrix study.yaml --job=3 --plann": "no option --plann, the nearest is --plan",
+    # of commands whose options import LeRobot
+    "wm-eval --policy.path=policy --arm=intact": "no option --arm, the nearest is --arms",
+    "wm-eval --policy.path=policy --n_episodes=4": "no option --n_episodes, the nearest is --eval.n_episodes",
+    "wm-eval --policy.path=policy --eval.n_episods=4": "no option --eval.n_episods, the nearest is --eval.n_episodes",
+    "wm-eval --policy.path=policy --eval.n_episodes=ten": "`eval.n_episodes`: Couldn't parse 'ten' into an int",
+    "wm-eval --policy_path=policy": "no option --policy_path, the nearest is --policy.path",
+    "wm-eval --policy.path=policy --task=push-v3": "no option --task, the nearest is --env.task",
+    "wm-eval policy": "'policy' belongs to no option; options are given as --name=value",
+    "wm-intervene --policy.path=policy --output=out": "no option --output, the nearest is --output_dir",
+    "wm-intervene --policy.path=policy --plot=maybe": "`plot`: Couldn't parse 'maybe' into a bool. It is a switch",
+    "wm-record --task=push-v3": "no option --task, the nearest is --tasks",
+    "wm-record --tasks=push-v3 --video.g=two": "`video.g`: Could not decode the value",
+    "wm-record --tasks=push-v3 --env.camera_name=corner9": "--env.camera_name: invalid choice: 'corner9'",
 }
 
 
@@ -132,6 +147,45 @@ def test_what_is_there_or_may_come_is_let_pass(tmp_path, monkeypatch):
         "--policy.path=/nope --help", "--device=cpu", "--device",
     ):  # fmt: skip
         first_look.look_first(line.split())
+
+
+@pytest.mark.parametrize(
+    "command, module, name",
+    [
+        ("wm-eval", "lerobot_policy_world_modality.evaluation.configuration", "WorldEvalConfig"),
+        ("wm-intervene", "lerobot_policy_world_modality.intervention.cli", "InterveneConfig"),
+        ("wm-record", "lerobot_policy_world_modality.record.record_options", "RecordConfig"),
+    ],
+)
+def test_options_read_from_source_are_those_of_the_command(command, module, name):
+    known, is_open = options_in_source(module, name)
+    in_source = set()
+
+    def names(options, before):
+        for each in fields(options):
+            in_source.add(before + each.name)
+            if is_dataclass(each.type):
+                names(each.type, f"{before}{each.name}.")
+
+    names(known, "--")
+    recorded = set(json.loads((REPO / "tests/equality/options.json").read_text())[command])
+    said = {option for option in recorded if "." not in option or option[2:].partition(".")[0] not in is_open}
+    assert is_open == {"wm-eval": {"policy", "env"}, "wm-intervene": {"policy"}, "wm-record": set()}[command]
+    assert in_source == said - {"--help", "--config_path"}
+
+
+def test_options_that_the_source_does_not_say_are_left_to_the_parser(tmp_path, monkeypatch, capsys):
+    for module in ("lerobot.configs.gone", "lerobot.configs.eval", "wm_tools"):
+        with pytest.raises(OpenOptionsError):
+            options_in_source(module, "WorldEvalConfig")
+    (tmp_path / "given.yaml").write_text("unknown: 1")
+    for words in ("--polcy=x", "--config_path given.yaml", "--policy.any=1 --env.type=a --arms=zero", "--polcy --help"):
+        module = (
+            "lerobot.configs.eval" if words == "--polcy=x" else "lerobot_policy_world_modality.evaluation.configuration"
+        )
+        monkeypatch.setattr(sys, "argv", ["wm-eval", *words.split()])
+        answer_early("wm-eval", module, "WorldEvalConfig")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_wm_eval_says_which_checkpoint_option_it_knows(monkeypatch, capsys):
