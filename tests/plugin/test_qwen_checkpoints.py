@@ -171,8 +171,11 @@ def test_nicknames_resolve():
 def test_another_family_is_refused(tiny_companion, tmp_path):
     with pytest.raises(ValueError, match="is a 'smolvlm'; qwen_world_fplus runs on .*qwen3_vl, qwen2_5_vl"):
         build(tiny_companion, make_smolvlm(tmp_path / "smolvlm"))
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ConfigError, match="vlm_backbone='.*nothing': there is no such folder"):
         build(tiny_companion, tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="vlm_backbone='.*empty' cannot be loaded"):
+        build(tiny_companion, tmp_path / "empty")
 
 
 def test_a_tokenizer_without_the_action_tokens_of_the_checkpoint(tiny_companion, vlm, tmp_path):

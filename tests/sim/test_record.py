@@ -319,6 +319,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_a_wrong_option_is_one_line(tmp_
     [
         ({"tasks": "pusch-v3"}, "pusch-v3.*did you mean.*push-v3"),
         ({"n_episodes": 0}, "n_episodes=0"),
+        ({"push_to_hub": True}, "^push_to_hub=true: repo_id=.*HF_HUB_OFFLINE forbids.*uploading needs the Hub"),
         ({"action_noise": -1.0}, "action_noise=-1.0"),
         ({"tasks": "reach-v3,button-press-v3", "hide_goal_after": 3}, "button-press-v3 has no goal marker"),
     ],

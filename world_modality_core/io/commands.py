@@ -12,7 +12,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields
@@ -25,7 +25,7 @@ from draccus.utils import DecodingError, DraccusException
 
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import is_disk_full
-from world_modality_core.io.first_look import look_first
+from world_modality_core.io.first_look import look_first, typed_options
 from world_modality_core.io.option_source import OpenOptionsError, options_in_source
 from world_modality_core.io.progress import without_bars
 from world_modality_core.io.quoting import QuotingStream, quoted
@@ -72,13 +72,14 @@ def run_command(
     return result if isinstance(result, int) else 0
 
 
-def answer_early(command: str, module: str, options: str) -> None:
+def answer_early(command: str, module: str, options: str, needed: Mapping[str, str]) -> None:
     """Refuse what can be refused before a command's options are imported: for those whose options import LeRobot.
 
     Args:
         command: Name of the console script.
         module: Where the dataclass of its options is.
         options: That dataclass's name.
+        needed: Options that must be given, and what each is; a file of options may give them too.
 
     Raises:
         SystemExit: as `command_errors`.
@@ -98,6 +99,10 @@ def answer_early(command: str, module: str, options: str) -> None:
             if not is_left:
                 checked.append(word)
         _parsed(command, known, checked)
+        given = {name for name, _ in typed_options(typed)}
+        for name in needed if "config_path" not in given else ():
+            if name not in given:
+                raise ConfigError(f"{name} is not given: name {needed[name]}")
 
 
 def _parsed(command: str, options: type | argparse.ArgumentParser, arguments: list[str]) -> Any:
