@@ -164,10 +164,10 @@ def make_steps(options: argparse.Namespace) -> list[list[list[Stage]]]:
     compare = [program("wm-compare"), *evaluations, "--baseline=blind", f"--json={folder / 'compare.json'}"]
     report = [program("wm-report"), *evaluations, "--baseline=blind", f"--output={folder / 'report.html'}"]
     answers = [
-        Stage("compare", "what the evaluations allow to be said", compare, [folder / "compare.json"]),
-        Stage("report", "the same, episode by episode", report, [folder / "report.html"]),
+        [Stage("compare", "what the evaluations allow to be said", compare, [folder / "compare.json"])],
+        [Stage("report", "the same, episode by episode", report, [folder / "report.html"])],
     ]
-    return [[[recording]], [[encoding]], [policy, control], [answers]]
+    return [[[recording]], [[encoding]], [policy, control], answers]
 
 
 def page_stage(options: argparse.Namespace) -> Stage:

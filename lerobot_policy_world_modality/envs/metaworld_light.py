@@ -8,6 +8,7 @@ of 50 resets), truncation at `episode_length`, and that a finished episode is le
 from __future__ import annotations
 
 import difflib
+import multiprocessing
 import warnings
 import zlib
 from typing import Any
@@ -294,6 +295,7 @@ def create_metaworld_light_envs(
     Returns:
         {group: {task_id: vector env}}.
     """
+    multiprocessing.set_forkserver_preload([__name__])  # one import of LeRobot and MuJoCo for all processes
     envs: dict[str, dict[int, Any]] = {}
     spaces = (None, None, None)
     for group, tasks in resolve_tasks(task).items():
