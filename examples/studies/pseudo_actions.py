@@ -118,11 +118,7 @@ def write_copy(
     Returns:
         R^2 of the pseudo-labels against what was recorded (and is not used), over all dimensions: column -> R^2.
     """
-    files = data_files(source)
-    tables = [pq.read_table(file) for file in files]
-    whole = pa.concat_tables(tables).to_pandas()
-    states, actions = (np.stack(whole[name].to_numpy()) for name in ("observation.state", "action"))
-    episodes = whole["episode_index"].to_numpy()
+    states, actions, episodes = read_frames(source)
     is_labelled = np.isin(episodes, labelled)
     pseudo_labels = {}
     seen, offsets = states.astype(np.float32), OFFSETS
@@ -133,24 +129,45 @@ def write_copy(
     inputs = torch.from_numpy(windows(seen, episodes, offsets))
     model = fit(inputs[is_labelled], torch.from_numpy(actions[is_labelled]), seed)
     pseudo_labels["action"] = np.where(is_labelled[:, None], actions, model(inputs).numpy()).astype(actions.dtype)
-    aside = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside, ignore=shutil.ignore_patterns("*.parquet.lock", "*.lock"))
-    start = 0
-    for file, table in zip(files, tables, strict=True):
-        for name, values in pseudo_labels.items():
-            column = table.schema.get_field_index(name)
-            part = pa.array(list(values[start : start + len(table)]), type=table.schema.field(column).type)
-            table = table.set_column(column, table.schema.field(column), part)
-        pq.write_table(table, aside / file.relative_to(source))
-        start += len(table)
     rest = np.isin(episodes, unlabelled)
     recorded = {"observation.state": states, "action": actions}
     fitness = {name: r_squared(values[rest], recorded[name][rest]) for name, values in pseudo_labels.items()}
     record = {"labelled": labelled, "seed": seed, "offsets": offsets, "r_squared": fitness}
-    (aside / "meta" / "pseudo_actions.json").write_text(json.dumps(record))
-    aside.rename(output)
+    replace_columns(source, output, pseudo_labels, "pseudo_actions.json", record)
     return fitness
+
+
+def read_frames(source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n, s) states, (n, a) actions and (n,) episode of all frames of a dataset."""
+    whole = pa.concat_tables([pq.read_table(file) for file in data_files(source)]).to_pandas()
+    states, actions = (np.stack(whole[name].to_numpy()) for name in ("observation.state", "action"))
+    return states, actions, whole["episode_index"].to_numpy()
+
+
+def replace_columns(source: Path, output: Path, columns: dict[str, np.ndarray], name: str, record: dict) -> None:
+    """Copy a dataset with other values in some columns; the copy is there whole or not at all.
+
+    Args:
+        source: The dataset.
+        output: The copy.
+        columns: Column -> (n, ...) its values in all frames.
+        name: File in `meta` that gets the record.
+        record: What they are.
+    """
+    aside = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(source, aside, ignore=shutil.ignore_patterns("*.parquet.lock", "*.lock"))
+    start = 0
+    for file in data_files(source):
+        table = pq.read_table(file)
+        for column, values in columns.items():
+            field = table.schema.field(column)
+            part = pa.array(list(values[start : start + len(table)]), type=field.type)
+            table = table.set_column(table.schema.get_field_index(column), field, part)
+        pq.write_table(table, aside / file.relative_to(source))
+        start += len(table)
+    (aside / "meta" / name).write_text(json.dumps(record))
+    aside.rename(output)
 
 
 def r_squared(predicted: np.ndarray, recorded: np.ndarray) -> float:
