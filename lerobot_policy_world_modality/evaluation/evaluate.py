@@ -208,6 +208,8 @@ class Evaluation:
 
     def _make_envs(self) -> dict[str, dict[int, Any]]:
         cfg = self.cfg
+        # Processes of asynchronous environments are forked from one that has imported LeRobot: else each imports it.
+        multiprocessing.set_forkserver_preload([__name__])
         try:
             return make_env(
                 cfg.env,

@@ -466,10 +466,6 @@ def test_a_dataset_without_cameras_is_refused(tmp_path):
     assert_refused(config(tmp_path / "blind", tmp_path / "out"), "no colour image or video feature")
 
 
-def test_an_unknown_encoder_is_refused(videos, tmp_path):
-    assert_refused(config(videos, tmp_path / "out", EncoderSpec(family="nope")), "'nope'.*efficientnet_lite0")
-
-
 def test_a_missing_dataset_is_refused(tmp_path):
     assert_refused(config(tmp_path / "nowhere", tmp_path / "sub/out"), "cannot be opened")
 

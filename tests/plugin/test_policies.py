@@ -478,7 +478,7 @@ def test_gates_and_matrices_have_their_own_optimiser_groups(tiny_companion):
 
 
 def test_metrics_file_holds_means_of_windows(tiny_companion, tmp_path):
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / "outputs" / "metrics.jsonl"  # into a folder that isn't there yet
     policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F", metrics_file=str(path), metrics_every=2)
     seen = []
     for i in range(4):

@@ -16,7 +16,7 @@ from world_modality_core.io.devices import check_device
 from world_modality_core.io.episode_lists import parse_episodes
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import check_room
-from world_modality_core.io.hub_transfer import HubError, check_upload
+from world_modality_core.io.hub_transfer import check_upload
 from world_modality_core.io.option_differences import option_differences
 from world_modality_core.io.processes import join_processes, wait_for_everyone
 from world_modality_core.io.progress import Progress
@@ -69,7 +69,7 @@ def precompute(cfg: PrecomputeConfig) -> Path:
             "merge into the dataset that it was made from"
         )
     if cfg.push_to_hub and not cfg.dry_run:
-        _check_upload(repo_id)
+        check_upload(repo_id, "push_to_hub=true: ")
     # A link is followed: the folder that it leads to is replaced as a whole, and unfinished work lies beside that one.
     root = (Path(cfg.output.root) if cfg.output.root else default_root(repo_id)).resolve()
     excluded = sorted(parse_episodes(cfg.exclude_episodes, [len(source.lengths)], "exclude_episodes")[0] or ())
@@ -112,13 +112,6 @@ def precompute(cfg: PrecomputeConfig) -> Path:
                 print(f"Uploaded {push(name, folder, card, cfg.private)}")
     wait_for_everyone(state)
     return root
-
-
-def _check_upload(repo_id: str) -> None:
-    try:
-        check_upload(repo_id)
-    except HubError as error:
-        raise ConfigError(f"push_to_hub=true: {error}") from None
 
 
 def _open_reused(name: str) -> Companion:

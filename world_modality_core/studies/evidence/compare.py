@@ -142,7 +142,9 @@ class Comparison:
         )
 
 
-LABEL_COLUMNS = ("episodes", "action_free", "train_steps", "n_trainable", "n_frozen", "sees", "memory_content")
+LABEL_COLUMNS = (
+    "policy_type", "episodes", "action_free", "train_steps", "n_trainable", "n_frozen", "sees", "memory_content",
+)  # fmt: skip
 """Columns of the rows that tell what a model's label stands for."""
 
 
@@ -277,12 +279,12 @@ def compare(
         margin,
         outcome,
         _notes(episodes, comparisons),
-        _labels(episodes, [side.model for side in names]),
+        describe_labels(episodes, [side.model for side in names]),
     )
 
 
-def _labels(episodes: pd.DataFrame, models: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What the rows say of each model; where training seeds differ, in how many ways."""
+def describe_labels(episodes: pd.DataFrame, models: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What the rows say of each model, by `LABEL_COLUMNS`; where training seeds differ, in how many ways."""
     labels = {}
     for model in sorted(set(models)):
         rows = episodes[episodes["model"] == model]
