@@ -10,6 +10,8 @@ lerobot-eval always makes of its first ten episodes, which wm-eval is asked for 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -24,6 +26,7 @@ import report
 from lerobot_policy_world_modality.evaluation.tasks import METAWORLD
 from world_modality_core.studies.evidence.episode_records import read_episodes
 
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 MODULES = {
     "lerobot-eval": "lerobot.scripts.lerobot_eval",
     "wm-eval": "lerobot_policy_world_modality.evaluation.cli",
@@ -37,7 +40,11 @@ def run(name: str, options: list[str], folder: Path) -> tuple[float, float]:
     command = [sys.executable, "-m", MODULES[name], *options, *own, f"--output_dir={folder}"]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall = time.perf_counter() - start
+    with contextlib.suppress(ChildProcessError):  # the processes of --jobs, which a server that outlives it has begun
+        while True:
+            os.wait()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         sys.exit(done.stderr[-3000:])
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -72,6 +79,7 @@ def main() -> None:
         f"--env.episode_length={args.episode_length}", f"--eval.n_episodes={args.n_episodes}",
         f"--eval.batch_size={args.batch_size}", "--eval.use_async_envs=false", "--seed=100000",
     ]  # fmt: skip
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     first, second = ("wm-eval", f"wm-eval --jobs={args.jobs}") if args.jobs else MODULES
     if args.jobs:
         os.environ["OMP_NUM_THREADS"] = "1"
