@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from coc_tools.prompts import load_prompt
 from world_modality_core.io.devices import check_device
 from world_modality_core.io.errors import ConfigError
 
@@ -229,6 +230,7 @@ class LabelConfig:
             raise ConfigError("labels is empty: name the label file, for example --labels=outputs/coc/labels.jsonl")
         if not self.labels.endswith(".jsonl") or self.labels.endswith(".failed.jsonl"):
             raise ConfigError(f"labels={self.labels!r}: expected a name that ends in .jsonl (and not in .failed.jsonl)")
+        load_prompt(self.prompt)
         check_at_least("", self, max_attempts=1)
         if self.max_episodes is not None:
             check_at_least("", self, max_episodes=1)

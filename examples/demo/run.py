@@ -29,8 +29,9 @@ ENCODER = ["--encoder.family=efficientnet_lite0", "--encoder.pooling=mean@-1+s2d
 # Small enough for two CPU cores.
 SIZES = ["--policy.d_model=192", "--policy.per_cell=false", "--policy.dropout=0"]
 # Futures 4, 8, 12 and 16 frames ahead, a fifth of a second.
-WORLD_F = ["--policy.type=world_F", "--policy.n_future_steps=4", "--policy.future_stride=4"]
-BLIND = ["--policy.type=world_A", "--policy.use_vision=false"]
+WORLD_F = ["--policy.type=world_F", "--policy.n_future_steps=4", "--policy.future_stride=4", "--num_workers=1"]
+# The control, beside it, starts no processes: each would import LeRobot, for 8 CPU-seconds.
+BLIND = ["--policy.type=world_A", "--policy.use_vision=false", "--num_workers=0"]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,7 +75,6 @@ def train_stage(name: str, what: str, about: str, policy: list[str], options: ar
         f"--save_freq={max(options.steps // 5, 1)}",
         "--env_eval_freq=0",
         f"--log_freq={max(options.steps // 20, 1)}",
-        "--num_workers=1",
     ]
 
     def resume() -> list[str] | None:
@@ -86,7 +86,7 @@ def train_stage(name: str, what: str, about: str, policy: list[str], options: ar
 
 
 def eval_stage(
-    name: str, what: str, about: str, train: str, model: str, arms: str, options: argparse.Namespace
+    name: str, what: str, about: str, train: str, model: str, choices: list[str], options: argparse.Namespace
 ) -> Stage:
     """Closed-loop evaluation by `wm-eval` on seeds that were not recorded."""
     command = [
@@ -94,7 +94,7 @@ def eval_stage(
         f"--policy.path={options.folder / train / 'checkpoints' / 'last' / 'pretrained_model'}",
         f"--policy.device={options.device}",
         f"--model={model}",
-        f"--arms={arms}",
+        *choices,
         "--env.type=metaworld_light",
         f"--env.task={options.tasks}",
         f"--env.episode_length={EPISODE_LENGTH}",
@@ -151,23 +151,24 @@ def make_steps(options: argparse.Namespace) -> list[list[list[Stage]]]:
         train_stage("train", "world_F learns to act with a memory of the future", "2 min", WORLD_F, options),
         eval_stage(
             "eval", "it acts in scenes that were not recorded, with its memory and without", "2 min",
-            "train", "world_F", "intact,gate_closed", options,
+            "train", "world_F", ["--arms=intact,gate_closed"], options,
         ),
     ]  # fmt: skip
     control = [
         train_stage("train_blind", "the control, at the same time: a policy without images", "1 min", BLIND, options),
         eval_stage(
-            "eval_blind", "the control acts in the same scenes", "1 min", "train_blind", "blind", "intact", options
+            "eval_blind", "the control acts in the same scenes", "1 min",
+            "train_blind", "blind", ["--eval.use_async_envs=false"], options,
         ),
-    ]
+    ]  # fmt: skip
     evaluations = [str(folder / "eval"), str(folder / "eval_blind")]
     compare = [program("wm-compare"), *evaluations, "--baseline=blind", f"--json={folder / 'compare.json'}"]
     report = [program("wm-report"), *evaluations, "--baseline=blind", f"--output={folder / 'report.html'}"]
     answers = [
-        Stage("compare", "what the evaluations allow to be said", compare, [folder / "compare.json"]),
-        Stage("report", "the same, episode by episode", report, [folder / "report.html"]),
+        [Stage("compare", "what the evaluations allow to be said", compare, [folder / "compare.json"])],
+        [Stage("report", "the same, episode by episode", report, [folder / "report.html"])],
     ]
-    return [[[recording]], [[encoding]], [policy, control], [answers]]
+    return [[[recording]], [[encoding]], [policy, control], answers]
 
 
 def page_stage(options: argparse.Namespace) -> Stage:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import warnings
 import zlib
+from multiprocessing import forkserver
 from typing import Any
 
 import gymnasium as gym
@@ -294,6 +295,10 @@ def create_metaworld_light_envs(
     Returns:
         {group: {task_id: vector env}}.
     """
+    if use_async_envs and n_envs > 1:
+        # One import of LeRobot and MuJoCo for all processes, while the caller goes on.
+        forkserver.set_forkserver_preload([__name__])
+        forkserver.ensure_running()
     envs: dict[str, dict[int, Any]] = {}
     spaces = (None, None, None)
     for group, tasks in resolve_tasks(task).items():

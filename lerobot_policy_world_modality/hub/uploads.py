@@ -46,8 +46,6 @@ def push(given: argparse.Namespace) -> str:
         ConfigError: before anything is uploaded, naming the option and the remedy.
     """
     path = given.path
-    if not path.exists():
-        raise ConfigError(f"path={str(path)!r} does not exist")
     is_policy = (path / CONFIG).is_file()
     if (given.eval or given.baseline or given.matched) and not is_policy:
         raise ConfigError(

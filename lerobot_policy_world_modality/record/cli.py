@@ -39,8 +39,11 @@ def record(cfg: RecordConfig) -> Path:
     choose_mujoco_gl()  # before anything imports mujoco
     from lerobot_policy_world_modality.envs.metaworld_light import INSTRUCTIONS, make_light_env, resolve_tasks
     from lerobot_policy_world_modality.record.jobs import attempts_so_far, record_missing
+    from world_modality_core.io.hub_transfer import check_upload
     from world_modality_core.latents.companion import default_root
 
+    if cfg.push_to_hub:
+        check_upload(cfg.output.repo_id, "push_to_hub=true: ")
     tasks = list(dict.fromkeys(task for group in resolve_tasks(cfg.tasks, "tasks").values() for task in group))
     for task in tasks:
         make_light_env(task, **cfg.env.gym_kwargs).build()

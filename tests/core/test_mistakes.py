@@ -4,14 +4,16 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
 from lerobot_policy_world_modality.evaluation.configuration import WorldEvalConfig
 from world_modality_core.io import first_look
-from world_modality_core.io.commands import run_command
+from world_modality_core.io.commands import answer_early, run_command
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.option_source import OpenOptionsError, options_in_source
 
 REPO = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"]
@@ -42,6 +44,20 @@ MISTAKES = {
     "wm-intervene --policy.path=run/train": "there is one below it",
     "wm-intervene --policy.path=policy --companion.root=out": "companion.root='out': there is no such folder",
     f"{TRIAL} --policies a=/nope b=policy --run=true\\ {{policy}}": "--policies a='/nope': there is no such folder",
+    "wm-push polciy --repo_id=me/policy": "path='polciy' does not exist",
+    "coc-label --dataset.repo_id=me/pusht --labels=out.jsonl --prompt=/nope.txt": "prompt='/nope.txt': expected one of",
+    "coc-eval --labels=out.jsonl": "labels='out.jsonl': no such file; name a label file",
+    "coc-view --dataset.root=/nope": "dataset.root='/nope': there is no such folder",
+    "wm-matrix companion": "companion is a folder: name the YAML file of a study",
+    "wm-verify polciy": "polciy does not exist",
+    # closed choices and numbers
+    "wm-precompute --dataset.repo_id=me/pusht --encoder.family=dnio": "encoder.family='dnio': expected one of ['dino",
+    "wm-precompute --dataset.repo_id=me/pusht --encoder.pooling=max": "encoder.pooling='max': cannot read 'max'; exp",
+    "wm-precompute --dataset.repo_id=me/pusht --tokens.n_codes=-5": "tokens.n_codes=-5: expected 0 (none) or at least",
+    "wm-prophet --companions=companion --output_dir=out --steps=-1": "steps=-1: expected at least 1",
+    "wm-prophet --output_dir=out": "companions is empty: name it with --companions",
+    "wm-compare run --alpha=2": "alpha=2.0: expected a level between 0 and 0.5, such as 0.05",
+    "wm-matrix nowhere.yaml --jobs=0": "--jobs=0: expected at least 1",
     # devices
     "wm-precompute --dataset.repo_id=me/pusht --device=cdua": "device='cdua': no such device; expected cpu, cuda,",
     "wm-precompute --dataset.repo_id=me/pusht --device=cuda": "device='cuda': torch sees 0 CUDA devices",
@@ -71,6 +87,24 @@ MISTAKES = {
     "wm-monitor fit --output=out --prophet=x": "prophet='x': there is no such folder",
     "wm-verify --sorce=x policy": "no option --sorce, the nearest is --source",
     "wm-matrix study.yaml --job=3 --plann": "no option --plann, the nearest is --plan",
+    # of commands whose options import LeRobot
+    "wm-eval --policy.path=policy --arm=intact": "no option --arm, the nearest is --arms",
+    "wm-eval --policy.path=policy --n_episodes=4": "no option --n_episodes, the nearest is --eval.n_episodes",
+    "wm-eval --policy.path=policy --eval.n_episods=4": "no option --eval.n_episods, the nearest is --eval.n_episodes",
+    "wm-eval --policy.path=policy --eval.n_episodes=ten": "`eval.n_episodes`: Couldn't parse 'ten' into an int",
+    "wm-eval --policy_path=policy": "no option --policy_path, the nearest is --policy.path",
+    "wm-eval --policy.path=policy --task=push-v3": "no option --task, the nearest is --env.task",
+    "wm-eval policy": "'policy' belongs to no option; options are given as --name=value",
+    "wm-intervene --policy.path=policy --output=out": "no option --output, the nearest is --output_dir",
+    "wm-intervene --policy.path=policy --plot=maybe": "`plot`: Couldn't parse 'maybe' into a bool. It is a switch",
+    "wm-eval --env.type=metaworld_light": "policy.path is not given: name the checkpoint to evaluate",
+    "wm-eval --policy.path=policy": "env.type is not given: name the simulator, for instance --env.type=metaworld",
+    "wm-intervene --output_dir=out": "policy.path is not given: name the checkpoint to examine",
+    "wm-record --output.repo_id=me/push": "tasks is not given: name tasks to record, for instance --tasks=push-v3",
+    "wm-record --tasks=push-v3": "output.repo_id is not given: name the dataset, for instance --output.repo_id=me/",
+    "wm-record --task=push-v3": "no option --task, the nearest is --tasks",
+    "wm-record --tasks=push-v3 --video.g=two": "`video.g`: Could not decode the value",
+    "wm-record --tasks=push-v3 --env.camera_name=corner9": "--env.camera_name: invalid choice: 'corner9'",
 }
 
 
@@ -134,12 +168,71 @@ def test_what_is_there_or_may_come_is_let_pass(tmp_path, monkeypatch):
         first_look.look_first(line.split())
 
 
+@pytest.mark.parametrize(
+    "command, module, name",
+    [
+        ("wm-eval", "lerobot_policy_world_modality.evaluation.configuration", "WorldEvalConfig"),
+        ("wm-intervene", "lerobot_policy_world_modality.intervention.cli", "InterveneConfig"),
+        ("wm-record", "lerobot_policy_world_modality.record.record_options", "RecordConfig"),
+    ],
+)
+def test_options_read_from_source_are_those_of_the_command(command, module, name):
+    known, is_open = options_in_source(module, name)
+    in_source = set()
+
+    def names(options, before):
+        for each in fields(options):
+            in_source.add(before + each.name)
+            if is_dataclass(each.type):
+                names(each.type, f"{before}{each.name}.")
+
+    names(known, "--")
+    recorded = set(json.loads((REPO / "tests/equality/options.json").read_text())[command])
+    said = {option for option in recorded if "." not in option or option[2:].partition(".")[0] not in is_open}
+    assert is_open == {"wm-eval": {"policy", "env"}, "wm-intervene": {"policy"}, "wm-record": set()}[command]
+    assert in_source == said - {"--help", "--config_path"}
+
+
+def test_options_that_the_source_does_not_say_are_left_to_the_parser(tmp_path, monkeypatch, capsys):
+    for module in ("lerobot.configs.gone", "lerobot.configs.eval", "wm_tools"):
+        with pytest.raises(OpenOptionsError):
+            options_in_source(module, "WorldEvalConfig")
+    (tmp_path / "given.yaml").write_text("unknown: 1")
+    for words in ("--polcy=x", "--config_path given.yaml", "--policy.any=1 --env.type=a --arms=zero", "--polcy --help"):
+        module = (
+            "lerobot.configs.eval" if words == "--polcy=x" else "lerobot_policy_world_modality.evaluation.configuration"
+        )
+        monkeypatch.setattr(sys, "argv", ["wm-eval", *words.split()])
+        answer_early("wm-eval", module, "WorldEvalConfig", {"policy.any": "it"} if "given.yaml" in words else {})
+    assert capsys.readouterr() == ("", "")
+
+
 def test_wm_eval_says_which_checkpoint_option_it_knows(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["wm-eval"])
     with pytest.raises(SystemExit) as stop:
         run_command("wm-eval", WorldEvalConfig, print, ["--policy.pth=policy"])
     assert "no option --policy.pth, the nearest is --policy.path" in str(stop.value.code)
     assert "--policy.path=FOLDER" in WorldEvalConfig.__doc__ and "--env.task=" in WorldEvalConfig.__doc__
+
+
+@pytest.mark.parametrize("name", ["weights/dinov2", "data/weights/dinov2", "dionv2"])
+def test_weights_that_are_in_no_folder_are_told_so(name, tmp_path, monkeypatch):
+    (tmp_path / "dinov2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    near = "; did you mean dinov2?" if name == "dionv2" else ""
+    with pytest.raises(ConfigError, match=rf"^model_id='{name}': there is no such folder \(counted from .*\){near}"):
+        first_look.check_weights("model_id", name)
+    snapshot = tmp_path / "models--me--dinov2"
+    (snapshot / "snapshots/abc").mkdir(parents=True)
+    (snapshot / "refs").mkdir()
+    (snapshot / "snapshots/abc/config.json").write_text("{}")
+    (snapshot / "refs/main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    first_look.check_weights("model_id", "me/dinov2")  # the control: downloaded before
+    first_look.check_weights("model_id", "dinov2")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    first_look.check_weights("model_id", "weights/dinov3")  # may be on the Hub
 
 
 def test_a_relative_folder_that_a_checkpoint_keeps_is_told_from_elsewhere(tmp_path, monkeypatch):

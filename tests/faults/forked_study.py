@@ -76,3 +76,7 @@ def main() -> int:
     names = ("DEVNULL", "STDOUT", "TimeoutExpired")
     queue.subprocess = types.SimpleNamespace(Popen=Fork, **{name: getattr(subprocess, name) for name in names})
     return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -36,11 +37,13 @@ SMALL = {
 
 
 # Seconds that processes have to end in, once a training has said that it is over.
-TEARDOWN_S = 30
+TEARDOWN_S = 10
 
 
-def run_training(command: list[str], timeout_s: float = 400) -> str:
+def run_training(command: list[str], n_processes: int = 1, timeout_s: float = 400) -> str:
     """Run `lerobot-train`, in one process or several, and return what it printed.
+
+    Several are told of one another as torchrun does, whose launchers start interpreters of their own.
 
     Two processes on CPUs now and then never end, though the training has: torch's gloo group joins its thread in its
     destructor with the GIL held, for which that thread waits (seen with torch 2.11 by py-spy: ~ProcessGroupGloo below
@@ -49,23 +52,35 @@ def run_training(command: list[str], timeout_s: float = 400) -> str:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         with log.open("w") as file:
-            process = fork_server.start(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+            options = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+            ranks = _ranks(n_processes) if n_processes > 1 else [{}]
+            processes = [fork_server.start(command, env=os.environ | rank, **options) for rank in ranks]
         end, over = time.monotonic() + timeout_s, None
-        while process.poll() is None:
+        while None in (codes := [process.poll() for process in processes]):
             time.sleep(0.2)
             if over is None and "End of training" in log.read_text():
                 over = time.monotonic()
             hangs = over is not None and time.monotonic() - over > TEARDOWN_S
-            if hangs or time.monotonic() > end:
-                for pid in _session(process.pid):
+            if hangs or any(codes) or time.monotonic() > end:
+                for pid in {pid for process in processes for pid in _session(process.pid)}:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                process.wait()
-                assert hangs, f"no end after {timeout_s} s: {log.read_text()[-3000:]}"
+                for process in processes:
+                    process.wait()
+                assert hangs, f"{codes}, or no end after {timeout_s} s: {log.read_text()[-3000:]}"
                 return log.read_text()
         printed = log.read_text()
-    assert process.returncode == 0, printed[-3000:]
+    assert not any(codes), printed[-3000:]
     return printed
+
+
+def _ranks(n: int) -> list[dict[str, str]]:
+    """What torchrun tells each of n processes on one machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    of_all |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+    return [of_all | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(n)]
 
 
 def _session(leader: int) -> list[int]:

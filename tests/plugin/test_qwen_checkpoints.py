@@ -171,8 +171,11 @@ def test_nicknames_resolve():
 def test_another_family_is_refused(tiny_companion, tmp_path):
     with pytest.raises(ValueError, match="is a 'smolvlm'; qwen_world_fplus runs on .*qwen3_vl, qwen2_5_vl"):
         build(tiny_companion, make_smolvlm(tmp_path / "smolvlm"))
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ConfigError, match="vlm_backbone='.*nothing': there is no such folder"):
         build(tiny_companion, tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="vlm_backbone='.*empty' cannot be loaded"):
+        build(tiny_companion, tmp_path / "empty")
 
 
 def test_a_tokenizer_without_the_action_tokens_of_the_checkpoint(tiny_companion, vlm, tmp_path):
@@ -249,11 +252,11 @@ def test_batches_that_lack_something(tiny_companion, vlm):
 # The plain LeRobot commands.
 
 
-def train(tiny_companion, vlm, output, *extra, steps=4, launcher=()):
+def train(tiny_companion, vlm, output, *extra, steps=4, n_processes=1):
     options = {**TINY, "type": "qwen_world_fplus", "vlm_backbone": vlm, "prophet.d_model": 32, "head.d_model": 32,
                "companion.root": tiny_companion.companion_root}  # fmt: skip
     command = [
-        sys.executable, *launcher, "-m" if not launcher else "--module", "lerobot.scripts.lerobot_train",
+        sys.executable, "-m", "lerobot.scripts.lerobot_train",
         f"--dataset.repo_id={tiny_companion.source_repo_id}", f"--dataset.root={tiny_companion.source_root}",
         f"--output_dir={output}", f"--steps={steps}", "--num_workers=0", "--log_freq=1", "--save_freq=2",
         "--env_eval_freq=0", "--seed=7",
@@ -261,7 +264,7 @@ def train(tiny_companion, vlm, output, *extra, steps=4, launcher=()):
         *(f"--policy.{name}={str(value).lower() if isinstance(value, bool) else value}"
           for name, value in options.items() if not any(e.startswith(f"--policy.{name}=") for e in extra)), *extra,
     ]  # fmt: skip
-    return run_training(command)
+    return run_training(command, n_processes)
 
 
 @pytest.mark.slow
@@ -288,12 +291,10 @@ def test_lerobot_train_logs_and_resumes_to_the_same_weights(tiny_companion, vlm,
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["joint_after_act", "separate"])
 def test_two_processes_train_together_though_one_may_have_no_label(tiny_companion, vlm, tmp_path, mode):
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-                "--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no")  # fmt: skip
     labels = tmp_path / "labels.jsonl"
     labels.write_text(json.dumps({"episode_index": 0, "coc_text": "the puck"}) + "\n")
     text = (f"--policy.text.jsonl={labels}", f"--policy.text.mode={mode}", "--policy.lambda_text=0.1")
-    printed = train(tiny_companion, vlm, tmp_path / "run", *text, "--batch_size=1", launcher=launcher)
+    printed = train(tiny_companion, vlm, tmp_path / "run", *text, "--batch_size=1", n_processes=2)
     assert re.search("Effective batch size: 1 x 2 .*= 2", printed) and "loss_text:" in printed
     held = load_file(tmp_path / "run/checkpoints/000004/pretrained_model/model.safetensors")
     assert held["world.train_step"] == 4 and all(value.isfinite().all() for value in held.values())

@@ -53,8 +53,8 @@ def run(tiny_companion, output, base, **options):
     return output / "checkpoints"
 
 
-def command(*args, launcher=("-m", "lerobot.scripts.lerobot_train")):
-    return run_training([sys.executable, *launcher, *map(str, args)])
+def command(*args, n_processes=1):
+    return run_training([sys.executable, "-m", "lerobot.scripts.lerobot_train", *map(str, args)], n_processes)
 
 
 def weights(checkpoints, step):
@@ -134,12 +134,8 @@ def test_with_closed_gates_a_run_logs_the_losses_of_the_baseline(tiny_companion,
 
 
 def test_two_processes_train_together(tiny_companion, base, tmp_path):
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-                "--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no",
-                "-m", "lerobot.scripts.lerobot_train")  # fmt: skip
-    printed = command(
-        *arguments(tiny_companion, tmp_path / "run", base, **{"run.steps": 2, "fusion.f3b": "true"}), launcher=launcher
-    )
+    options = {"run.steps": 2, "fusion.f3b": "true"}
+    printed = command(*arguments(tiny_companion, tmp_path / "run", base, **options), n_processes=2)
     assert re.search("Effective batch size: 4 x 2 .*= 8", printed)
     assert weights(tmp_path / "run/checkpoints", 2)["world.train_step"] == 2
 

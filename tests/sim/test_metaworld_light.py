@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -326,6 +328,11 @@ def make(task: str, n_envs: int, use_async_envs: bool = False, **kwargs):
     return cfg, make_env(cfg, n_envs=n_envs, use_async_envs=use_async_envs)
 
 
+def cpu_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def test_policy_features():
     cfg, _ = make("push-v3", 1)
     features = env_to_policy_features(cfg)
@@ -354,6 +361,8 @@ def test_make_env_groups_tasks_and_async_equals_sync():
             ends.append((terminated | truncated).tolist())
         assert ends[4:6] == [[False, False], [True, True]]
         runs.append(run)
+    # Its processes were forked from one that has imported LeRobot, which takes 7 CPU-seconds.
+    assert max(cpu_seconds(process.pid) for process in asynchronous["push-v3"][0]._env.processes) < 4
     close_envs(sync)
     close_envs(asynchronous)
     for one, other in zip(*runs, strict=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -294,10 +293,11 @@ def test_a_recording_goes_on_in_the_simulator_that_it_began_with(tmp_path, clean
         record(config(tmp_path / "data"))
 
 
-def test_help_imports_no_simulator():
+def test_help_imports_no_simulator(tmp_path):
     program = "import sys; from lerobot_policy_world_modality.record import cli; sys.argv = ['wm-record', '--help']\n"
     program += "try: cli.main()\nexcept SystemExit: print('LOADED', *sys.modules)"
-    text = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    (tmp_path / "program.py").write_text(program)
+    text = fork_server.run([sys.executable, tmp_path / "program.py"], capture_output=True, check=True).stdout
     shown, _, loaded = text.partition("LOADED")
     assert "--env.hold_still_for" in shown and "lerobot.configs.video" in loaded.split()
     assert not {"mujoco", "metaworld", "faiss", "statsmodels"} & set(loaded.split())
@@ -319,6 +319,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_a_wrong_option_is_one_line(tmp_
     [
         ({"tasks": "pusch-v3"}, "pusch-v3.*did you mean.*push-v3"),
         ({"n_episodes": 0}, "n_episodes=0"),
+        ({"push_to_hub": True}, "^push_to_hub=true: repo_id=.*HF_HUB_OFFLINE forbids.*uploading needs the Hub"),
         ({"action_noise": -1.0}, "action_noise=-1.0"),
         ({"tasks": "reach-v3,button-press-v3", "hide_goal_after": 3}, "button-press-v3 has no goal marker"),
     ],

@@ -14,7 +14,8 @@ PROGRAMS = ("lerobot-record", "lerobot-train", "lerobot-rollout", "lerobot-eval"
 LEROBOT = {name: f"lerobot.scripts.{name.replace('-', '_')}" for name in PROGRAMS}
 
 # What the console script hands over to.
-MODULES = {"wm-eval": "lerobot_policy_world_modality.evaluation.cli"}
+PLUGIN = "lerobot_policy_world_modality"
+MODULES = {"wm-eval": f"{PLUGIN}.evaluation.cli", "wm-record": f"{PLUGIN}.record.cli"}
 
 
 def documented(page: str, changed: dict[str, str]) -> list[list[str]]:

@@ -39,12 +39,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 def work(given: argparse.Namespace) -> None:
     """Upload what the options name."""
+    if not given.path.exists():
+        raise ConfigError(f"path={str(given.path)!r} does not exist")
     from lerobot.utils.import_utils import register_third_party_plugins
 
     from lerobot_policy_world_modality.hub.uploads import push
 
     register_third_party_plugins()
-    if given.path.exists() and kind_of(given.path.resolve()):  # else `push` says what can be uploaded
+    if kind_of(given.path.resolve()):  # else `push` says what can be uploaded
         _, faults = verify(given.path)
         if faults:
             more = f" (and {len(faults) - 1} more: wm-verify {given.path})" if len(faults) > 1 else ""

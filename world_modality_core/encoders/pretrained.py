@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.first_look import check_weights
 
 
 def load_pretrained(spec: EncoderSpec, model_types: dict[str, str], **overrides) -> tuple[nn.Module, str | None]:
@@ -33,8 +34,7 @@ def load_pretrained(spec: EncoderSpec, model_types: dict[str, str], **overrides)
     import transformers
 
     folder = Path(spec.model_id)
-    if spec.model_id.startswith(("/", ".", "~")) and not folder.is_dir():
-        raise ConfigError(f"encoder.model_id={spec.model_id!r}: no such folder")
+    check_weights("encoder.model_id", spec.model_id, spec.revision)
     revision = _folder_revision(folder) if folder.is_dir() else None
     if revision is not None and spec.revision not in (None, revision):
         raise ConfigError(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-import torch
-
-from world_modality_core.encoders.base import WorldEncoder
-from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
-from world_modality_core.latents.pca import LatentPCA
+
+if TYPE_CHECKING:  # options are checked before anything heavy is imported
+    import torch
+
+    from world_modality_core.encoders.base import WorldEncoder
+    from world_modality_core.encoders.spec import EncoderSpec
+    from world_modality_core.latents.pca import LatentPCA
 
 _FAMILIES: dict[str, type[WorldEncoder]] = {}
 # Modules of this package that register themselves, imported when they are asked for.
@@ -40,6 +43,19 @@ def encoder_families() -> list[str]:
     return sorted({*_BUILT_IN, *_FAMILIES})
 
 
+def check_family(family: str) -> None:
+    """Refuse a family that nobody registered.
+
+    Raises:
+        ConfigError: naming it, and those that there are.
+    """
+    if family not in encoder_families():
+        raise ConfigError(
+            f"encoder.family={family!r}: expected one of {encoder_families()}; a family of your own is registered by "
+            "importing its module first, e.g. with --encoder.discover_packages_path=<package> (docs/encoders.md)"
+        )
+
+
 def make_world_encoder(
     spec: EncoderSpec, pca: LatentPCA | None = None, device: str | torch.device = "cpu"
 ) -> WorldEncoder:
@@ -57,11 +73,7 @@ def make_world_encoder(
         ConfigError: if the family is unknown, the spec does not fit it, a package is missing or the weights are not at
             hand.
     """
-    if spec.family not in encoder_families():
-        raise ConfigError(
-            f"encoder.family={spec.family!r}: expected one of {encoder_families()}; a family of your own is registered "
-            "by importing its module first, e.g. with --encoder.discover_packages_path=<package> (docs/encoders.md)"
-        )
+    check_family(spec.family)
     if spec.family not in _FAMILIES:
         import_module(_BUILT_IN[spec.family])
     return _FAMILIES[spec.family](spec, pca=pca, device=device)

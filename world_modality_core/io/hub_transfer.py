@@ -141,20 +141,27 @@ def _file_of(error: HfHubHTTPError) -> str:
     return repr(error.response.url.path.rsplit("/", 1)[-1])
 
 
-def check_upload(repo_id: str) -> None:
+def check_upload(repo_id: str, asked_by: str = "") -> None:
     """Refuse an upload that can't work, without asking the Hub: before the work that makes what is uploaded.
+
+    Args:
+        repo_id: Where to.
+        asked_by: What the message begins with: the option that asks for the upload.
 
     Raises:
         HubError: if uploads are forbidden, there is no token, or the name can't be one.
     """
-    with hub_errors(repo_id, uploads=True):
-        validate_repo_id(repo_id)
-        if is_offline_mode():
-            raise OfflineModeIsEnabled
-        if get_token() is None:
-            raise LocalTokenNotFoundError
-    if "/" not in repo_id:
-        raise HubError(f"repo_id={repo_id!r} does not say whose: expected USER/NAME")
+    try:
+        with hub_errors(repo_id, uploads=True):
+            validate_repo_id(repo_id)
+            if is_offline_mode():
+                raise OfflineModeIsEnabled
+            if get_token() is None:
+                raise LocalTokenNotFoundError
+        if "/" not in repo_id:
+            raise HubError(f"repo_id={repo_id!r} does not say whose: expected USER/NAME")
+    except HubError as error:
+        raise HubError(f"{asked_by}{error}") from None
 
 
 def push_folder(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from world_modality_core.configs import TokensPer, check_at_least, check_choices
+from world_modality_core.encoders.registry import check_family
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.devices import check_device
 from world_modality_core.io.errors import ConfigError
@@ -100,6 +101,8 @@ class PrecomputeConfig:
         check_choices(self)
         check_choices(self.tokens, "tokens.")
         check_at_least(self.tokens, 1, "n_samples", prefix="tokens.")
+        if self.encoder.is_set:
+            check_family(self.encoder.family)
         if self.reuse_from and (self.encoder != EncoderSpec() or self.tokens != TokensConfig()):
             raise ConfigError(
                 f"reuse_from={self.reuse_from!r} brings its encoder and codebook: leave out --encoder and --tokens"

@@ -16,6 +16,7 @@ from lerobot_policy_world_modality.policies.qwen_world_fplus.configuration_qwen_
     QwenWorldFPlusConfig,
 )
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.first_look import check_weights
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 
@@ -54,9 +55,11 @@ def load_backbone_config(config: QwenWorldFPlusConfig) -> PretrainedConfig:
     """The backbone's own config.
 
     Raises:
+        ConfigError: if its folder isn't there.
         ValueError: if it can't be had, or is of another family.
     """
     name = config.vlm_backbone
+    check_weights("vlm_backbone", name, config.vlm_revision)
     try:
         found = AutoConfig.from_pretrained(
             name, revision=config.vlm_revision, trust_remote_code=config.runs_remote_code

@@ -11,6 +11,7 @@ from lerobot_policy_world_modality.policies.shared.world_options import Arithmet
 from lerobot_policy_world_modality.policies.shared.world_variant import WorldVariantConfig, world_variant
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import as_folder
+from world_modality_core.io.first_look import check_weights
 
 
 @dataclass
@@ -56,6 +57,10 @@ class SmolVLAWorldConfig(WorldVariantConfig, SmolVLAConfig):
                 "fusion.f3a=true puts memory tokens into the prefix, and memory.entry='modulated' reads them by "
                 "queries; use --policy.memory.entry=gated, or --policy.fusion.f3a=false"
             )
+
+    def validate_features(self) -> None:
+        check_weights("vlm_model_name", self.vlm_model_name)  # SmolVLA loads it next
+        super().validate_features()
 
     @property
     def rollout_dtype(self) -> str | None:

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests import fork_server
+from tests.faults import forked_study
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import SMALL
 from world_modality_core.encoders.spec import EncoderSpec
@@ -93,9 +95,10 @@ def study(tmp_path_factory):
     return path
 
 
-def start(study, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "world_modality_core.studies.matrix.cli", str(study), "--jobs=1", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(study, *arguments: str) -> fork_server.Fork:
+    # wm-matrix, whose jobs are forks too.
+    command = [sys.executable, forked_study.__file__, str(study), "--jobs=1", *arguments]
+    return fork_server.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def run(study, *arguments: str) -> str:
