@@ -79,4 +79,5 @@ def browser(chromium):
     """That Chromium as on a laptop in daylight; what went wrong in its pages is in `errors`."""
     chromium.look(1280, "light")
     chromium.errors.clear()
-    return chromium
+    yield chromium
+    chromium.send("Page.navigate", url="about:blank")  # a page of a server asks on after it has ended

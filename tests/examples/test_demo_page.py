@@ -87,9 +87,10 @@ def test_page_needs_nothing_else_and_escapes_its_data(data):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_everything_can_be_seen_on_a_phone_and_a_laptop(browser, data, tmp_path, width):
     browser.look(width, "light")
-    (tmp_path / "index.html").write_text(page.build_page(data))
-    browser.open(tmp_path / "index.html")
-    assert browser.out_of_sight() == []
+    for name, shown in (("so_far", PageData(data.stages, is_done=False)), ("whole", data)):
+        (tmp_path / f"{name}.html").write_text(page.build_page(shown))
+        browser.open(tmp_path / f"{name}.html")
+        assert browser.out_of_sight() == []
 
 
 def test_page_shows_every_part(data):

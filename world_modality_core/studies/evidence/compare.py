@@ -284,12 +284,12 @@ def compare(
 
 
 def describe_labels(episodes: pd.DataFrame, models: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What the rows say of each model, by `LABEL_COLUMNS`; where training seeds differ, in how many ways."""
+    """What the rows say of each model, by `LABEL_COLUMNS`; "differs by seed" where training seeds do."""
     labels = {}
     for model in sorted(set(models)):
         rows = episodes[episodes["model"] == model]
         values = [rows[name].dropna().unique() for name in LABEL_COLUMNS]
-        labels[model] = tuple(str(v[0]) if len(v) == 1 else f"{len(v)} kinds" if len(v) else "" for v in values)
+        labels[model] = tuple(str(v[0]) if len(v) == 1 else "differs by seed" if len(v) else "" for v in values)
     return labels
 
 
