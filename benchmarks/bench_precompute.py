@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace, source: SourceDataset, folder: Path) -> No
                        dtype=args.dtype)  # fmt: skip
     encoder = make_world_encoder(spec, device=args.device)
     n_images = source.meta.total_frames * len(cameras)
-    frames = list(source.chunks(episodes, cameras, args.batch_size, 0))
+    frames = list(source.chunks(episodes, spec, args.batch_size, 0))
 
     def encode_all() -> None:
         for _, _, latents in encode_episodes(iter(frames), encoder):
@@ -93,7 +93,7 @@ def measure(args: argparse.Namespace, source: SourceDataset, folder: Path) -> No
     bounds, cpu_ratios = [], []
     for repeat in range(args.repeats):
         start = clock()
-        for _ in source.chunks(episodes, cameras, args.batch_size, 0):
+        for _ in source.chunks(episodes, spec, args.batch_size, 0):
             pass
         decode = clock() - start
         start = clock()

@@ -1,12 +1,14 @@
 """How long `wm-report` takes and how large its page is, over synthetic records of many runs.
 
 Each run has an evaluation of --episodes rows (5 arms, 10 tasks), a training curve and a job's record; each model has
-an intervention. Timed is the command in a process of its own, with the start of Python.
+an intervention. Timed is the command in a process of its own, with the start of Python: processor seconds, which others
+on the machine hardly lengthen, and by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(REPO), str(REPO / "tests/studies
 
 TASKS = [f"task-{i}-v3" for i in range(10)]
 ARMS = {"intact": 0.75, "shuffle_within_task": 0.5, "copy_current": 0.5, "gate_closed": 0.5, "zero": 0.4}
-FIGURES = {"seconds": 30, "MB": 20}
+FIGURES = {"seconds": 10, "MB": 20}
 
 
 def main() -> None:
@@ -35,17 +37,20 @@ def main() -> None:
         study, page = Path(name) / "study", Path(name) / "report.html"
         write(study, args)
         command = [sys.executable, "-m", "world_modality_core.studies.report.cli", str(study), "--baseline=model_00"]
-        seconds = []
+        seconds, cpu_seconds = [], []
         for _ in range(args.repeats):
-            start = time.perf_counter()
+            start, before = time.perf_counter(), os.times()
             subprocess.run([*command, f"--output={page}"], check=True, cwd=REPO)
             seconds.append(time.perf_counter() - start)
+            after = os.times()
+            spent = (after.children_user - before.children_user, after.children_system - before.children_system)
+            cpu_seconds.append(sum(spent))
         size = page.stat().st_size / 1e6
     report(
         f"wm-report on {args.models * args.seeds} runs x {args.episodes} episodes",
-        {"page (MB)": [size], "wm-report (s)": seconds},
-        ratio=[max(each / FIGURES["seconds"], size / FIGURES["MB"]) for each in seconds],
-        target="<= 1: the worse of seconds over 30 and MB over 20",
+        {"page (MB)": [size], "wm-report (CPU s)": cpu_seconds, "wm-report (s)": seconds},
+        ratio=[max(each / FIGURES["seconds"], size / FIGURES["MB"]) for each in cpu_seconds],
+        target="<= 1: the worse of CPU seconds over 10 and MB over 20",
         settings=vars(args),
     )
 

@@ -204,7 +204,7 @@ def measure(folder: Path, n_episodes: int, n_codes: int) -> dict:
         source = SourceDataset("bench/droid", str(root))
         encoder = make_world_encoder(EncoderSpec("bench_colour", cameras=[CAMERA]), device="cpu")
         start, n = time.perf_counter(), 0
-        for chunk in source.chunks(range(min(n_episodes, 100)), [CAMERA], 64, 0):
+        for chunk in source.chunks(range(min(n_episodes, 100)), encoder.spec, 64, 0):
             n += len(encoder.encode(chunk.frames))
         return {"frames_a_second": n / (time.perf_counter() - start)}
 

@@ -1,7 +1,9 @@
 """Cost of wm-eval over lerobot-eval on the same episodes of the same checkpoint, both as their whole command.
 
 Each repeat runs both commands, one after the other and in turns as to which is first, and compares seconds; with
---cpu, processor seconds, which hold on a machine that does other work as well. Both make no videos but those that
+--cpu, processor seconds, which hold on a machine that does other work as well. With --jobs=N it is wm-eval --jobs=N
+over wm-eval instead, both with one thread a process: their ratio of seconds is 1 / N at best, and that of processor
+seconds tells what N processes cost that one doesn't. Both make no videos but those that
 lerobot-eval always makes of its first ten episodes, which wm-eval is asked for as well (--videos=first:10).
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -29,7 +32,8 @@ MODULES = {
 
 def run(name: str, options: list[str], folder: Path) -> tuple[float, float]:
     """Run a command; its wall and processor seconds."""
-    own = ["--videos=first:10"] if name == "wm-eval" else []
+    name, *own = name.split()
+    own += ["--videos=first:10"] if name == "wm-eval" else []
     command = [sys.executable, "-m", MODULES[name], *options, *own, f"--output_dir={folder}"]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
@@ -41,7 +45,7 @@ def run(name: str, options: list[str], folder: Path) -> tuple[float, float]:
 
 def results(name: str, folder: Path) -> list[float]:
     """Sum of rewards of each episode, in the order of tasks and seeds."""
-    if name == "wm-eval":
+    if name.startswith("wm-eval"):
         rows = read_episodes(folder)
         return rows.sort_values(["task", "seed"])["sum_reward"].tolist()
     tasks = json.loads((folder / "eval_info.json").read_text())["per_task"]
@@ -59,6 +63,7 @@ def main() -> None:
     parser.add_argument("--n_episodes", type=int, default=10, help="a task (default: 10)")
     parser.add_argument("--batch_size", type=int, default=5, help="environments (default: 5)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--jobs", type=int, help="compare wm-eval --jobs=N with wm-eval")
     parser.add_argument("--cpu", action="store_true", help="compare processor seconds")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
@@ -67,20 +72,24 @@ def main() -> None:
         f"--env.episode_length={args.episode_length}", f"--eval.n_episodes={args.n_episodes}",
         f"--eval.batch_size={args.batch_size}", "--eval.use_async_envs=false", "--seed=100000",
     ]  # fmt: skip
-    seconds: dict[str, list[float]] = {name: [] for name in MODULES}
+    first, second = ("wm-eval", f"wm-eval --jobs={args.jobs}") if args.jobs else MODULES
+    if args.jobs:
+        os.environ["OMP_NUM_THREADS"] = "1"
+    seconds: dict[str, list[float]] = {first: [], second: []}
     for repeat in range(args.repeats):
         found = {}
-        for name in sorted(MODULES, reverse=bool(repeat % 2)):
+        for name in sorted(seconds, reverse=bool(repeat % 2)):
             with tempfile.TemporaryDirectory() as folder:
                 seconds[name].append(run(name, options, Path(folder))[args.cpu])
                 found[name] = results(name, Path(folder))
-        if found["wm-eval"] != found["lerobot-eval"]:
+        if found[first] != found[second]:
             print(f"sums of rewards differ: {found}", file=sys.stderr)
-    ratio = [ours / theirs for ours, theirs in zip(seconds["wm-eval"], seconds["lerobot-eval"], strict=True)]
+    ratio = [ours / theirs for ours, theirs in zip(seconds[second], seconds[first], strict=True)]
     unit = "processor s" if args.cpu else "s"
-    title = f"wm-eval over lerobot-eval, {args.n_episodes} episodes of each of {args.tasks}"
+    title = f"{second} over {first}, {args.n_episodes} episodes of each of {args.tasks}"
     settings = vars(args) | {"checkpoint": Path(args.checkpoint).name}
-    report.report(title, {f"{name} ({unit})": seconds[name] for name in MODULES}, ratio, "<= 1.05", settings)
+    target = "<= 1.05" if not args.jobs else "none" if args.cpu else f"<= {1 / (0.9 * args.jobs):.2f}"
+    report.report(title, {f"{name} ({unit})": values for name, values in seconds.items()}, ratio, target, settings)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,30 @@ from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
+WIDTHS = [360, 1280]
+"""Of a phone and of a laptop, px: every page is looked at in both."""
+
+# What nobody sees without scrolling sideways: beside the window, beyond the edge of its own box, or of its own picture.
+_OUT_OF_SIGHT = """(within => {
+  const found = [], width = document.documentElement.clientWidth;
+  const name = (e, why) => found.push(`${e.tagName.toLowerCase()}.${e.getAttribute("class") ?? ""} ${why}: ` +
+    e.textContent.trim().replace(/\\s+/g, " ").slice(0, 60));
+  for (const e of document.querySelectorAll(`${within} *`)) {
+    const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+    if (!box.width || !box.height || style.visibility === "hidden") continue;
+    // Blanks hang beyond the end of a wrapped line.
+    if (style.display === "inline" && e.firstChild && !e.textContent.trim()) continue;
+    if (box.left < -1 || box.right > width + 1) name(e, `from ${box.left | 0} to ${box.right | 0} px of ${width}`);
+    else if (style.overflowX !== "visible" && e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+      name(e, `shows ${e.clientWidth} of its ${e.scrollWidth} px`);
+    const picture = e.tagName === "text" && e.closest("svg");
+    if (!picture || getComputedStyle(picture).overflowX === "visible") continue;
+    const edge = picture.getBoundingClientRect();
+    if (box.left < edge.left - 1 || box.right > edge.right + 1) name(e, "is cut off by its picture");
+  }
+  return found;
+})"""
+
 
 class Browser:
     """Headless Chromium, driven through its debugging pipe (file descriptors 3 and 4)."""
@@ -98,6 +122,15 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def out_of_sight(self, within: str = "body") -> list[str]:
+        """What of the page can't be seen without scrolling sideways, everything that can be opened being open.
+
+        Args:
+            within: CSS selector of the parts that are looked at.
+        """
+        self.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+        return self.evaluate(f"{_OUT_OF_SIGHT}({json.dumps(within)})")
 
     def screenshot(self, path: Path) -> None:
         """Write the whole page as a PNG."""

@@ -60,3 +60,23 @@ def tiny_companion(tmp_path_factory, worker_id) -> TinyCompanion:
             )
             precompute(cfg)
     return tiny
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """One headless Chromium for all tests of pages."""
+    from tests.browser import CHROMIUM, Browser
+
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    browser = Browser(tmp_path_factory.mktemp("chromium") / "profile")
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    """That Chromium as on a laptop in daylight; what went wrong in its pages is in `errors`."""
+    chromium.look(1280, "light")
+    chromium.errors.clear()
+    return chromium

@@ -70,8 +70,21 @@ def commands():
                     yield pytest.param(shlex.split(text, comments=True), id=f"{page.name}: {text[:60]}")
 
 
+def options_of_parts():
+    """(program, option) of every part of a command: in a sentence, or where "..." stands for the rest."""
+    for page in PAGES:
+        texts = page.read_text().split("```")
+        parts = [code for sentences in texts[::2] for code in re.findall(r"`([^`]+)`", sentences)]
+        lines = [line for block in texts[1::2] for line in block.replace("\\\n", " ").splitlines()]
+        parts += [line for line in lines if "..." in line]
+        for program, *words in filter(None, map(str.split, parts)):
+            if program in {*CONFIGS, *PARSERS}:
+                for option in (word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")):
+                    yield pytest.param(program, option, id=f"{page.name}: {program} --{option}")
+
+
 def test_there_are_commands_to_check():
-    assert len(list(commands())) > 8
+    assert len(list(commands())) > 8 and len(list(options_of_parts())) > 20
 
 
 def has_option(config: type, names: list[str]) -> bool:
@@ -87,6 +100,25 @@ def test_an_option_that_is_none_is_noticed():
     kind = PreTrainedConfig.get_choice_class("world_F")
     assert has_option(kind, ["memory", "source"]) and has_option(kind, ["device"])
     assert not has_option(kind, ["memory", "sauce"]) and not has_option(kind, ["device", "source"])
+
+
+def options_of(parser) -> set[str]:
+    """Of a parser and of its subcommands."""
+    subcommands = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    names = {name.removeprefix("--") for name in parser._option_string_actions}
+    return names.union(*(options_of(each) for choices in subcommands for each in choices.values()))
+
+
+@pytest.mark.parametrize(("program", "option"), options_of_parts())
+def test_options_of_parts_of_commands_exist(program, option):
+    if program in PARSERS:
+        assert option in options_of(PARSERS[program])
+        return
+    names = option.split(".")
+    kinds = [CONFIGS[program]]
+    if names[0] == "policy" and len(names) > 1:
+        kinds, names = list(PreTrainedConfig.get_known_choices().values()), names[1:]
+    assert names in (["help"], ["config_path"], ["type"]) or any(has_option(kind, names) for kind in kinds)
 
 
 @pytest.mark.parametrize("command", commands())

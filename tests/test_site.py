@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import CHROMIUM, Browser
+from tests.browser import WIDTHS
 
 REPO = Path(__file__).parents[1]
 
@@ -33,15 +33,6 @@ def site(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pages(site) -> list[Path]:
     return sorted(page for page in site.glob("*.html") if page.name != "404.html")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    browser = Browser(tmp_path_factory.mktemp("chromium") / "profile")
-    yield browser
-    browser.close()
 
 
 def test_every_page_is_built(pages):
@@ -98,25 +89,26 @@ def test_no_page_needs_a_network(pages):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+@pytest.mark.parametrize(("width", "scheme"), zip(WIDTHS, ("dark", "light"), strict=True))
 def test_pages_fit_and_load_nothing_from_elsewhere(browser, pages, width, scheme):
     browser.look(width, scheme)
     for page in pages:
         browser.open(page)
-        too_wide = browser.evaluate(
-            "document.documentElement.scrollWidth > innerWidth || "
-            "[...document.querySelectorAll('article p, article li, article h1, article h2, article h3, article img')]"
-            ".some(e => e.getBoundingClientRect().right > innerWidth + 1)"
-        )
-        assert not too_wide, f"{page.name} is wider than {width} px"
+        assert browser.out_of_sight("article") == [], f"{page.name} at {width} px"
         broken = browser.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
         assert broken == [], page.name
     assert browser.errors == []
 
 
 @pytest.mark.slow
+def test_the_first_screen_holds_promise_picture_command_and_result(browser, site):
+    browser.open(site / "index.html")  # 800 px high
+    for part in ("strong", "img[src$='concept.svg']", "img[src$='demo.gif']", "pre", "tr:has(strong)"):
+        assert browser.evaluate(f'document.querySelector("article {part}").getBoundingClientRect().bottom') <= 800, part
+
+
+@pytest.mark.slow
 def test_search_works_from_files(browser, site):
-    browser.look(1280, "light")
     browser.open(site / "index.html")
     browser.evaluate(
         "document.querySelector('[data-md-component=search-query]').focus();"

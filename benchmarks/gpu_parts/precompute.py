@@ -106,7 +106,7 @@ def one_family(run: Run, name: str, spec: EncoderSpec, source: SourceDataset, ro
     rates, stored = {}, {}
     alone = range(n_episodes if spec.n_frames == 1 else n_episodes // 3)
     for batch_size in sorted({*((16, 64, 256) if run.is_real else (4,)), found}):
-        chunks = source.chunks(alone, spec.cameras, batch_size, n_workers if run.is_real else 0)
+        chunks = source.chunks(alone, spec, batch_size, n_workers if run.is_real else 0)
         frames = list(chunks)
         n = sum(len(next(iter(chunk.frames.values()))) for chunk in frames)
 

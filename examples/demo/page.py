@@ -15,6 +15,7 @@ import pandas as pd
 from page_data import PageData, Video
 from results import Result, read_results
 from stages import duration, read_stamp
+from world_modality_core.studies.evidence.verdicts import Verdict
 from world_modality_core.studies.report.charts import Chart, Line, line_chart
 from world_modality_core.studies.report.film import Imagined, held_out_chart
 from world_modality_core.studies.report.records import read_metrics
@@ -112,7 +113,8 @@ def collect(folder: Path, so_far: bool) -> PageData:
         data.blind = read_results(folder / "eval_blind")
     if "compare" in done:
         verdicts = json.loads((folder / "compare.json").read_text())["verdicts"]
-        data.verdict = "; ".join(f"{each['model']}: {each['question']}: {each['answer']}" for each in verdicts)
+        verdicts = [Verdict(**{name: value for name, value in each.items() if name != "p_holm"}) for each in verdicts]
+        data.verdict = "; ".join(f"{verdict.model}: {verdict.statement}" for verdict in verdicts)
     if not so_far:
         from imagined import predict_latents  # brings torch and LeRobot, which the page itself does not need
 

@@ -42,6 +42,9 @@ class WorldEvalConfig(EvalPipelineConfig):
     monitor: str = ""
     # Seed of the arms' draws: of `random`, and of whose memories a scene is shown.
     draw_seed: int = 0
+    # Processes that run batches of scenes side by side, each with a policy and environments of its own; the results are
+    # those of one.
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         config = read_policy_option()
@@ -81,7 +84,7 @@ class WorldEvalConfig(EvalPipelineConfig):
             prefix, _, count = self.videos.partition(":")
             if prefix != "first" or not count.isdigit() or int(count) < 1:
                 raise ConfigError(f"videos={self.videos!r}: expected none, failures, all, or first:N with N >= 1")
-        for name, least in (("stale_plans", 1), ("bank_scenes", 2)):
+        for name, least in (("stale_plans", 1), ("bank_scenes", 2), ("jobs", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at least {least}")
         if self.eval.recording:

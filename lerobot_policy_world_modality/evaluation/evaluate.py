@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+import os
+import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
+from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,6 +24,7 @@ from lerobot.envs import close_envs, make_env, make_env_pre_post_processors
 from lerobot.policies import make_policy, make_pre_post_processors
 from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.device_utils import get_safe_torch_device
+from lerobot.utils.import_utils import register_third_party_plugins
 from lerobot.utils.io_utils import write_video
 from lerobot.utils.random_utils import set_seed
 from torch import Tensor, nn
@@ -34,7 +42,8 @@ from lerobot_policy_world_modality.live_monitor.evaluated_monitor import Evaluat
 from lerobot_policy_world_modality.policies.shared.host import host_of
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import writing
-from world_modality_core.io.progress import Progress
+from world_modality_core.io.progress import Progress, WithoutBars
+from world_modality_core.io.worker_process import follow_parent
 from world_modality_core.monitor.monitor_rows import write_monitor_rows
 from world_modality_core.monitor.saved_monitor import Monitor
 from world_modality_core.studies.evidence.episode_records import INFO_FILE, EpisodeWriter, write_eval_info
@@ -63,8 +72,37 @@ def evaluate(cfg: WorldEvalConfig) -> pd.DataFrame:
         raise ConfigError(f"another wm-eval is writing {output_dir}: wait, or choose another --output_dir") from None
 
 
+@dataclass(frozen=True)
+class SceneBatch:
+    """Scenes of one task that run side by side in one arm.
+
+    Attributes:
+        task: The task.
+        arm: The arm.
+        seeds: (b,) seeds of the scenes.
+        wanted: Those that are missing.
+    """
+
+    task: Task
+    arm: str
+    seeds: list[int]
+    wanted: list[int]
+
+
+@dataclass(frozen=True)
+class PlayedBatch:
+    """What came of a batch: rows of its episodes, the monitor's rows of them, and whether the batch moved the draws."""
+
+    batch: SceneBatch
+    rows: list[dict[str, Any]]
+    watched: list[dict[str, Any]]
+    depends_on_batch: bool
+
+
 class Evaluation:
     """One evaluation: its scenes, what of them was run, and what runs the rest.
+
+    A copy in another process (`run_in_processes`) has what it needs to run batches; this one alone writes rows.
 
     Args:
         cfg: The options, resolved.
@@ -79,6 +117,8 @@ class Evaluation:
     ):
         self.cfg, self.folder, self.output_dir, self.monitor = cfg, folder, output_dir, monitor
         self._envs: dict[str, dict[int, Any]] | None = self._make_envs()
+        self._pinned: tuple[Task, PinnedEnv] | None = None  # the task that is run, and its environment
+        self._is_prepared = False
         self.tasks = tasks_of(cfg.env, self._envs)
         if "wrong_task" in cfg.arm_names and len(self.tasks) < 2:
             raise ConfigError(
@@ -116,16 +156,22 @@ class Evaluation:
         # Arms that exchange memories need those of all tasks first.
         exchanging = [arm for arm in self.cfg.arm_names if arm in BANK_ARMS]
         phases = [[arm for arm in self.cfg.arm_names if arm not in BANK_ARMS], exchanging]
-        jobs = [[(task, arm) for task in self.tasks for arm in phase] for phase in phases]
-        n_missing = sum(len(self._missing(arm, task)) for phase in jobs for task, arm in phase)
-        if n_missing:
-            self._prepare()
-            n_all = sum(len(phase) for phase in jobs) * len(self.seeds)
-            with Progress("wm-eval", n_all, "episodes", n_all - n_missing) as self.progress:
-                for phase in jobs:
-                    self._run_phase([(task, arm) for task, arm in phase if self._missing(arm, task)])
-        if self._envs is not None:
-            close_envs(self._envs)
+        missing = [
+            [batch for task in self.tasks for arm in phase for batch in self._missing_batches(task, arm)]
+            for phase in phases
+        ]
+        n_missing = sum(len(batch.wanted) for phase in missing for batch in phase)
+        try:
+            if n_missing and self.cfg.jobs == 1:
+                self._prepare()
+            if n_missing:
+                n_all = len(self.tasks) * len(self.cfg.arm_names) * len(self.seeds)
+                with Progress("wm-eval", n_all, "episodes", n_all - n_missing) as self.progress:
+                    for phase in missing:
+                        for played in self._play(phase):
+                            self._keep(played)
+        finally:
+            self._close_envs()
         self.writer.finish()
         rows = self.writer.rows()
         self._check_all_is_there(rows)
@@ -140,8 +186,25 @@ class Evaluation:
                 "there although they were written: something removed them. Evaluate again, into a new folder"
             )
 
-    def _missing(self, arm: str, task: Task) -> list[int]:
-        return [seed for seed in self.seeds if (arm, task.name, seed) not in self.done]
+    def _missing_batches(self, task: Task, arm: str) -> list[SceneBatch]:
+        """The batches in which an episode is missing."""
+        missing = [seed for seed in self.seeds if (arm, task.name, seed) not in self.done]
+        return [
+            SceneBatch(task, arm, seeds, [seed for seed in seeds if seed in missing])
+            for seeds in batches(self.cfg.seed, self.cfg.eval.batch_size, missing)
+        ]
+
+    def _play(self, missing: list[SceneBatch]) -> Iterator[PlayedBatch]:
+        """Run batches, as they end; in this process, or in several."""
+        if self.cfg.jobs == 1:
+            yield from map(self.run_batch, missing)
+        elif missing:
+            self._close_envs()
+            yield from run_in_processes(self, missing, self.cfg.jobs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what each process has of its own."""
+        return self.__dict__ | {"_envs": None, "_pinned": None, "monitor": None, "progress": None}
 
     def _make_envs(self) -> dict[str, dict[int, Any]]:
         cfg = self.cfg
@@ -159,7 +222,7 @@ class Evaluation:
 
     def _prepare(self) -> None:
         """Load policy and processors, as lerobot-eval does."""
-        cfg = self.cfg
+        cfg, self._is_prepared = self.cfg, True
         self.device = get_safe_torch_device(cfg.policy.device, log=True)
         # lerobot-eval lets cuDNN measure which kernel is fastest: another one each time, in a run that goes on, say.
         torch.backends.cudnn.benchmark = False
@@ -197,33 +260,37 @@ class Evaluation:
             "postprocessor": postprocessor,
         }
 
-    def _run_phase(self, jobs: list[tuple[Task, str]]) -> None:
-        """Run jobs (task, arm), task after task; each task's environments are built once and serve all of its arms."""
-        if not jobs:
-            return
-        envs, self._envs = self._envs or self._make_envs(), None
-        try:
-            for task in dict.fromkeys(task for task, _ in jobs):
-                env = envs[task.group][task.task_id]
-                pinned = PinnedEnv(env, self.cfg.env.type, task.name, self.cfg.seed)
-                for arm in [arm for other, arm in jobs if other == task]:
-                    self._run_arm(pinned, task, arm)
+    def _env_of(self, task: Task) -> PinnedEnv:
+        """A task's environment, built once for all batches of it that come one after the other."""
+        if self._pinned is None or self._pinned[0] != task:
+            if self._pinned is not None:
+                done, env = self._pinned
                 env.close()
-        finally:
-            close_envs(envs)
+                del self._envs[done.group][done.task_id]
+            if task.task_id not in (self._envs or {}).get(task.group, {}):
+                self._close_envs()
+                self._envs = self._make_envs()
+            env = self._envs[task.group][task.task_id]
+            self._pinned = task, PinnedEnv(env, self.cfg.env.type, task.name, self.cfg.seed)
+        return self._pinned[1]
 
-    def _run_arm(self, env: PinnedEnv, task: Task, arm_name: str) -> None:
+    def _close_envs(self) -> None:
+        if self._envs is not None:
+            close_envs(self._envs)
+        self._envs = self._pinned = None
+
+    def run_batch(self, batch: SceneBatch) -> PlayedBatch:
+        """Run the scenes of a batch side by side; keeps films and memories of those that are wanted."""
+        if not self._is_prepared:
+            self._prepare()
         host = host_of(self.policy)
         memory = None if host is None else host.config.memory
-        arm = MemoryArm(arm_name, self.bank, self.cfg.draw_seed, self.cfg.stale_plans, memory)
-        missing = self._missing(arm_name, task)
+        arm = MemoryArm(batch.arm, self.bank, self.cfg.draw_seed, self.cfg.stale_plans, memory)
         with arm.applied_to(self.policy):
-            for seeds in batches(self.cfg.seed, env.num_envs, missing):
-                self._run_batch(env, task, arm, seeds, wanted=[seed for seed in seeds if seed in missing])
+            return self._run_batch(self._env_of(batch.task), arm, batch)
 
-    def _run_batch(self, env: PinnedEnv, task: Task, arm: MemoryArm, seeds: list[int], wanted: list[int]) -> None:
-        """Run the scenes `seeds` side by side, and write the rows of those that are wanted."""
-        cfg = self.cfg
+    def _run_batch(self, env: PinnedEnv, arm: MemoryArm, batch: SceneBatch) -> PlayedBatch:
+        cfg, task, seeds, wanted = self.cfg, batch.task, batch.seeds, batch.wanted
         filmed = [seed in wanted and seed < cfg.seed + cfg.n_filmed for seed in seeds]
         env.filmed[:] = filmed
         arm.start(task.name, seeds)
@@ -245,9 +312,6 @@ class Evaluation:
             data = rollout(
                 env, self.pinned_policy, **self.processors, seeds=seeds, predicted_latents_callback=after_action
             )
-        if self.pinned_policy.has_drawn and not self.info["depends_on_batch"]:
-            self.info["depends_on_batch"] = True
-            write_eval_info(self.output_dir, self.info)
         wall_s = (perf_counter() - start) / env.num_envs
         results = reduce_rollout(data)
         n_plans = [-(-int(steps) // self.info["n_action_steps"]) for steps in results["steps"]]
@@ -259,7 +323,6 @@ class Evaluation:
             if seed not in wanted:
                 continue
             init_hash = env.init_hashes[i]
-            self._check_scene(task.name, seed, init_hash)
             if arm.for_bank and (task.name, seed) in self.bank.scenes:
                 self.bank.save(task.name, seed, torch.stack([memory[i] for memory in arm.for_bank[: n_plans[i]]]))
             success = bool(results["success"][i])
@@ -298,13 +361,23 @@ class Evaluation:
                     "action_jerk": float(results["action_jerk"][i]),
                 }
             )
-        if watched:  # first: an episode that is done has been watched
-            write_monitor_rows(self.output_dir, watched, self.monitor.score_names)
+        return PlayedBatch(batch, rows, watched, self.pinned_policy.has_drawn)
+
+    def _keep(self, played: PlayedBatch) -> None:
+        """Write what came of a batch."""
+        arm, task, rows = played.batch.arm, played.batch.task.name, played.rows
+        for row in rows:
+            self._check_scene(task, row["seed"], row["init_hash"])
+        if played.depends_on_batch and not self.info["depends_on_batch"]:
+            self.info["depends_on_batch"] = True
+            write_eval_info(self.output_dir, self.info)
+        if played.watched:  # first: an episode that is done has been watched
+            write_monitor_rows(self.output_dir, played.watched, self.monitor.score_names)
         self.writer.write(rows)
-        self.done |= {(arm.name, task.name, seed) for seed in wanted}
-        count = self.counts[arm.name, task.name]
+        self.done |= {(arm, task, seed) for seed in played.batch.wanted}
+        count = self.counts[arm, task]
         count += [row["success"] for row in rows]
-        self.progress.note(**{f"successes of {task.name} {arm.name}": f"{sum(count)}/{len(count)}"})
+        self.progress.note(**{f"successes of {task} {arm}": f"{sum(count)}/{len(count)}"})
         self.progress.update(len(rows))
 
     def _watched(self, arm: str, task: str, seed: int, success: bool, steps: int, i: int) -> dict[str, Any]:
@@ -336,6 +409,52 @@ class Evaluation:
         with writing(self.output_dir / path, ".mp4") as aside:  # libav goes by the name's end
             write_video(aside, env.films[i], env.metadata["render_fps"])
         return path.as_posix()
+
+
+def run_in_processes(evaluation: Evaluation, missing: list[SceneBatch], n_processes: int) -> Iterator[PlayedBatch]:
+    """Run batches in processes of their own, that take them in order.
+
+    Yields:
+        What came of each, as they end.
+
+    Raises:
+        BrokenExecutor: if a process was killed; the others are stopped.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    is_followed, follows = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        min(n_processes, len(missing)), context, initializer=_begin_worker, initargs=(evaluation, is_followed)
+    )
+    try:
+        for future in as_completed([pool.submit(_run_in_worker, batch) for batch in missing]):
+            yield future.result()
+    except BaseException:
+        follows.close()  # a batch may take minutes: what is in flight is given up, as by a kill
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_in_worker: Evaluation | None = None
+
+
+def _begin_worker(evaluation: Evaluation, is_followed: connection.Connection) -> None:
+    """Before a worker's first batch. What it would print, the command itself has printed."""
+    global _in_worker
+    follow_parent(is_followed)
+    register_third_party_plugins()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    sys.stdout, sys.stderr = open(os.devnull, "w"), WithoutBars(sys.stderr)  # noqa: SIM115 - for as long as it lives
+    torch.set_num_threads(evaluation.info["threads"])
+    _in_worker = evaluation
+    if evaluation.cfg.monitor:
+        evaluation.monitor = Monitor.load(evaluation.cfg.monitor)
+
+
+def _run_in_worker(batch: SceneBatch) -> PlayedBatch:
+    return _in_worker.run_batch(batch)
 
 
 def batches(start: int, size: int, wanted: list[int]) -> Iterator[list[int]]:

@@ -38,6 +38,7 @@ class LiveMonitorRun:
             spec.n_frames,
             spec.frame_stride,
             tolerance=max(1, this.history_stride // 2) if is_wall_clock else 0,
+            every=spec.every,
         )
         self._encoder = None
         self.reset()

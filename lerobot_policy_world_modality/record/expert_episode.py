@@ -6,14 +6,10 @@ Runs in the recorder's worker processes; `jobs.py` decides which episodes there 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import threading
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import TypedDict
 
@@ -159,17 +155,3 @@ def _features(env: MetaworldLightEnv) -> dict[str, dict]:
 @lru_cache(maxsize=1)  # jobs come task by task; the environment that leaves the cache frees its OpenGL context
 def _environment(task: str, gym_kwargs: tuple) -> MetaworldLightEnv:
     return make_light_env(task, **dict(gym_kwargs))
-
-
-def follow_parent() -> None:
-    """In a worker process: end when the recorder does, even if it was killed.
-
-    A terminal's Ctrl-C reaches the workers too; it is the recorder's to answer.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def wait_for_its_end() -> None:
-        connection.wait([parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait_for_its_end, daemon=True).start()

@@ -14,6 +14,7 @@ from lerobot_policy_world_modality.record.expert_episode import EpisodeJob, Outc
 from lerobot_policy_world_modality.record.record_options import RecordConfig
 from world_modality_core.io.files import checked, read_json
 from world_modality_core.io.progress import Progress
+from world_modality_core.io.worker_process import follow_parent
 
 
 def attempts_so_far(cfg: RecordConfig, tasks: list[str], staging: Path) -> list[Attempts]:
@@ -67,7 +68,7 @@ def _outcomes(missing_jobs: Callable[[], list[EpisodeJob]], n_workers: int) -> I
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([expert_episode.__name__])
     running: dict[tuple[str, int], Future] = {}
-    with ProcessPoolExecutor(n_workers, context, initializer=expert_episode.follow_parent) as pool:
+    with ProcessPoolExecutor(n_workers, context, initializer=follow_parent) as pool:
         try:
             while True:
                 for job in missing_jobs():

@@ -17,7 +17,7 @@ from coc_tools.schema import EpisodeLabel
 from coc_tools.store import LabelFile
 from coc_tools.view.cli import ViewConfig, main, view
 from coc_tools.view.label_page import curve_points, make_lane, time_ticks
-from tests.browser import CHROMIUM, Browser
+from tests.browser import WIDTHS
 from tests.coc.helpers import PROVENANCE, label_of, step
 from world_modality_core.io.errors import ConfigError, UserError
 
@@ -158,15 +158,6 @@ def test_the_console_script_ends_with_one_line(monkeypatch):
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def browser(tmp_path):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    browser = Browser(tmp_path / "profile")
-    yield browser
-    browser.close()
-
-
 SHOWN = "[...document.querySelectorAll('article')].filter(a => a.offsetHeight > 0).map(a => a.id).join()"
 
 
@@ -204,6 +195,18 @@ def test_the_search_works_in_a_browser(browser, config):
     assert browser.evaluate("[...document.querySelectorAll('.lit')].map(e => e.tagName + e.dataset.step).join()") == (
         "DIV1-2,LI1-2"
     )
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_everything_can_be_seen_on_a_phone_and_a_laptop(browser, config, width):
+    config.frame_width_px, config.n_frames = 160, 12
+    browser.look(width, "light")
+    browser.open(view(config))
+    # A step's block on the timeline is as long as the step; its words are in the list below.
+    assert [line for line in browser.out_of_sight() if not line.startswith("div.block")] == []
+    assert browser.evaluate("Math.min(...[...document.images].map(image => image.getBoundingClientRect().width))") > 60
     assert browser.errors == []
 
 

@@ -29,24 +29,28 @@ def frame(step):
     return {CAMERAS[0]: images, CAMERAS[1]: images + 500}
 
 
-def history(t=3, stride=1, m=1, window_stride=1):
-    return FrameHistory(CAMERAS, t, stride, m, window_stride)
+def history(t=3, stride=1, m=1, window_stride=1, every=1):
+    return FrameHistory(CAMERAS, t, stride, m, window_stride, every=every)
 
 
-@pytest.mark.parametrize(("stride", "m", "window_stride"), [(1, 1, 1), (2, 1, 1), (1, 3, 1), (2, 2, 3)])
-def test_live_history_equals_the_gather_from_a_table(tmp_path, stride, m, window_stride):
+@pytest.mark.parametrize(
+    ("stride", "m", "window_stride", "every"),
+    [(1, 1, 1, 1), (2, 1, 1, 1), (1, 3, 1, 1), (2, 2, 3, 1), (2, 1, 1, 2), (6, 1, 1, 3), (4, 2, 3, 4)],
+)
+def test_live_history_equals_the_gather_from_a_table(tmp_path, stride, m, window_stride, every):
     n_steps, t = 12, 3
     clip = torch.stack([frame(step)[CAMERAS[0]] for step in range(n_steps)], dim=1)  # (env, T, c, h, w)
     rows = []
     for env in range(N_ENVS):
         windows = causal_windows(clip[env], m, window_stride)
-        rows.append(TaggingEncoder().encode({CAMERAS[0]: windows, CAMERAS[1]: windows + 500}).flatten(1))
+        latents = TaggingEncoder().encode({CAMERAS[0]: windows, CAMERAS[1]: windows + 500}).flatten(1)
+        rows.append(latents[torch.arange(n_steps) // every * every])
     table = torch.cat(rows).half().numpy()
     np.save(tmp_path / "table.npy", table)
     bounds = np.array([[0, n_steps], [n_steps, 2 * n_steps]])
     table = LatentTable(tmp_path / "table.npy", None, bounds)
 
-    live, encoder = history(t, stride, m, window_stride), TaggingEncoder()
+    live, encoder = history(t, stride, m, window_stride, every), TaggingEncoder()
     for step in range(n_steps):
         live.append(frame(step))
         latents, is_pad = live.latents(encoder)
@@ -54,6 +58,7 @@ def test_live_history_equals_the_gather_from_a_table(tmp_path, stride, m, window
         expected, expected_is_pad = table.gather(index, [-i * stride for i in reversed(range(t))])
         torch.testing.assert_close(latents.flatten(2), expected.float())
         assert torch.equal(is_pad, expected_is_pad)
+    assert live.n_encoded == -(-n_steps // every)
 
 
 def test_only_what_a_replan_needs_is_encoded_and_each_frame_once():
@@ -104,5 +109,15 @@ def test_a_frame_that_comes_late_takes_its_place_and_one_that_is_too_old_leaves_
     live.append(frame(150), 150)
     latents, is_pad = live.latents(encoder)
     assert is_pad[0].tolist() == [True, True, False] and latents[0, -1, 0, 0] == 1500
+    assert live.steps_needed(160) == [150, 155, 160]
     with pytest.raises(ValueError, match="step=110 is long before step 150"):
         live.append(frame(110), 110)
+
+
+def test_by_a_clock_every_nth_step_counts_from_the_first_frame():
+    live, encoder = FrameHistory(CAMERAS, 2, 4, 1, 1, tolerance=1, every=4), TaggingEncoder()
+    for step in (103, 105, 106, 107, 110):
+        live.append(frame(step), step)
+        latents, is_pad = live.latents(encoder)
+        assert latents[0, -1, 0, 0] == (1030 if step < 107 else 1070) and is_pad[0].tolist() == [step < 107, False]
+    assert live.n_encoded == 2 and live.steps_needed(112) == [107, 111]

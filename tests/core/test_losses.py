@@ -7,7 +7,7 @@ import torch
 
 from world_modality_core.prophet.losses import (
     future_latent_loss,
-    future_latent_metrics,
+    future_latent_objective,
     future_token_loss,
     future_token_metrics,
     masked_mean,
@@ -65,11 +65,23 @@ def test_skill_is_zero_for_copying_one_for_perfect_and_negative_below():
     current, target = torch.randn(5, 2, 3), torch.randn(5, 4, 2, 3)
     is_pad = torch.zeros(5, 4, dtype=torch.bool)
     copy = current[:, None].expand_as(target)
-    assert future_latent_metrics(copy, current, target, is_pad)["prophet_skill"] == pytest.approx(0, abs=1e-6)
-    assert future_latent_metrics(target, current, target, is_pad)["prophet_skill"] == pytest.approx(1, abs=1e-6)
-    assert future_latent_metrics(-target, current, target, is_pad)["prophet_skill"] < 0
+
+    def metrics(predicted, is_pad=is_pad):
+        worse = torch.stack([torch.randn_like(predicted), predicted], dim=1)  # the second hypothesis is believed
+        believed = Futures(worse, torch.tensor([[0.0, 1.0]]).expand(len(predicted), -1))
+        both = (future_latent_objective(f, current, target, is_pad)[1] for f in (believed, futures(predicted[:, None])))
+        of_best, alone = ({name: float(value) for name, value in metrics.items()} for metrics in both)
+        assert of_best == pytest.approx(alone)
+        return alone
+
+    assert metrics(copy)["prophet_skill"] == pytest.approx(0, abs=1e-6)
+    assert metrics(target)["prophet_skill"] == pytest.approx(1, abs=1e-6)
+    assert metrics(-target)["prophet_skill"] < 0
+    late = torch.zeros_like(is_pad).index_fill(1, torch.tensor([2, 3]), True)
+    half = torch.cat([target[:, :2], target[:, 2:] * float("nan")], dim=1)
+    assert metrics(half, late)["prophet_skill"] == pytest.approx(1, abs=1e-6)  # padding may hold anything
     partly = torch.cat([target[:, :1], copy[:, 1:]], dim=1)
-    values = future_latent_metrics(partly, current, target, is_pad)
+    values = metrics(partly)
     assert values["prophet_skill_1"] == pytest.approx(1, abs=1e-6)
     assert values["prophet_skill_2"] == pytest.approx(0, abs=1e-6)
 

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ import torch
 from lerobot.datasets import LeRobotDataset
 
 from tests import fork_server
-from tests.fixtures_datasets import CAMERAS, TASKS, make_dataset, solid_frame
+from tests.fixtures_datasets import CAMERAS, TASKS, make_dataset, scene_frame, solid_frame
 from world_modality_core.encoders import make_world_encoder, register_encoder
 from world_modality_core.encoders.base import WorldEncoder
 from world_modality_core.encoders.pooling import LayerFeatures
@@ -32,9 +33,10 @@ from world_modality_core.latents import latent_quality
 from world_modality_core.latents.companion import IncompleteCompanionError, open_companion, partial_root
 from world_modality_core.latents.fingerprint import episode_keys
 from world_modality_core.precompute import cli, encode, steps
+from world_modality_core.precompute import source as source_module
 from world_modality_core.precompute.copied_parts import stale_parts
 from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
-from world_modality_core.precompute.source import SourceDataset
+from world_modality_core.precompute.source import SourceDataset, video_frames
 from world_modality_core.precompute.staging import Staging
 from world_modality_core.precompute.steps import precompute
 
@@ -87,13 +89,13 @@ def config(source_root, output_root, encoder=COLOUR, **options) -> PrecomputeCon
     )
 
 
-def expected_colours(n_frames=1, stride=1) -> np.ndarray:
-    """(n, v, 3): the colour of each frame of each camera, averaged over the window that ends there."""
+def expected_colours(n_frames=1, stride=1, every=1) -> np.ndarray:
+    """(n, v, 3): the colour of each frame of each camera, averaged over the window of the last encoded one."""
     rows = []
     for episode, length in enumerate(LENGTHS):
         colours = np.array([[solid_frame(episode, t, v, 1)[0, 0] for v in range(2)] for t in range(length)]) / 255
         back = np.arange(n_frames) * stride
-        rows += [colours[np.maximum(t - back, 0)].mean(axis=0) for t in range(length)]
+        rows += [colours[np.maximum(t // every * every - back, 0)].mean(axis=0) for t in range(length)]
     return np.stack(rows)
 
 
@@ -115,6 +117,72 @@ def test_windows_reach_across_batches_but_not_across_episodes(images, tmp_path, 
     spec = replace(COLOUR, n_frames=3, frame_stride=2)
     root = precompute(config(images, tmp_path / "out", spec, batch_size=batch_size))
     np.testing.assert_allclose(latents_of(root).reshape(-1, 2, 3), expected_colours(3, 2), atol=0.001)
+
+
+@pytest.mark.parametrize(("kind", "n_frames", "stride", "every", "n_decoded"), [
+    ("videos", 1, 1, 5, None), ("images", 1, 1, 5, 14), ("images", 3, 2, 4, 30), ("images", 2, 1, 6, 20),
+])  # fmt: skip
+def test_only_every_nth_frame_is_decoded_and_encoded(
+    request, tmp_path, monkeypatch, kind, n_frames, stride, every, n_decoded
+):
+    """Frames in between have the latent of the last one encoded: as by the live path, and by plain LeRobot."""
+    decoded, encoded = [], []
+    decode, encode_frames = source_module.decode_image, ColourEncoder.encode
+    monkeypatch.setattr(source_module, "decode_image", lambda *args: decoded.append(1) or decode(*args))
+    monkeypatch.setattr(
+        ColourEncoder, "encode", lambda self, w: encoded.append(len(w[CAMERAS[0]])) or encode_frames(self, w)
+    )
+    spec = replace(COLOUR, n_frames=n_frames, frame_stride=stride, every=every)
+    root = precompute(config(request.getfixturevalue(kind), tmp_path / "out", spec, batch_size=2))
+    expected = expected_colours(n_frames, stride, every)
+    np.testing.assert_allclose(latents_of(root).reshape(-1, 2, 3), expected, atol=0.02 if kind == "videos" else 0.001)
+    assert sum(encoded) == sum(-(-length // every) for length in LENGTHS)
+    assert n_decoded is None or len(decoded) == n_decoded * len(CAMERAS)
+    companion = open_companion(root=root)
+    assert companion.spec.every == every and set(companion.quality["latents"]["cosine_copy"]) == {
+        str(k * every) for k in latent_quality.HORIZONS
+    }
+    with pytest.raises(ConfigError, match="encoder.every: saved .*, asked for 7.*--overwrite"):
+        precompute(config(request.getfixturevalue(kind), tmp_path / "out", replace(spec, every=7)))
+
+
+def test_an_interrupted_run_goes_on_with_the_same_every_only(images, tmp_path, monkeypatch):
+    spec = replace(COLOUR, every=3)
+    whole = latents_of(precompute(config(images, tmp_path / "whole", spec)))
+    stage = steps.stage_latents
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "stage_latents", lambda *args: stage(*args[:3], args[3][:2], *args[4:]))
+        patch.setattr(steps, "finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            precompute(config(images, tmp_path / "out", spec))
+    with pytest.raises(ConfigError, match="encoder.every: saved 3, asked for None"):
+        precompute(config(images, tmp_path / "out"))
+    np.testing.assert_array_equal(latents_of(precompute(config(images, tmp_path / "out", spec))), whole)
+    again = precompute(config(images, tmp_path / "reused", EncoderSpec(), reuse_from=str(tmp_path / "out")))
+    np.testing.assert_array_equal(latents_of(again), whole)
+
+
+@pytest.mark.parametrize("codec, gop", [("libsvtav1", 2), ("h264", 6), ("h264", 250)])
+def test_what_lies_before_a_key_frame_is_not_decoded(tmp_path, monkeypatch, codec, gop):
+    """The frames are those of decoding everything, whatever the distance of the key frames."""
+    path, times = tmp_path / "video.mp4", np.arange(60) / 10
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options={"g": str(gop)})
+        stream.width = stream.height = 64
+        for t in range(60):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(scene_frame(0, t, 0, 64))):
+                container.mux(packet)
+        container.mux(stream.encode(None))
+    decoded, decode = [], source_module._decoded
+    monkeypatch.setattr(source_module, "_decoded", lambda *args: (decoded.append(1) or each for each in decode(*args)))
+    every_frame = list(video_frames(path, (64, 64), times))
+    assert len(decoded) == 60
+    for start, every in ((0, 1), (0, 4), (3, 5), (7, 1), (0, 59)):
+        chosen = list(video_frames(path, (64, 64), times[start::every]))
+        np.testing.assert_array_equal(chosen, every_frame[start::every])
+    decoded.clear()
+    list(video_frames(path, (64, 64), times[::12]))
+    assert len(decoded) <= {2: 10, 6: 25, 250: 60}[gop]
 
 
 @pytest.mark.parametrize(("fastest", "longest", "expected"), [(64, 1000, 64), (512, 1000, 512), (512, 100, 128)])

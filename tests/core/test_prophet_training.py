@@ -303,6 +303,10 @@ def test_companions_of_different_encoders_are_refused(tiny_companion, tmp_path):
     file.write_text(json.dumps(info))
     with pytest.raises(ConfigError, match="height_px: 32 != 64.*--reuse_from"):
         open_companions([str(tiny_companion.companion_root), str(other)])
+    info["encoder"] |= {"height_px": 32, "every": 3}
+    file.write_text(json.dumps(info))
+    with pytest.raises(ConfigError, match="future_stride=1: .*encoder.every=3.*a multiple of 3"):
+        train_prophet(options(tiny_companion, tmp_path / "none", companions=str(other), history_stride=3))
 
 
 def test_a_folder_without_a_prophet_is_refused(tiny_companion, tmp_path):

@@ -203,15 +203,15 @@ def test_a_bank_that_is_not_full_lends_nothing(tmp_path, monkeypatch):
 
 
 def stop_after_one_batch(monkeypatch, cfg):
-    run, jobs = module.Evaluation._run_batch, []
+    keep, blocks = module.Evaluation._keep, []
 
     def stop(*args, **kwargs):
-        if jobs:
+        if blocks:
             raise KeyboardInterrupt
-        jobs.append(run(*args, **kwargs))
+        blocks.append(keep(*args, **kwargs))
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Evaluation, "_run_batch", stop)
+        patch.setattr(module.Evaluation, "_keep", stop)
         with pytest.raises(KeyboardInterrupt):
             evaluate(cfg)
 

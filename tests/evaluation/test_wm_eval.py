@@ -1,11 +1,13 @@
 """`wm-eval` in Meta-World: the same scenes for every arm, LeRobot's own results, nothing lost, nothing run twice."""
 
 import json
+import multiprocessing
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import BrokenExecutor
 
 import numpy as np
 import pandas as pd
@@ -133,6 +135,37 @@ def test_an_interrupted_batch_is_run_again_and_gives_the_same(checkpoint, finish
     whole = finished[1].query("arm == 'intact'")
     columns = ["seed", "init_hash", "success", "steps", "sum_reward", "gate", "attention_entropy"]
     pd.testing.assert_frame_equal(rows[columns].reset_index(drop=True), whole[columns].reset_index(drop=True))
+
+
+def test_several_processes_give_what_one_gives(checkpoint, finished, tmp_path, monkeypatch, capfd):
+    """Stopped after its first batch, gone on with by a process that is killed, and gone on with once more."""
+    keep, kept = module.Evaluation._keep, []
+
+    def stop_at_second(self, played):
+        if kept:
+            raise KeyboardInterrupt
+        kept.append(keep(self, played))
+
+    def kill_one(self, played):
+        keep(self, played)
+        multiprocessing.active_children()[0].kill()
+
+    two = {"arms": ARMS, "videos": "first:1", "jobs": 2}
+    for replacement, error in ((stop_at_second, KeyboardInterrupt), (kill_one, BrokenExecutor)):
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(module.Evaluation, "_keep", replacement)
+            evaluate(options(checkpoint, tmp_path, **two))
+        assert not multiprocessing.active_children()  # none goes on by itself
+    assert 2 <= len(EpisodeWriter(tmp_path).done()) < 9
+    rows = evaluate(options(checkpoint, tmp_path, **two))
+    pd.testing.assert_frame_equal(rows.drop(columns="wall_s"), finished[1].drop(columns="wall_s"))
+    videos = [folder / name for folder in (finished[0], tmp_path) for name in rows["video"].dropna()]
+    assert len(videos) == 6 and all(video.stat().st_size for video in videos)
+    for name in ("memory_bank", "eval.json"):
+        assert (tmp_path / name).exists()
+    assert read_eval_infos(tmp_path)[0]["depends_on_batch"] == read_eval_infos(finished[0])[0]["depends_on_batch"]
+    said = capfd.readouterr().err
+    assert "Traceback" not in said and said.count("wm-eval: 9/9 episodes (100%)") == 1
 
 
 def test_a_folder_that_vanishes_meanwhile_is_no_success(checkpoint, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import gif
 import page
 from page_data import PageData
 from results import Result
+from tests.browser import WIDTHS
 from tests.studies.report.synthetic import make_imagined
 
 EVIL = "</script><script>alert('$x$')</script>&<b>"
@@ -80,6 +81,15 @@ def test_page_needs_nothing_else_and_escapes_its_data(data):
     assert len(tags.loads) > 10
     assert {load for load in tags.loads if not load.startswith(("data:", "#"))} == {"report.html"}
     assert not re.search(r"url\((?!#)", html)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_everything_can_be_seen_on_a_phone_and_a_laptop(browser, data, tmp_path, width):
+    browser.look(width, "light")
+    (tmp_path / "index.html").write_text(page.build_page(data))
+    browser.open(tmp_path / "index.html")
+    assert browser.out_of_sight() == []
 
 
 def test_page_shows_every_part(data):

@@ -21,10 +21,12 @@ from lerobot_policy_world_modality.policies.shared.training_companion import che
 from lerobot_policy_world_modality.policies.world.modeling_world_modality import WorldFPolicy
 from tests.device import DEVICE, assert_same
 from tests.plugin.helpers import TYPES, batch_of, build, live_batch, make_config, open_dataset
-from world_modality_core.configs import CompanionConfig, MemoryConfig, MemorySource, ProphetConfig
+from world_modality_core.configs import CompanionConfig, MemoryConfig, MemorySource, PastConfig, ProphetConfig
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError, ObservationError
 from world_modality_core.memory.sources import TRAINING_SOURCES
+from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig
+from world_modality_core.precompute.steps import precompute
 
 
 def episodes(dataset):
@@ -168,6 +170,48 @@ def test_live_frames_give_the_actions_of_the_recorded_latents(tiny_companion, po
     other = policy.recorded_batch(batch_of(dataset, preprocessor, [second + 4, first + 4]))
     gap = (policy._act(other, MemorySource.pred)[0] - live).abs().max()
     assert gap > 5 * (live - policy._act(recorded, MemorySource.pred)[0]).abs().max()  # far above the tolerance
+
+
+@pytest.fixture(scope="module")
+def sparse_companion(tiny_companion, tmp_path_factory):
+    """The tiny dataset's companion of every 4th frame."""
+    root = tmp_path_factory.mktemp("sparse") / "companion"
+    spec = EncoderSpec(family="efficientnet_lite0", height_px=32, width_px=32, pca_dim=8, every=4)
+    precompute(
+        PrecomputeConfig(
+            dataset=SourceConfig(tiny_companion.source_repo_id, str(tiny_companion.source_root)),
+            output=OutputConfig("tests/sparse", str(root)), encoder=spec, device="cpu", num_workers=0,
+        )
+    )  # fmt: skip
+    return tiny_companion._replace(companion_root=root)
+
+
+def test_live_frames_of_every_nth_step_give_the_actions_of_the_recorded_latents(sparse_companion):
+    options = {"n_obs_steps": 2, "history_stride": 4, "future_stride": 4, "n_future_steps": 2}
+    memory = MemoryConfig(past=PastConfig(n_frames=2, stride=4, select="change"))
+    policy, dataset, (preprocessor, _) = build(sparse_companion, "world_F", memory=memory, **options)
+    torch.nn.init.constant_(policy.memory.gate.value, 1.0)
+    policy.eval()
+    first = episodes(dataset)[0][0]
+    for step in range(11):
+        live = policy.predict_action_chunk(live_batch(dataset, preprocessor, [first + step]))
+        recorded = policy.recorded_batch(batch_of(dataset, preprocessor, [first + step]))
+        torch.testing.assert_close(live, policy._act(recorded, MemorySource.pred)[0], rtol=2e-2, atol=2e-2)
+    assert policy.latent_reader.frames.n_encoded == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"n_obs_steps": 2, "history_stride": 6, "future_stride": 4}, "history_stride=6"),
+        ({"n_obs_steps": 1, "history_stride": 1, "future_stride": 2}, "future_stride=2"),
+        ({"future_stride": 4, "memory": MemoryConfig(past=PastConfig(2, 1))}, "memory.past.stride=1"),
+    ],
+)
+def test_strides_between_the_frames_that_are_encoded_are_refused(sparse_companion, options, named):
+    options = {"n_obs_steps": 1, "n_future_steps": 1} | options
+    with pytest.raises(ConfigError, match=f"{named}: .*encoder.every=4.*a multiple of 4"):
+        build(sparse_companion, "world_F", **options)
 
 
 def test_the_queue_replans_every_n_action_steps_and_reset_clears(tiny_companion):
@@ -434,7 +478,7 @@ def test_gates_and_matrices_have_their_own_optimiser_groups(tiny_companion):
 
 
 def test_metrics_file_holds_means_of_windows(tiny_companion, tmp_path):
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / "outputs" / "metrics.jsonl"  # into a folder that isn't there yet
     policy, dataset, (preprocessor, _) = build(tiny_companion, "world_F", metrics_file=str(path), metrics_every=2)
     seen = []
     for i in range(4):

@@ -15,6 +15,7 @@ from tests.faults.commands import run
 from tests.fixtures_datasets import make_dataset
 from tests.intervention.helpers import make_checkpoint
 from tests.security.test_checkpoints import edit
+from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.errors import ConfigError, DamagedFileError, UserError
 from world_modality_core.latents.companion import open_companion
@@ -113,7 +114,7 @@ def test_pictures_larger_than_declared_are_refused_before_they_are_decoded(tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
         with pytest.raises(UserError, match=said):
-            list(readable(opened.chunks([0], [camera], 8, 0)))
+            list(readable(opened.chunks([0], EncoderSpec(cameras=[camera]), 8, 0)))
         with pytest.raises(UserError, match=said):
             reader[0].frames(camera, [0])
 

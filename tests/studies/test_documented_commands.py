@@ -8,32 +8,46 @@ import pytest
 
 from tests.test_architecture import REPO
 from world_modality_core.studies.evidence import compare_cli
+from world_modality_core.studies.report import cli as report_cli
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), *sorted((REPO / "results").glob("*/README.md"))]
 
 
-def commands():
-    """`wm-compare` of committed records, from code blocks."""
+def commands(program: str):
+    """A program's commands on committed records, from code blocks and sentences; one of those that ask the same."""
     seen = set()
     for page in PAGES:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                if not line.startswith("wm-compare results/"):
-                    continue
-                words = shlex.split(line, comments=True)
-                if tuple(words) not in seen:
-                    yield pytest.param(words, id=f"{page.parent.name}/{page.name}: {' '.join(words)[:60]}")
-                seen.add(tuple(words))
+        texts = page.read_text().split("```")
+        lines = [line for block in texts[1::2] for line in block.replace("\\\n", " ").splitlines()]
+        lines += [code.replace("\n", " ") for text in texts[::2] for code in re.findall(r"`([^`]+)`", text)]
+        for line in lines:
+            if not line.startswith(f"{program} results/") or "<" in line:
+                continue
+            words = shlex.split(line, comments=True)
+            asked = tuple(word for word in words if not word.startswith(("--title=", "--output=")))
+            if asked not in seen:
+                yield pytest.param(words, id=f"{page.parent.name}/{page.name}: {' '.join(words)[:60]}")
+            seen.add(asked)
 
 
 def test_there_are_commands_to_run():
-    assert len(list(commands())) >= 8
+    assert len(list(commands("wm-compare"))) >= 8 and len(list(commands("wm-report"))) >= 2
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", commands("wm-compare"))
 def test_documented_comparisons_of_records_answer(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPO)
     words = [word.replace("outputs/", f"{tmp_path}/") for word in words]
     monkeypatch.setattr(sys, "argv", words)
     assert compare_cli.main() == 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", commands("wm-report"))
+def test_documented_reports_of_records_are_written(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPO)
+    words = [word.replace("--output=", f"--output={tmp_path}/") for word in words]
+    monkeypatch.setattr(sys, "argv", words)
+    assert report_cli.main() == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("| ") if "--row" in words else list(tmp_path.glob("*.html"))

@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from tests.browser import CHROMIUM, Browser
+from tests.browser import WIDTHS
 from wm_tools.trial.blinded_trial import STATE_FILE, BlindedTrial
 from wm_tools.trial.phone_page import RobotRun, TrialServer
 from world_modality_core.io.errors import ConfigError
@@ -170,28 +170,23 @@ def test_what_can_not_work_is_refused(tmp_path, changed, message):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("width", [360, 1280])
-def test_the_page_fits_a_phone_and_its_buttons_work(server, tmp_path, width):
-    browser = Browser(tmp_path / "profile")
-    try:
-        browser.look(width, "light")
-        browser.send("Page.navigate", url=server.url)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_a_phone_and_its_buttons_work(browser, server, width):
+    browser.look(width, "light")
+    browser.send("Page.navigate", url=server.url)
 
-        def until(script: str) -> None:
-            deadline = time.monotonic() + 30
-            while not browser.evaluate(script):
-                assert time.monotonic() < deadline, script
-                time.sleep(0.1)
+    def until(script: str) -> None:
+        deadline = time.monotonic() + 30
+        while not browser.evaluate(script):
+            assert time.monotonic() < deadline, script
+            time.sleep(0.1)
 
-        shown = "[...document.querySelectorAll('section')].filter(part => !part.hidden).map(part => part.id).join()"
-        for phase, action in (("ready", "start"), ("running", "stop"), ("judge", "judge")):
-            until(f"{shown} == '{phase}'")
-            assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-            button = f"document.querySelector('#{phase} button[data-action={action}]')"
-            assert browser.evaluate(f"{button}.getBoundingClientRect().height") >= 44
-            browser.evaluate(f"{button}.click()")
-        until(f"{shown} == 'ready'")
-        assert len(server.trial.rows()) == 1
-    finally:
-        browser.close()
+    shown = "[...document.querySelectorAll('section')].filter(part => !part.hidden).map(part => part.id).join()"
+    for phase, action in (("ready", "start"), ("running", "stop"), ("judge", "judge")):
+        until(f"{shown} == '{phase}'")
+        assert browser.out_of_sight() == []
+        button = f"document.querySelector('#{phase} button[data-action={action}]')"
+        assert browser.evaluate(f"{button}.getBoundingClientRect().height") >= 44
+        browser.evaluate(f"{button}.click()")
+    until(f"{shown} == 'ready'")
+    assert len(server.trial.rows()) == 1

@@ -11,11 +11,14 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from world_modality_core.configs import check_at_least, check_choices
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import as_folder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EncoderDtype = Literal["float32", "bfloat16", "float16"]
 _PART = re.compile(r"(?P<kind>cls|mean|grid:(?P<gg>\d+x\d+)|s2d:(?P<ss>\d+x\d+))(@(?P<layer>-?\d+))?")
@@ -102,6 +105,9 @@ class EncoderSpec:
     n_frames: int = 1
     # Frames between two frames of the window.
     frame_stride: int = 1
+    # Frames between two that are encoded. Those in between have the latent of the last one that is, as with a slower
+    # camera; strides of windows are multiples of it.
+    every: int = 1
     # Arithmetic of the encoder; "float32" is never TF32.
     dtype: EncoderDtype = "float32"
     # Dimensions kept by the PCA, 0 for none. Parts of unequal width need one.
@@ -120,7 +126,7 @@ class EncoderSpec:
         parse_pooling(self.pooling, self.layer)
         check_choices(self, "encoder.")
         check_at_least(self, 0, "height_px", "width_px", "pca_dim", prefix="encoder.")
-        check_at_least(self, 1, "n_frames", "frame_stride", prefix="encoder.")
+        check_at_least(self, 1, "n_frames", "frame_stride", "every", prefix="encoder.")
         if len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f"encoder.cameras={self.cameras}: a camera is named twice")
 
@@ -147,7 +153,29 @@ class EncoderSpec:
     @property
     def spec_id(self) -> str:
         """SHA-256 over all fields: equal ids mean interchangeable latents."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict:
+        """All fields, as files hold them: `every` only where it is not 1, since older files don't have it."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("every", 1)}
+
+    def n_encoded(self, n_frames: int | np.ndarray) -> int | np.ndarray:
+        """How many frames of an episode of `n_frames` are encoded."""
+        return -(-n_frames // self.every)
+
+    def check_strides(self, strides: dict[str, int]) -> None:
+        """Refuse strides of windows, option -> frames, that would fall on frames which are not encoded.
+
+        Raises:
+            ConfigError: naming the option, its value and the remedy.
+        """
+        for name, stride in strides.items():
+            if stride % self.every:
+                raise ConfigError(
+                    f"{name}={stride}: these latents are of one frame in {self.every} "
+                    f"(encoder.every={self.every}); use a multiple of {self.every}, or write a companion with "
+                    "wm-precompute whose --encoder.every divides it"
+                )
 
     def differences(self, other: EncoderSpec) -> list[str]:
         """Name the fields in which two specs differ, as "field: mine != theirs"."""

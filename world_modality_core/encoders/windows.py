@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,9 @@ def causal_windows(frames: Tensor, m: int, stride: int = 1) -> Tensor:
         raise ValueError(f"m={m}, stride={stride}: both must be at least 1")
     if m == 1:
         return frames.unsqueeze(1)
-    ends = torch.arange(len(frames), device=frames.device)
-    back = torch.arange(m - 1, -1, -1, device=frames.device) * stride
-    return frames[(ends[:, None] - back).clamp(min=0)]
+    return frames[torch.from_numpy(window_positions(np.arange(len(frames)), m, stride)).to(frames.device)]
+
+
+def window_positions(ends: np.ndarray, m: int, stride: int = 1) -> np.ndarray:
+    """Frames (n, m) within their episode of the causal windows that end at frames `ends` (n,), oldest first."""
+    return (ends[:, None] - np.arange(m - 1, -1, -1) * stride).clip(min=0)

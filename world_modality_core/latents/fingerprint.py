@@ -141,8 +141,8 @@ def episode_keys(meta: LeRobotDatasetMetadata, bounds: np.ndarray, cameras: Sequ
         cameras: The images that count.
     """
     root = Path(meta.root)
-    table = _episodes_table(root, ("/min", "/max", "/mean", "/std"))
     names = [f"stats/{camera}/{each}" for camera in cameras for each in ("min", "max", "mean", "std")]
+    table = _episodes_table(root, tuple(names))
     if not set(names) <= set(table.column_names):
         return [""] * len(bounds)
     keys = [hashlib.sha256(f"{whole_fps(meta)} {stop - start}".encode()) for start, stop in bounds]

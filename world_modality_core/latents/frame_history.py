@@ -27,6 +27,7 @@ class FrameHistory:
         tolerance: Steps by which a frame may miss its place in a history, where frames come irregularly (`append` is
             told their steps); a place that no frame comes near to is padding.
         past: Frames, stride and choice of the past that is kept, see `past_frames`; None for none.
+        every: Steps between two frames that are encoded, which divides the strides: a history ends at the last of them.
     """
 
     def __init__(
@@ -38,13 +39,13 @@ class FrameHistory:
         window_stride: int,
         tolerance: int = 0,
         past: tuple[int, int, str] | None = None,
+        every: int = 1,
     ):
         self.cameras = cameras
         self.n_history, self.stride = n_history, stride
         self.n_window, self.window_stride = n_window, window_stride
-        self.tolerance, self._past = tolerance, past
-        self.steps_back = sorted({-i * stride - j * window_stride for i in range(n_history) for j in range(n_window)})
-        self._span = 1 - self.steps_back[0]
+        self.tolerance, self._past, self.every = tolerance, past, every
+        self._span = (n_history - 1) * stride + (n_window - 1) * window_stride + every
         self.clear()
 
     def clear(self) -> None:
@@ -53,6 +54,7 @@ class FrameHistory:
         self._latents: dict[int, Tensor] = {}
         self._candidates: list[int] = []  # steps of the past that are kept, oldest first
         self._moved: list[Tensor] = []  # (b,) of the first of them, as many as are encoded
+        self._start: int | None = None  # step of the first frame
         self._is_irregular = False
         self.n_encoded = 0  # frames encoded per environment since the last `clear`, for logs and tests
 
@@ -92,6 +94,7 @@ class FrameHistory:
                 )
         self._is_irregular |= step is not None
         step = now + 1 if step is None else step
+        self._start = step if self._start is None else self._start
         oldest = now - self._span + 1 - self.tolerance
         if self._frames and step < oldest:
             raise ValueError(
@@ -108,12 +111,14 @@ class FrameHistory:
         frames = self._frames | {step: frame}
         self._frames = {at: frames[at] for at in sorted(frames) if at >= oldest}
 
-    def past_due(self, now: int) -> list[int]:
-        """Steps of the frames that the past of a plan at step `now` still lacks."""
-        if not self._candidates:
-            return []
-        first, last, stride = self._candidates[0], self._candidates[-1], self._past[1]
-        return list(range(first + ((last - first) // stride + 1) * stride, now, stride))
+    def steps_needed(self, now: int) -> list[int]:
+        """Steps of the frames that a plan at step `now` needs: of its history, and what its past still lacks."""
+        windows = [step - j * self.window_stride for step in self._wanted(now) for j in range(self.n_window)]
+        past = []
+        if self._candidates:
+            first, last, stride = self._candidates[0], self._candidates[-1], self._past[1]
+            past = range(first + ((last - first) // stride + 1) * stride, now, stride)
+        return sorted({*windows, *past})
 
     def adopt(self, other: FrameHistory) -> None:
         """Take over the latents that another history of the same frames has made by an encoder of the same spec."""
@@ -131,7 +136,7 @@ class FrameHistory:
         Returns:
             Latents (b, t, p, d) fp16-rounded fp32, as a companion stores them, oldest first, and is_pad (b, t).
         """
-        wanted = [self.now - i * self.stride for i in reversed(range(self.n_history))]
+        wanted = self._wanted(self.now)
         steps = [self._nearest(step) for step in wanted]
         self._encode([step for step in sorted({*steps, *self._waiting}) if step not in self._latents], encoder)
         self._keep_past()
@@ -150,8 +155,8 @@ class FrameHistory:
             Latents (b, n, p, d), is_pad (b, n) and age (b, n) in steps, as `past_frames` chooses them.
         """
         n, _, select = self._past
-        now = self._latents[self.now]
-        b, device = len(now), now.device
+        any_latent = next(iter(self._latents.values()))
+        b, device = len(any_latent), any_latent.device
         n_seen = sum(step < self.now for step in self._candidates)
         moved = torch.stack(self._moved, dim=1)
         chosen, is_pad = choose_past(moved, torch.full((b,), n_seen, device=device), n, select)
@@ -159,6 +164,11 @@ class FrameHistory:
         age = self.now - torch.tensor(self._candidates, device=device)[chosen]
         rows = torch.arange(b, device=device)[:, None]
         return latents[rows, chosen], is_pad, age.masked_fill(is_pad, 0)
+
+    def _wanted(self, now: int) -> list[int]:
+        """Steps of the history of a plan at step `now`, oldest first."""
+        last = now if self._start is None else now - (now - self._start) % self.every
+        return [last - i * self.stride for i in reversed(range(self.n_history))]
 
     @property
     def _waiting(self) -> list[int]:

@@ -17,14 +17,15 @@ WORTH_PREDICTING = 0.95
 RANK_SAMPLE = 2048
 # A dimension is near-constant if its spread is below this share of the root mean square of all dimensions' spread.
 NEAR_CONSTANT = 0.01
-_EPISODES_AT_ONCE = 512
+_EPISODES_AT_ONCE, _ROWS_AT_ONCE = 512, 1 << 20
 
 
 class LatentStatistics:
     """One pass over latents: per-dimension statistics, copy-last cosines, and a seeded sample of rows."""
 
-    def __init__(self, n_frames: int, n_tokens: int, dim: int, sample_size: int, seed: int) -> None:
-        """Prepare for `n_frames` rows of `n_tokens` tokens of width `dim`; sample `sample_size` of them."""
+    def __init__(self, n_frames: int, n_tokens: int, dim: int, sample_size: int, seed: int, every: int = 1) -> None:
+        """Prepare for `n_frames` rows of `n_tokens` tokens of width `dim`, new ones `every` so many rows; sample
+        `sample_size` of them."""
         self.shape = (n_tokens, dim)
         self.n_frames = n_frames
         rng = np.random.default_rng(seed)
@@ -34,7 +35,7 @@ class LatentStatistics:
         width = n_tokens * dim
         self._mean, self._m2 = np.zeros(width), np.zeros(width)
         self.min, self.max = np.full(width, np.inf, np.float32), np.full(width, -np.inf, np.float32)
-        self._cosine = {k: [0.0, 0] for k in HORIZONS}
+        self._cosine = {k * every: [0.0, 0] for k in HORIZONS}
 
     def update(self, latents: np.ndarray) -> None:
         """Add one episode, the next in order: (t, p * d) float16."""
@@ -51,7 +52,7 @@ class LatentStatistics:
         self.min, self.max = np.minimum(self.min, x.min(axis=0)), np.maximum(self.max, x.max(axis=0))
         tokens = x.reshape(n, *self.shape)
         tokens = tokens / np.maximum(np.linalg.norm(tokens, axis=-1, keepdims=True), 1e-12)
-        for k in HORIZONS:
+        for k in self._cosine:
             if n > k:
                 self._cosine[k][0] += float(np.einsum("tpd,tpd->", tokens[:-k], tokens[k:]))
                 self._cosine[k][1] += (n - k) * self.shape[0]
@@ -102,22 +103,27 @@ def effective_rank(rows: np.ndarray) -> float:
     return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
 
 
-def token_figures(tokens: np.ndarray, bounds: np.ndarray, n_codes: int) -> dict:
+def token_figures(tokens: np.ndarray, bounds: np.ndarray, n_codes: int, every: int = 1) -> dict:
     """The figures about world tokens.
 
     Args:
         tokens: (n, n_per_frame) codes of all frames.
         bounds: (e, 2) first frame and one past the last frame of each episode.
         n_codes: Codes in the book.
+        every: Frames between two that were encoded.
 
     Returns:
         Usage, perplexity, and per horizon the accuracies of the copy and bigram baselines. The bigram is counted on
         episodes 0, 2, 4, ... and both are scored on episodes 1, 3, 5, ...; None where there is nothing to score.
     """
-    counts = np.bincount(tokens.reshape(-1), minlength=n_codes)
+    counts = np.zeros(n_codes, np.int64)
+    for part in np.array_split(
+        tokens, -(-len(tokens) // _ROWS_AT_ONCE)
+    ):  # counting makes a copy of eight bytes a token
+        counts += np.bincount(part.reshape(-1), minlength=n_codes)
     p = counts[counts > 0] / counts.sum()
     copy, bigram = {}, {}
-    for k in HORIZONS:
+    for k in (every * k for k in HORIZONS):
         copy[str(k)], bigram[str(k)] = _baselines(tokens, bounds, k, n_codes)
     return {
         "n_codes": n_codes,

@@ -184,7 +184,7 @@ def _build(
     state_dim = len(values["displacement.weight"]) if first.prophet.tells_state else 0
     monitor = Monitor(
         MonitorDescription(
-            encoder=asdict(companion.spec),
+            encoder=companion.spec.to_dict(),
             prophet=_options(first),
             n_prophets=len(checkpoints),
             n_obs_steps=first.n_obs_steps,

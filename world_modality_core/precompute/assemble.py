@@ -137,8 +137,8 @@ def _write_episodes(src: Path, root: Path, dropped: set[str], files: dict[int, t
     """Copy the episodes' table without the columns of dropped features, pointing to the new data files."""
     prefixes = tuple(f"{kind}/{key}/" for kind in ("stats", "videos") for key in dropped)
     for path in sorted((src / "meta/episodes").glob("*/*.parquet")):
-        table = read_parquet(path)
-        table = table.drop_columns([name for name in table.column_names if prefixes and name.startswith(prefixes)])
+        names = open_parquet(path).schema_arrow.names
+        table = read_parquet(path, [name for name in names if not (prefixes and name.startswith(prefixes))])
         where = [files[e] for e in table["episode_index"].to_pylist()]
         for position, name in enumerate(("data/chunk_index", "data/file_index")):
             column = pa.array([w[position] for w in where], pa.int64())

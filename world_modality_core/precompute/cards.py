@@ -65,6 +65,7 @@ def license_words(license: str | None) -> str:
 def encoder_rows(spec: EncoderSpec) -> list[tuple[str, str]]:
     """What an encoder spec says, as rows of a card's table."""
     window = f"{spec.n_frames} frames, {spec.frame_stride} apart" if spec.n_frames > 1 else "1 frame"
+    window += f", every {spec.every} frames" if spec.every > 1 else ""
     pca = f"; PCA to {spec.pca_dim} dimensions" if spec.pca_dim else ""
     revision = f" at {code(spec.revision)}" if spec.revision else ""
     return [

@@ -77,12 +77,12 @@ def _blocks(root: Path, name: str) -> Iterator[pa.ChunkedArray]:
 
 
 def _episodes(root: Path) -> pa.Table:
-    tables = [
-        read_parquet(path).replace_schema_metadata(None)
-        for path in sorted((root / "meta/episodes").glob("*/*.parquet"))
-    ]
+    tables = []
+    for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
+        names = [name for name in open_parquet(path).schema_arrow.names if not name.startswith(_NOT_COPIED)]
+        tables.append(read_parquet(path, names).replace_schema_metadata(None))
     table = pa.concat_tables(tables, promote_options="permissive").sort_by("episode_index")
-    return table.select([name for name in sorted(table.column_names) if not name.startswith(_NOT_COPIED)])
+    return table.select(sorted(table.column_names))
 
 
 def _same_values(a: pa.ChunkedArray, b: pa.ChunkedArray) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from world_modality_core.encoders import WorldEncoder
-from world_modality_core.encoders.windows import causal_windows
+from world_modality_core.encoders.windows import causal_windows, window_positions
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.latents.pca import LatentPCA
 from world_modality_core.precompute.source import BadEpisode, Chunk, SourceDataset
@@ -79,7 +79,7 @@ def stage_latents(
         ConfigError: if latents are not finite in float16.
         UserError: if an episode can't be read.
     """
-    chunks = source.chunks(episodes, encoder.spec.cameras, batch_size, n_workers)
+    chunks = source.chunks(episodes, encoder.spec, batch_size, n_workers)
     for n_frames, episode, latents in encode_episodes(readable(chunks, skips_bad), encoder):
         progress(n_frames)
         if latents is not None:
@@ -115,8 +115,8 @@ def encode_episodes(chunks: Iterator[Chunk], encoder: WorldEncoder) -> Iterator[
         encoder: The encoder, PCA attached if it has one.
 
     Yields:
-        For each chunk, (frames in it, episode, latents): None until the episode is complete, then all of its latents,
-        (t, p * d) float16 on the encoder's device.
+        For each chunk, (frames encoded, episode, latents): None until the episode is complete, then all of its latents,
+        (t, p * d) float16 on the encoder's device, of the frames that are encoded.
     """
     latents: dict[int, list[Tensor]] = {}
     for chunk, windows in _windows(chunks, encoder):
@@ -157,10 +157,10 @@ def fit_pca(
     n_episodes = min(len(usable), PCA_MAX_EPISODES)
     episodes = np.sort(np.asarray(usable)[rng.choice(len(usable), n_episodes, replace=False)])
     per_episode = -(-n_frames // n_episodes)
-    chosen = {int(e): rng.permutation(source.lengths[e])[:per_episode] for e in episodes}
+    chosen = {int(e): rng.permutation(encoder.spec.n_encoded(source.lengths[e]))[:per_episode] for e in episodes}
     per_frame = max(1, PCA_MAX_TOKENS // sum(map(len, chosen.values())))
     samples: dict[int, list[list[Tensor]]] = {}
-    chunks = readable(source.chunks(episodes, encoder.spec.cameras, batch_size, n_workers), skips_bad)
+    chunks = readable(source.chunks(episodes, encoder.spec, batch_size, n_workers), skips_bad)
     for chunk, windows in _windows(chunks, encoder):
         n = len(next(iter(windows.values())))
         rows = np.flatnonzero(np.isin(np.arange(chunk.start, chunk.start + n), chosen[chunk.episode]))
@@ -178,18 +178,22 @@ def fit_pca(
 def _windows(chunks: Iterator[Chunk], encoder: WorldEncoder) -> Iterator[tuple[Chunk, dict[str, Tensor]]]:
     """Each chunk with its causal windows, (n, m, 3, h, w) per camera on the encoder's device."""
     spec = encoder.spec
-    tails: dict[int, dict[str, Tensor]] = {}
+    tails: dict[int, tuple[np.ndarray, dict[str, Tensor]]] = {}
     for chunk in chunks:
         frames = {camera: images.to(encoder.device, non_blocking=True) for camera, images in chunk.frames.items()}
         if spec.n_frames == 1:
             yield chunk, {camera: images.unsqueeze(1) for camera, images in frames.items()}
             continue
         # The window of a chunk's first frame reaches back into the chunk before.
-        n, tail = len(next(iter(frames.values()))), tails.pop(chunk.episode, None)
-        if tail is not None:
+        positions = chunk.positions.numpy()
+        ends = positions[positions % spec.every == 0]
+        if chunk.episode in tails:
+            before, tail = tails.pop(chunk.episode)
+            positions = np.concatenate([before, positions])
             frames = {camera: torch.cat([tail[camera], images]) for camera, images in frames.items()}
-        m, stride = spec.n_frames, spec.frame_stride
-        windows = {camera: causal_windows(images, m, stride)[-n:] for camera, images in frames.items()}
+        rows = np.searchsorted(positions, window_positions(ends, spec.n_frames, spec.frame_stride))
+        rows = torch.from_numpy(rows).to(encoder.device)
         if not chunk.is_last:
-            tails[chunk.episode] = {camera: images[-(spec.window_span - 1) :] for camera, images in frames.items()}
-        yield chunk, windows
+            kept = int(np.searchsorted(positions, ends[-1] + spec.every - (spec.window_span - 1)))
+            tails[chunk.episode] = positions[kept:], {camera: images[kept:] for camera, images in frames.items()}
+        yield chunk, {camera: images[rows] for camera, images in frames.items()}

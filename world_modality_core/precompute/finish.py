@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +65,17 @@ def finish(
     if not encoded:
         raise ConfigError(f"{source.root}: none of its {len(excluded)} episodes could be read")
     n_encoded = int(source.lengths[encoded].sum())
-    stats = LatentStatistics(n_encoded, p, d, max(RANK_SAMPLE, tokens_config.n_samples * is_fitting), seed)
+    n_sampled = max(RANK_SAMPLE, tokens_config.n_samples * is_fitting)
+    stats = LatentStatistics(n_encoded, p, d, n_sampled, seed, spec.every)
+
+    def staged(episode: int) -> np.ndarray:
+        latents = staging.read(episode)
+        if spec.every == 1:
+            return np.array(latents)
+        return np.repeat(latents, spec.every, axis=0)[: source.lengths[episode]]
+
     for episode in encoded:
-        stats.update(staging.read(episode))
+        stats.update(staged(episode))
     quality = {"latents": stats.figures()}
 
     if is_fitting:
@@ -85,7 +92,7 @@ def finish(
         if episode in left_out:
             latents = np.full((rows.stop - rows.start, p * d), np.nan, np.float16)
         else:
-            latents = np.array(staging.read(episode))
+            latents = staged(episode)
         if book is None:
             digest.update(latents)
             return {LATENTS: latents}
@@ -103,14 +110,14 @@ def finish(
         new_stats={LATENTS: values},
     )  # fmt: skip
     if book is not None:
-        quality["tokens"] = token_figures(tokens, source.bounds[encoded], book.n_codes)
+        quality["tokens"] = token_figures(tokens, source.bounds[encoded], book.n_codes, spec.every)
         book.save(new_root / CODEBOOK_FILE)
     if encoder.pca is not None:
         encoder.pca.save(new_root / PCA_FILE)
     moments = {"mean": torch.from_numpy(stats.mean).float(), "std": torch.from_numpy(stats.std).float()}
     save_file(moments, new_root / STATS_FILE)
     CompanionInfo(
-        encoder=asdict(spec),
+        encoder=spec.to_dict(),
         source=request["latents"]["source"],
         request=request,
         camera_shapes={camera: source.camera_shape(camera) for camera in spec.cameras},

@@ -7,11 +7,12 @@ background workers (`torch.utils.data.DataLoader`) whose bounded queue keeps the
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -24,12 +25,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from world_modality_core.encoders.spec import EncoderSpec
+from world_modality_core.encoders.windows import window_positions
 from world_modality_core.io.dataset_files import data_files, named_files, one_number_a_row
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import open_parquet, read_parquet, reading
 from world_modality_core.io.first_look import missing
 from world_modality_core.io.hub_transfer import HubError, hub_errors
 from world_modality_core.latents.fingerprint import whole_fps
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video import VideoFrame, VideoStream
 
 # LeRobot's own default (`LeRobotDataset.tolerance_s`).
 TOLERANCE_S = 1e-4
@@ -42,18 +50,20 @@ _REPAIR = "copy or download this file of the source dataset again, then give the
 
 @dataclass
 class Chunk:
-    """Consecutive frames of one episode.
+    """Frames of one episode, in order: some that are encoded, and those that their windows reach back to.
 
     Attributes:
         episode: Episode index.
-        start: Position of the first frame within the episode.
+        start: Frames of the episode that are encoded before this chunk.
         is_last: Whether the episode ends with this chunk.
+        positions: (n,) int64 positions of the frames within the episode.
         frames: Per camera, (n, 3, h, w) uint8.
     """
 
     episode: int
     start: int
     is_last: bool
+    positions: Tensor
     frames: dict[str, Tensor]
 
 
@@ -285,17 +295,17 @@ class SourceDataset:
                         at = stream.start_s + self.timestamps[index : index + 1].astype(np.float64)
                         next(video_frames(stream.path, stream.size, at, episode, self.tolerance_s))
                     else:
-                        next(images.frames(stream.path, stream.size, camera, int(index), 1))
+                        next(images.frames(stream.path, stream.size, camera, np.array([index])))
 
     def chunks(
-        self, episodes: Sequence[int], cameras: Sequence[str], n_frames: int, n_workers: int
+        self, episodes: Sequence[int], spec: EncoderSpec, n_frames: int, n_workers: int
     ) -> Iterator[Chunk | BadEpisode]:
-        """Read episodes, in chunks of at most `n_frames` frames; the chunks of one episode come in order.
+        """Read what is encoded of episodes, in chunks; those of one episode come in order.
 
         Args:
             episodes: Episode indices.
-            cameras: Camera keys.
-            n_frames: Most frames per chunk.
+            spec: Says which cameras, and which frames of them.
+            n_frames: Most frames of a chunk that are encoded.
             n_workers: Background decoding processes; 0 decodes in this process, without overlap.
 
         Yields:
@@ -303,11 +313,11 @@ class SourceDataset:
         """
         work = []
         for e in episodes:
-            streams = {camera: self._stream(int(e), camera) for camera in cameras}
+            streams = {camera: self._stream(int(e), camera) for camera in spec.cameras}
             work.append((int(e), streams, self.timestamps[slice(*self.bounds[e])], int(self.bounds[e, 0])))
         n_workers = min(n_workers, len(work))
         loader = DataLoader(
-            _FrameReader(work, n_frames, self.tolerance_s),
+            _FrameReader(work, spec, n_frames, self.tolerance_s),
             batch_size=None,
             num_workers=n_workers,
             prefetch_factor=2 if n_workers else None,
@@ -337,12 +347,16 @@ class SourceDataset:
 
 
 class _FrameReader(IterableDataset):
-    """Yields (episode, start, is_last, frames) for the episodes of this worker."""
+    """Yields the fields of each `Chunk` of the episodes of this worker."""
 
     def __init__(
-        self, work: list[tuple[int, dict[str, _Stream], np.ndarray, int]], n_frames: int, tolerance_s: float
+        self,
+        work: list[tuple[int, dict[str, _Stream], np.ndarray, int]],
+        spec: EncoderSpec,
+        n_frames: int,
+        tolerance_s: float,
     ) -> None:
-        self.work, self.n_frames, self.tolerance_s = work, n_frames, tolerance_s
+        self.work, self.spec, self.n_frames, self.tolerance_s = work, spec, n_frames, tolerance_s
         self.images = _ImageColumn()
 
     def __iter__(self):
@@ -356,17 +370,23 @@ class _FrameReader(IterableDataset):
 
     def _chunks(
         self, episode: int, streams: dict[str, _Stream], timestamps: np.ndarray, first_index: int
-    ) -> Iterator[tuple[int, int, bool, dict[str, Tensor]]]:
+    ) -> Iterator[tuple[int, int, bool, np.ndarray, dict[str, Tensor]]]:
+        ends = np.arange(0, len(timestamps), self.spec.every)
+        positions = np.unique(window_positions(ends, self.spec.n_frames, self.spec.frame_stride))
+        times = timestamps[positions].astype(np.float64)
         iterators = {
-            camera: video_frames(s.path, s.size, s.start_s + timestamps.astype(np.float64), episode, self.tolerance_s)
+            camera: video_frames(s.path, s.size, s.start_s + times, episode, self.tolerance_s)
             if s.is_video
-            else self.images.frames(s.path, s.size, camera, first_index, len(timestamps))
+            else self.images.frames(s.path, s.size, camera, first_index + positions)
             for camera, s in streams.items()
         }
-        for start in range(0, len(timestamps), self.n_frames):
-            stop = min(start + self.n_frames, len(timestamps))
-            frames = {camera: _stack(frames, stop - start) for camera, frames in iterators.items()}
-            yield episode, start, stop == len(timestamps), frames
+        n_read = 0
+        for start in range(0, len(ends), self.n_frames):
+            last = ends[start : start + self.n_frames][-1]
+            part = positions[n_read : np.searchsorted(positions, last, side="right")]
+            frames = {camera: _stack(frames, len(part)) for camera, frames in iterators.items()}
+            yield episode, start, last == ends[-1], part, frames
+            n_read += len(part)
 
 
 def _stack(frames: Iterator[np.ndarray], n: int) -> Tensor:
@@ -411,7 +431,8 @@ def video_frames(
 ) -> Iterator[np.ndarray]:
     """Decode the frames nearest to some increasing timestamps: one seek, then front to back.
 
-    Gives the frames of LeRobot's `decode_video_frames_pyav`, without keeping an episode in memory.
+    Gives the frames of LeRobot's `decode_video_frames_pyav`, without keeping an episode in memory. Where a key frame
+    lies between two timestamps, what is before it is not decoded.
 
     Args:
         path: Video file; it may hold many episodes.
@@ -436,7 +457,8 @@ def video_frames(
         most = (size[0] + DECODER_MARGIN_PX) * (size[1] + DECODER_MARGIN_PX)
         stream.codec_context.options = {"max_pixels": str(most)}
         container.seek(round(timestamps[0] / stream.time_base) - 1, backward=True, any_frame=False, stream=stream)
-        decoded = (frame for frame in container.decode(stream) if frame.pts is not None)
+        wanted = timestamps[0]
+        decoded = _decoded(container, stream, lambda: wanted)
         before, after = None, next(decoded, None)
         for wanted in timestamps:
             while after is not None and float(after.pts * stream.time_base) < wanted:
@@ -451,6 +473,28 @@ def video_frames(
             yield near[int(np.argmin(errors))].to_ndarray(format="rgb24")
 
 
+def _decoded(container: InputContainer, stream: VideoStream, wanted: Callable[[], float]) -> Iterator[VideoFrame]:
+    """Decoded frames, in order; those before the last key frame at or before the time that is wanted now are left out.
+
+    Args:
+        container: The file.
+        stream: Its video.
+        wanted: Tells the time, in seconds.
+    """
+    waiting: list[Packet] = []  # decoded as soon as it is known that no key frame comes first
+    for packet in container.demux(stream):
+        until_s = wanted() + TOLERANCE_S
+        is_late = packet.pts is None or float(packet.pts * stream.time_base) > until_s
+        if packet.is_keyframe and waiting and not is_late:
+            waiting.clear()
+            stream.codec_context.flush_buffers()
+        waiting.append(packet)
+        if is_late:
+            for each in waiting:
+                yield from (frame for frame in each.decode() if frame.pts is not None)
+            waiting.clear()
+
+
 class _ImageColumn:
     """Frames of parquet image columns; remembers what it read last, which often holds the next episode too."""
 
@@ -458,8 +502,8 @@ class _ImageColumn:
         self._files: dict[Path, tuple[pq.ParquetFile, np.ndarray]] = {}
         self._rows: dict[str, tuple[tuple[Path, int], pa.ChunkedArray]] = {}
 
-    def frames(self, path: Path, size: tuple[int, int], camera: str, first_index: int, n: int) -> Iterator[np.ndarray]:
-        """Decode the images of frames `first_index`, ..., `first_index + n - 1`: (h, w, 3) uint8 each."""
+    def frames(self, path: Path, size: tuple[int, int], camera: str, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Decode the images of frames (increasing `index`): (h, w, 3) uint8 each."""
         if path not in self._files:
             file = open_parquet(path)
             counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -467,14 +511,15 @@ class _ImageColumn:
             self._files = {path: (file, start + np.cumsum([0, *counts]))}
         file, starts = self._files[path]
         for group in range(file.num_row_groups):
-            low, high = max(first_index, starts[group]), min(first_index + n, starts[group + 1])
-            if low >= high:
+            rows = indices[slice(*np.searchsorted(indices, starts[group : group + 2]))] - starts[group]
+            if not len(rows):
                 continue
             if self._rows.get(camera, (None,))[0] != (path, group):
                 with reading(path, "parquet", _REPAIR):
                     table = file.read_row_group(group, columns=[camera], use_threads=False)  # other workers decode
                     self._rows[camera] = ((path, group), table[camera])
-            for row in self._rows[camera][1][int(low - starts[group]) : int(high - starts[group])]:
+            for row in rows.tolist():
                 with reading(path, f"images of {camera}", _REPAIR):
-                    image = np.asarray(decode_image(row["bytes"].as_py(), size, f"{path}, an image of {camera}"))
+                    data = self._rows[camera][1][row]["bytes"].as_py()
+                    image = np.asarray(decode_image(data, size, f"{path}, an image of {camera}"))
                 yield image

@@ -136,7 +136,7 @@ def _request(
     if reused is not None and reused.codebook is not None:
         tokens = {"codebook_sha256": reused.codebook.sha256}
     return {
-        "latents": {"source": fingerprint.to_dict(), "encoder": asdict(spec), "pca": pca},
+        "latents": {"source": fingerprint.to_dict(), "encoder": spec.to_dict(), "pca": pca},
         "tokens": tokens,
     }
 
@@ -213,7 +213,8 @@ def _plan(cfg, source: SourceDataset, encoder: WorldEncoder, device, root: Path,
         *_foreign_keys(source),
         f"Cameras    {', '.join(spec.cameras)}{cameras}",
         f"Encoder    {spec.family} {spec.model_id}, {spec.pooling}, {spec.height_px} x {spec.width_px} px, "
-        f"{spec.n_frames} frame(s), {spec.dtype}, on {device}",
+        f"{spec.n_frames} frame(s), {spec.dtype}, on {device}"
+        + (f", every {spec.every} frames" if spec.every > 1 else ""),
         f"Latents    {spec.n_tokens} tokens x {spec.dim} per frame, float16"
         + (f", by PCA from {spec.raw_dims}" if spec.pca_dim else "")
         + (f", as {cfg.reuse_from}" if cfg.reuse_from else ""),
@@ -268,7 +269,7 @@ def _keep_latents(source: SourceDataset, spec: EncoderSpec, staging: Staging, ol
         held = [(key, e) for e, key in enumerate(old.info.episodes) if key and e not in old.info.excluded]
         known = {key: old.bounds[e] for key, e in held}
         for e in [e for e in missing if keys[e] in known and not staging.has(e)]:
-            staging.write(e, np.array(old.table.latents[slice(*known[keys[e]])]))
+            staging.write(e, np.array(old.table.latents[slice(*known[keys[e]], spec.every)]))
             n += 1
     print(
         f"Latents of {n} of {source.meta.total_episodes} episodes are taken from {', '.join(str(o.root) for o in olds)}"
@@ -285,7 +286,7 @@ def _encode(
     batch_size = cfg.batch_size
     if not batch_size:
         sizes = {camera: tuple(source.camera_shape(camera)[:2]) for camera in encoder.spec.cameras}
-        batch_size = find_batch_size(encoder, sizes, int(source.lengths.max()))
+        batch_size = find_batch_size(encoder, sizes, int(encoder.spec.n_encoded(source.lengths.max())))
         if state.is_main_process:
             print(f"Batch size {batch_size}")
     lock = staging.begin(request["latents"], cfg.overwrite) if state.is_main_process else None
@@ -307,7 +308,7 @@ def _encode(
         wait_for_everyone(state)
         mine = usable[state.process_index :: state.num_processes].tolist()
         missing = [e for e in mine if not staging.has(e)]
-        total, left = int(source.lengths[mine].sum()), int(source.lengths[missing].sum())
+        total, left = (int(encoder.spec.n_encoded(source.lengths[some]).sum()) for some in (mine, missing))
         of = f" (process 0 of {state.num_processes})" if state.num_processes > 1 else ""
         with Progress(f"Encoding{of}", total, "frames", total - left, state.is_main_process) as progress:
             stage_latents(source, encoder, staging, missing, batch_size, cfg.num_workers, progress.update, skips_bad)

@@ -53,14 +53,41 @@ def future_latent_loss(futures: Futures, target: Tensor, is_pad: Tensor) -> Tens
     Returns:
         (b,) loss per sample; 0 for a sample without any future.
     """
-    error = 1 - frame_cosine(futures.latents, target[:, None])  # (b, n, k)
+    return _best_of(frame_cosine(futures.latents, target[:, None]), futures.scores, is_pad)
+
+
+def future_latent_objective(
+    futures: Futures, current: Tensor, target: Tensor, is_pad: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`future_latent_loss`, and the `skill_metrics` of the hypothesis with the highest score, for logs.
+
+    Args:
+        futures: Predicted latents (b, n, k, p, d).
+        current: (b, p, d) the latents that copying would predict.
+        target: (b, k, p, d) true latents.
+        is_pad: (b, k) True beyond the end of the episode.
+
+    Returns:
+        (b,) loss per sample, and the figures.
+    """
+    cosine = frame_cosine(futures.latents, target[:, None])  # (b, n, k)
+    with torch.no_grad():
+        pick = futures.scores.argmax(-1) if cosine.shape[1] > 1 else None
+        believed = cosine[:, 0] if pick is None else cosine[torch.arange(len(pick), device=pick.device), pick]
+        metrics = skill_metrics(believed, frame_cosine(current[:, None], target), is_pad)
+    return _best_of(cosine, futures.scores, is_pad), metrics
+
+
+def _best_of(cosine: Tensor, scores: Tensor, is_pad: Tensor) -> Tensor:
+    """(b,) loss of the cosines (b, n, k) of n hypotheses, and of the scores (b, n) that tell them apart."""
+    error = 1 - cosine
     error = masked_mean(error, is_pad[:, None].expand_as(error), dim=-1)  # (b, n)
     n = error.shape[1]
     if n == 1:
         return error[:, 0]
     best, winner = error.min(dim=1)
     relaxed = (1 - LOSER_SHARE) * best + LOSER_SHARE * (error.sum(1) - best) / (n - 1)
-    score = F.cross_entropy(futures.scores.float(), winner, reduction="none")
+    score = F.cross_entropy(scores.float(), winner, reduction="none")
     return relaxed + SCORE_WEIGHT * score * (~is_pad.all(-1))
 
 
@@ -81,42 +108,28 @@ def future_token_loss(logits: Tensor, target: Tensor, is_pad: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def future_latent_metrics(predicted: Tensor, current: Tensor, target: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+def skill_metrics(cosine: Tensor, copy: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
     """Compare predicted latents with the baseline that copies the current one.
 
     skill = 1 - (1 - cos_predicted) / (1 - cos_copy): 1 is perfect, 0 is no better than copying, below 0 is worse.
     Both numerator and denominator are means over the batch.
 
     Args:
-        predicted: (b, k, p, d).
-        current: (b, p, d).
-        target: (b, k, p, d).
+        cosine: (b, k) cosine of predicted and true latents.
+        copy: (b, k) cosine of current and true latents.
         is_pad: (b, k).
 
     Returns:
         `prophet_cosine`, `copy_cosine`, `prophet_skill` and `prophet_skill_1` ... `prophet_skill_K`, each 0-d.
     """
-    copy = frame_cosine(current[:, None], target)
-    return skill_metrics(frame_cosine(predicted, target), copy, is_pad)
-
-
-def skill_metrics(cosine: Tensor, copy: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-    """The figures of `future_latent_metrics`, from cosines.
-
-    Args:
-        cosine: (b, k) cosine of predicted and true latents.
-        copy: (b, k) cosine of current and true latents.
-        is_pad: (b, k).
-    """
-    error, copy_error = (masked_mean(1 - c, is_pad, dim=0) for c in (cosine, copy))  # (k,)
-    overall = masked_mean(1 - cosine, is_pad), masked_mean(1 - copy, is_pad)
-    skills = 1 - error / copy_error.clamp(min=1e-6)
-    metrics = {
-        "prophet_cosine": 1 - overall[0],
-        "copy_cosine": 1 - overall[1],
-        "prophet_skill": 1 - overall[0] / overall[1].clamp(min=1e-6),
-    }
-    return metrics | {f"prophet_skill_{i}": skill for i, skill in enumerate(skills, start=1)}
+    # Both at once: on an accelerator each of these small sums takes as long as a layer's.
+    error, keep = (1 - torch.stack([cosine, copy])).masked_fill(is_pad, 0.0), ~is_pad  # (2, b, k), (b, k)
+    total = torch.cat([error.flatten(1).sum(1, keepdim=True), error.sum(1)], dim=1)  # of all steps, then of each
+    count = torch.cat([keep.sum().view(1), keep.sum(0)])
+    error = total / count.clamp(min=1)  # (2, 1 + k)
+    means, skills = 1 - error[:, 0], 1 - error[0] / error[1].clamp(min=1e-6)
+    metrics = {"prophet_cosine": means[0], "copy_cosine": means[1], "prophet_skill": skills[0]}
+    return metrics | {f"prophet_skill_{i}": skill for i, skill in enumerate(skills[1:], start=1)}
 
 
 @torch.no_grad()

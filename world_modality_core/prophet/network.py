@@ -34,6 +34,8 @@ class Futures:
 
     def best(self) -> Tensor:
         """The hypothesis with the highest score: (b, k, p, d)."""
+        if self.latents.shape[1] == 1:
+            return self.latents[:, 0]
         pick = self.scores.argmax(-1)
         return self.latents[torch.arange(len(pick), device=pick.device), pick]
 

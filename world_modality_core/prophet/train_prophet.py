@@ -33,6 +33,8 @@ def train_prophet(cfg: ProphetTrainingConfig) -> Path:
     check_device(cfg.device)
     device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     companions = open_companions(cfg.companion_names)
+    history = {"history_stride": cfg.history_stride} if cfg.n_obs_steps > 1 else {}
+    companions[0].spec.check_strides(history | {"future_stride": cfg.future_stride})
     sources = None
     if cfg.reads_states:
         sources = cfg.source_names if cfg.sources else [default_source(companion) for companion in companions]

@@ -294,7 +294,7 @@ class ProphetTraining:
             "n_future_steps": cfg.n_future_steps,
             "future_stride": cfg.future_stride,
             "prophet": asdict(cfg.prophet),
-            "encoder": asdict(companions[0].spec),
+            "encoder": companions[0].spec.to_dict(),
             "language": asdict(cfg.language),
             "fps": companions[0].fps,
             "training": cfg.recipe()

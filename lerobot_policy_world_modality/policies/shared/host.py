@@ -222,12 +222,13 @@ class PolicyWithWorld(OnHub):
         for name, reader in self.readers.items():
             suffix = suffixes[name]
             values[f"world_gate{suffix}"] = reader.last_gate
-            if reader.last_attention_mass is None:
+            whole = reader.last_attention_mass
+            if whole is None:
                 continue
             values[f"memory_entropy{suffix}"] = reader.last_attention_entropy
-            mass = future_mass(reader.last_attention_mass, self.memory_shape)
+            mass = future_mass(whole, self.memory_shape)
             if self.config.memory.shows_seen:
-                values[f"memory_mass_seen{suffix}"] = reader.last_attention_mass.sum() - mass.sum()
+                values[f"memory_mass_seen{suffix}"] = whole.sum() - mass.sum()
             values |= {f"memory_mass{suffix}_{i}": share for i, share in enumerate(mass, start=1)}
         return values
 

@@ -63,6 +63,7 @@ class LatentReader:
             spec.frame_stride,
             tolerance=max(1, config.history_stride // 2),
             past=self._past_choice,
+            every=spec.every,
         )
         self._recorded_past: RecordedPast | None = None
         if config.world_reads_language and config.language.dim == 0:
@@ -85,8 +86,7 @@ class LatentReader:
         if not (self.config.needs_live_history or self.config.needs_live_tokens):
             return []
         fps = self.config.fps
-        past = [step / fps for step in self.frames.past_due(round(now_s * fps))]
-        return sorted({*past, *(now_s + step / fps for step in self.frames.steps_back)})
+        return [step / fps for step in self.frames.steps_needed(round(now_s * fps))]
 
     def load(self, device: torch.device) -> None:
         """Load what a rollout looks through, so that its first plan takes no longer than the others."""

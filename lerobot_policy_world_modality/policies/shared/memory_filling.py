@@ -14,7 +14,7 @@ from world_modality_core.configs import MemoryConfig
 from world_modality_core.memory.gated_attention import GatedCrossAttention
 from world_modality_core.memory.modulation import MemoryModulation
 from world_modality_core.memory.sources import Memory, MemoryInputs, MemorySource, make_memory, oracle_share
-from world_modality_core.prophet.losses import future_latent_loss, future_latent_metrics
+from world_modality_core.prophet.losses import future_latent_objective
 from world_modality_core.prophet.network import Futures, Prophet
 
 
@@ -184,7 +184,4 @@ def current_content(world_batch: WorldBatch, content: str, shape: tuple[int, int
 def prophet_objective(prophet: Prophet, world_batch: WorldBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of the Prophet per sample (b,), and its skill over copying (docs/metrics.md)."""
     futures = predict_futures(prophet, world_batch)
-    loss = future_latent_loss(futures, world_batch.future, world_batch.future_is_pad)
-    return loss, future_latent_metrics(
-        futures.best(), world_batch.current, world_batch.future, world_batch.future_is_pad
-    )
+    return future_latent_objective(futures, world_batch.current, world_batch.future, world_batch.future_is_pad)

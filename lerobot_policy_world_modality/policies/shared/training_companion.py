@@ -102,6 +102,12 @@ def open_training_companion(config: WorldOptions, dataset_meta: LeRobotDatasetMe
             f"{config.type} needs world tokens, but companion {companion.root} has none; write them with "
             "`wm-precompute ... --tokens.n_codes=1024`"
         )
+    strides = {"history_stride": config.history_stride} if config.n_history > 1 else {}
+    if config.needs_future or config.needs_tokens:
+        strides["future_stride"] = config.future_stride
+    if config.n_past:
+        strides["memory.past.stride"] = config.memory.past.stride
+    companion.spec.check_strides(strides)
     longest = int((companion.table.bounds[:, 1] - companion.table.bounds[:, 0]).max())
     if config.n_future_steps * config.future_stride >= longest:
         raise ValueError(

@@ -71,6 +71,7 @@ class TrainingLog:
         if step % self.every or int(os.environ.get("RANK", "0")) != 0:
             return
         means = (self._total / self._n).tolist()
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a") as file:
             file.write(json.dumps({"step": step} | dict(zip(names, means, strict=True))) + "\n")
         self._total = None

@@ -22,8 +22,7 @@ from world_modality_core.memory.gated_attention import GatedCrossAttention
 from world_modality_core.memory.sources import MemorySource
 from world_modality_core.memory.trunk import AppendedMemory, FutureHead
 from world_modality_core.prophet.losses import (
-    future_latent_loss,
-    future_latent_metrics,
+    future_latent_objective,
     future_token_loss,
     future_token_metrics,
     masked_mean,
@@ -133,8 +132,8 @@ class WorldBContPolicy(WorldModalityPolicy):
     def _objective(self, world_batch, context, is_pad):
         predicted = self._predict(world_batch, context, is_pad)
         futures = Futures(predicted[:, None], predicted.new_zeros(len(predicted), 1))
-        loss = future_latent_loss(futures, world_batch.future, world_batch.future_is_pad)
-        values = future_latent_metrics(predicted, world_batch.current, world_batch.future, world_batch.future_is_pad)
+        current, future = world_batch.current, world_batch.future
+        loss, values = future_latent_objective(futures, current, future, world_batch.future_is_pad)
         return self._weighted(loss), {"loss_world": loss.mean()} | values
 
     @torch.no_grad()

@@ -177,7 +177,7 @@ def test_command_in_markdown_and_sequential(folder, monkeypatch, capsys):
     code, printed, _ = run(arguments, monkeypatch, capsys)
     assert code == 0
     tables = [line for line in printed.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {6, 9}
+    assert {line.count("|") for line in tables} == {6, 9, 10}
     assert "may stop: after" in printed
     assert "sequential |  | decided after" in printed
     assert "sequential p 0.0" in printed
@@ -283,13 +283,14 @@ def test_graded_outcomes_decide_pairs_by_what_they_say(episodes):
 
 def test_labels_stand_beside_what_the_rows_say_of_them(episodes):
     rows = episodes[episodes["arm"] == "intact"].copy()
-    assert "What the labels stand for" not in format_report(compare(rows, baseline="A", candidates=["F"]))
+    silent = compare(rows.assign(policy_type=""), baseline="A", candidates=["F"])  # as of a trial on a robot
+    assert "What the labels stand for" not in format_report(silent)
     rows.loc[rows["model"] == "F", ["sees", "action_free", "train_steps"]] = ["images", "5-9", 1200]
     rows.loc[(rows["model"] == "F") & (rows["train_seed"] == rows["train_seed"].min()), "train_steps"] = 600
     report = compare(rows, baseline="A", candidates=["F"])
     assert report.to_dict()["labels"]["F"]["train_steps"] == "2 kinds"
     line = next(x for x in format_report(report).splitlines() if x.startswith("F  ") and "5-9" in x)
-    assert line.split() == ["F", "5-9", "2", "kinds", "images"]
+    assert line.split() == ["F", "simulated", "5-9", "2", "kinds", "images"]
 
 
 def test_best_of_several_leaves_out_who_is_beaten(tmp_path, monkeypatch, capsys):

@@ -96,23 +96,32 @@ def html(study, tmp_path_factory) -> str:
     return write(study, tmp_path_factory.mktemp("page") / "r.html", "--baseline=A_k4", "--max_videos=6")
 
 
+def said(successes) -> str:
+    return f"{successes.sum()} of {len(successes)}"
+
+
+def counts_in(cell: str) -> str:
+    return re.search(r"\d+ of \d+", cell)[0]
+
+
 def test_successes_are_those_of_the_records(study, html):
     episodes, page = read_episodes(study), Parsed(html)
     intact = episodes[episodes["arm"] == "intact"].groupby("model")["success"]
-    summary = {row[0]: row[2:4] for row in page.rows("model, as trained")}
-    assert (
-        summary == {model: [f"{s.sum()} of {len(s)}", f"{100 * s.mean():.0f} %"] for model, s in intact}
-        and len(summary) == 2
-    )
+    summary = {row[0]: row[2:] for row in page.rows("model, as trained")}
+    assert len(summary) == 2
+    for model, successes in intact:
+        success, description = summary[model]
+        assert success.startswith(f"{100 * successes.mean():.0f} % ") and success.endswith(said(successes))
+        assert description == "policy type: world_F"
     for model, successes in intact:
         dot = re.search(rf'aria-label="{model}, intact: {successes.sum()} of .*?<circle cx="([\d.]+)%', html, re.S)
         assert float(dot[1]) == pytest.approx(100 * successes.mean(), abs=0.05)
-    shown = {tuple(row[:3:2]) for row in page.rows("arm")}
-    counts = {(arm, f"{s.sum()} of {len(s)}") for (_, arm), s in episodes.groupby(["model", "arm"])["success"]}
+    shown = {(row[0], counts_in(row[2])) for row in page.rows("arm")}
+    counts = {(arm, said(s)) for (_, arm), s in episodes.groupby(["model", "arm"])["success"]}
     assert shown == counts and len(counts) == 6
-    per_task = {(row[0], row[1], row[3]) for row in page.rows("task")}
+    per_task = {(row[0], row[1], counts_in(row[3])) for row in page.rows("task")}
     wanted = episodes.groupby(["model", "task", "arm"])["success"]
-    assert per_task == {(task, arm, f"{s.sum()} of {len(s)}") for (_, task, arm), s in wanted}
+    assert per_task == {(task, arm, said(s)) for (_, task, arm), s in wanted}
     assert {row[0] for row in page.rows("tier")} == {"easy", "hard"}
 
 
@@ -121,26 +130,22 @@ def test_training_seeds_are_told_apart(study, html):
     rows = episodes[(episodes["model"] == "F_k4") & (episodes["arm"] == "zero")]
     rates = rows.groupby("train_seed")["success"].mean()
     text = ", ".join(f"{100 * rate:.0f}" for rate in rates)
-    assert [row[5] for row in Parsed(html).rows("arm") if row[0] == "zero"] == [text] and len(rates) == 3
+    assert [row[3] for row in Parsed(html).rows("arm") if row[0] == "zero"] == [text] and len(rates) == 3
 
 
 def test_differences_are_those_of_compare(study, html):
     found = compare(read_episodes(study), baseline="A_k4")
-    rows = {row[0]: row for row in Parsed(html).rows("first − second") if len(row) > 8}
+    tables = [table for table in Parsed(html).tables if table[0][-1] == "p, Holm's p"]
+    rows = {row[0]: row[2:] for table in tables for row in table[1:]}
     for c in found.comparisons:
-        part = c.parts[0]
-        name = f"F_k4: intact − {c.second.arm}" if c.kind == "arm" else "F_k4 − A_k4"
-        cells = rows[name]
-        assert cells[2] == f"{100 * part.result.difference:+.1f}"
-        assert cells[3] == f"{100 * part.result.low:+.1f} to {100 * part.result.high:+.1f}"
-        shift = 0
+        result, counts, p = c.parts[0].result, c.parts[0].counts, c.evidence.p
+        points, pairs, p_values = rows[f"F_k4: intact − {c.second.arm}" if c.kind == "arm" else "F_k4 − A_k4"]
+        wanted = f"{100 * result.difference:+.1f} {100 * result.low:+.1f} to {100 * result.high:+.1f}"
         if c.runs:
-            shift, runs = 1, c.runs
-            assert cells[4] == f"{100 * runs.low:+.1f} to {100 * runs.high:+.1f}"
-        counts = part.counts
-        assert cells[4 + shift : 7 + shift] == [str(counts.n), str(counts.wins), str(counts.losses)]
-        p = c.evidence.p
-        assert cells[7 + shift] == ("< 0.0001" if p < 1e-4 else f"{p:.2g}")
+            wanted += f" {100 * c.runs.low:+.1f} to {100 * c.runs.high:+.1f} across training seeds"
+        assert points == wanted
+        assert pairs == f"{counts.n} {counts.wins} won, {counts.losses} lost"
+        assert p_values.startswith("< 0.0001 " if p < 1e-4 else f"{p:.2g} ")
     assert len(found.comparisons) == 5
 
 
@@ -264,5 +269,5 @@ def test_prophets_and_interventions_without_episodes(study, tmp_path):
 def test_skill_and_ratios_are_those_of_the_records(html):
     page = Parsed(html)
     assert ["P", "on held-out episodes (wm-prophet)", "0.150 0.300 0.450 0.600"] in page.rows("whose")
-    ratios = {row[0]: row[2:4] for row in page.rows("memory")}
-    assert ratios["zero"] == ["1.310", "1.280 to 1.340"] and ratios["oracle"] == ["0.930", "0.900 to 0.960"]
+    ratios = {row[0]: row[2] for row in page.rows("memory")}
+    assert ratios["zero"] == "1.310 1.280 to 1.340" and ratios["oracle"] == "0.930 0.900 to 0.960"

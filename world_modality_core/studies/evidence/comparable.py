@@ -34,7 +34,7 @@ the steps of an episode that succeeded, `smoothness` minus its `action_jerk`."""
 _SCENE = ["task", "seed"]
 _KEY = ["train_seed", *_SCENE]
 _COLUMNS = ["model", "arm", *_KEY, "init_hash", "instruction", "checkpoint", "tier", *SAME, *SAME_IF_KNOWN]
-_COLUMNS += ["success", "sum_reward", "speed", "smoothness"]
+_COLUMNS += ["success", "sum_reward"]
 
 
 class NotComparableError(UserError):
@@ -92,6 +92,12 @@ class Pairs:
         return np.stack([task.difference[:, i] for i in range(n_scenes) for task in self.tasks if i < len(task.seeds)])
 
 
+def rows_of(episodes: pd.DataFrame, side: ModelArm) -> pd.DataFrame:
+    """The episodes of one side."""
+    is_its = (episodes["model"] == side.model).to_numpy() & (episodes["arm"] == side.arm).to_numpy()
+    return episodes.take(np.flatnonzero(is_its))
+
+
 def pair(
     episodes: pd.DataFrame, first: ModelArm, second: ModelArm, common_scenes: bool = False, outcome: str = "success"
 ) -> Pairs:
@@ -111,17 +117,15 @@ def pair(
     Raises:
         NotComparableError: naming everything that differs.
     """
-    has_succeeded = episodes["success"]
-    episodes = episodes.assign(
-        speed=-episodes["steps"].astype(float).where(has_succeeded, np.inf),
-        smoothness=-episodes["action_jerk"].astype(float).where(has_succeeded, np.inf),
-    )
     sides = {}
     for side in (first, second):
-        rows = episodes.loc[(episodes["model"] == side.model) & (episodes["arm"] == side.arm), _COLUMNS]
+        rows = rows_of(episodes, side)
         if rows.empty:
             raise NotComparableError(f"{side} has no episodes; those of {_list(_names(episodes))} were read")
-        sides[side] = rows
+        sides[side] = rows = rows[_COLUMNS].assign(
+            speed=-rows["steps"].astype(float).where(rows["success"], np.inf),
+            smoothness=-rows["action_jerk"].astype(float).where(rows["success"], np.inf),
+        )
         if outcome == "smoothness" and (n := int(rows["smoothness"].isna().sum())):
             raise NotComparableError(
                 f"{side}: how smooth the motion was isn't recorded in {n} of {len(rows)} episodes (action_jerk is "
@@ -195,8 +199,7 @@ def _decided(rows: pd.DataFrame, outcome: str) -> pd.DataFrame:
 def _to_pairs(first: ModelArm, second: ModelArm, rows: pd.DataFrame, n_left_out: int) -> Pairs:
     train_seeds = tuple(int(seed) for seed in sorted(rows["train_seed"].unique()))
     tasks = []
-    for task, of_task in rows.groupby("task", sort=True):
-        of_task = of_task.sort_values(["train_seed", "seed"])
+    for task, of_task in rows.sort_values(["train_seed", "seed"]).groupby("task", sort=True):
         shape = (len(train_seeds), len(of_task) // len(train_seeds))
         tasks.append(
             TaskPairs(
@@ -231,6 +234,8 @@ def _differing_fields(sides: dict[ModelArm, pd.DataFrame]) -> list[str]:
     problems = []
     together = pd.concat(sides.values())
     for name in (*SAME, *SAME_IF_KNOWN):
+        if together[name].nunique() < 2:
+            continue
         n_values = together.groupby("task")[name].nunique()
         if (n_values > 1).any():
             task = n_values.idxmax()
@@ -274,8 +279,11 @@ def _repeated_scenes(sides: dict[ModelArm, pd.DataFrame], common_scenes: bool) -
     """Scenes of a task that begin alike are one scene, whatever their seeds."""
     problems = []
     for side, rows in sides.items():
-        again = rows[rows.duplicated(["train_seed", "task", "init_hash"]) & ~rows.duplicated(_KEY)]
-        if len(again) and not common_scenes:
+        begins_alike = rows.duplicated(["train_seed", "task", "init_hash"])
+        if common_scenes or not begins_alike.any():
+            continue
+        again = rows[begins_alike & ~rows.duplicated(_KEY)]
+        if len(again):
             row = again.iloc[0]
             problems.append(
                 f"{side} has {len(again)} scenes that begin as another one of their task does, the first "

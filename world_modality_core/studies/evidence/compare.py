@@ -11,7 +11,14 @@ import pandas as pd
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence.checkpoint import THROUGH_MEMORY
-from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError, Pairs, check_matched, pair
+from world_modality_core.studies.evidence.comparable import (
+    ModelArm,
+    NotComparableError,
+    Pairs,
+    check_matched,
+    pair,
+    rows_of,
+)
 from world_modality_core.studies.evidence.paired import (
     PairCounts,
     PairedResult,
@@ -20,7 +27,7 @@ from world_modality_core.studies.evidence.paired import (
     TasksResult,
     compare_partly_overlapping,
     compare_runs,
-    compare_scenes,
+    compare_scenes_of_groups,
     compare_tasks,
     design_effect,
     heterogeneity_p,
@@ -135,7 +142,9 @@ class Comparison:
         )
 
 
-LABEL_COLUMNS = ("episodes", "action_free", "train_steps", "n_trainable", "n_frozen", "sees", "memory_content")
+LABEL_COLUMNS = (
+    "policy_type", "episodes", "action_free", "train_steps", "n_trainable", "n_frozen", "sees", "memory_content",
+)  # fmt: skip
 """Columns of the rows that tell what a model's label stands for."""
 
 
@@ -223,8 +232,9 @@ def compare(
         ConfigError: if a model or an arm is unknown, or nothing is left to compare.
         NotComparableError: if episodes must not be compared; the message has all reasons.
     """
-    # Every comparison looks for its rows: among 100,000 texts that takes longer than all the statistics.
-    episodes = episodes.astype({"model": "category", "arm": "category"})
+    # Every comparison looks for its rows: among 100,000 texts, or in columns that lie apart (which a copy puts side by
+    # side), that takes longer than all the statistics.
+    episodes = episodes.astype({"model": "category", "arm": "category"}).copy()
     models = sorted(episodes["model"].unique())
     candidates = _check_names(episodes, models, baseline, candidates, arms, matched)
     wanted = _wanted(episodes, baseline, candidates, arms, matched)
@@ -269,12 +279,12 @@ def compare(
         margin,
         outcome,
         _notes(episodes, comparisons),
-        _labels(episodes, [side.model for side in names]),
+        describe_labels(episodes, [side.model for side in names]),
     )
 
 
-def _labels(episodes: pd.DataFrame, models: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What the rows say of each model; where training seeds differ, in how many ways."""
+def describe_labels(episodes: pd.DataFrame, models: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What the rows say of each model, by `LABEL_COLUMNS`; where training seeds differ, in how many ways."""
     labels = {}
     for model in sorted(set(models)):
         rows = episodes[episodes["model"] == model]
@@ -351,11 +361,11 @@ def compare_pairs(
     tiers = sorted({task.tier for task in pairs.tasks} - {""})
     groups += [("tier", tier, [task for task in pairs.tasks if task.tier == tier]) for tier in tiers]
     groups += [("task", task.task, [task]) for task in pairs.tasks]
+    results = compare_scenes_of_groups([[task.difference for task in tasks] for _, _, tasks in groups], 1 - alpha)
     parts = []
-    for level, name, tasks in groups:
+    for (level, name, tasks), result in zip(groups, results, strict=True):
         first = np.concatenate([task.first.ravel() for task in tasks])
         counts = PairCounts.of(first, np.concatenate([task.second.ravel() for task in tasks]))
-        result = compare_scenes([task.difference for task in tasks], 1 - alpha)
         parts.append(PairedPart(level, name, counts, result))
     differences, scenes = [task.difference for task in pairs.tasks], parts[0].result
     runs = None if kind == "arm" else compare_runs(differences, scenes, 1 - alpha)
@@ -424,13 +434,14 @@ def rates_of(episodes: pd.DataFrame, side: ModelArm, confidence: float = 0.95) -
         side: Whose.
         confidence: Level of the intervals, in (0, 1).
     """
-    rows = episodes[(episodes["model"] == side.model) & (episodes["arm"] == side.arm)]
+    rows = rows_of(episodes, side)
     # (n_runs, n_scenes) per task, NaN where an episode is missing; the same runs in all tasks.
     train_seeds = sorted(rows["train_seed"].unique())
     values, tiers = {}, {}
     for task, of_task in rows.groupby("task"):
-        table = of_task.pivot(index="train_seed", columns="seed", values="success").reindex(train_seeds)
-        values[str(task)] = table.to_numpy(dtype=float)
+        scenes, scene = np.unique(of_task["seed"], return_inverse=True)
+        values[str(task)] = np.full((len(train_seeds), len(scenes)), np.nan)
+        values[str(task)][np.searchsorted(train_seeds, of_task["train_seed"]), scene] = of_task["success"]
         tiers[str(task)] = str(of_task["tier"].iloc[0])
     rates = [_rate("overall", "episodes", list(values.values()), confidence)]
     for tier in sorted(set(tiers.values()) - {""}):

@@ -119,15 +119,22 @@ def compare_scenes(differences: Sequence[np.ndarray], confidence: float = 0.95) 
         differences: Per task (n_runs, n_scenes): 1 where only the first succeeded, -1 where only the second, else 0.
         confidence: Level of the two-sided interval, in (0, 1).
     """
-    n = sum(task.size for task in differences)
-    n_effective = n / design_effect(differences)
-    wins = sum(int((task > 0).sum()) for task in differences)
-    losses = sum(int((task < 0).sum()) for task in differences)
+    return compare_scenes_of_groups([differences], confidence)[0]
+
+
+def compare_scenes_of_groups(groups: Sequence[Sequence[np.ndarray]], confidence: float = 0.95) -> list[ScenesResult]:
+    """`compare_scenes` of several groups of tasks at once: the intervals' searches are what takes the time."""
+    n = np.array([sum(task.size for task in tasks) for tasks in groups])
+    n_effective = n / np.array([design_effect(tasks) for tasks in groups])
+    wins, losses = (
+        np.array([sum(int((sign * task > 0).sum()) for task in tasks) for tasks in groups]) for sign in (1, -1)
+    )
     low, high = tango_interval(wins * n_effective / n, losses * n_effective / n, n_effective, confidence)
-    p = flip_p(np.concatenate([task.sum(axis=0) for task in differences]))
+    p = [flip_p(np.concatenate([task.sum(axis=0) for task in tasks])) for tasks in groups]
     share_of_n = n_effective / n
-    ahead = float(1 - betainc(wins * share_of_n + 0.5, losses * share_of_n + 0.5, 0.5))
-    return ScenesResult((wins - losses) / n, float(low), float(high), p, n_effective, ahead)
+    ahead = 1 - betainc(wins * share_of_n + 0.5, losses * share_of_n + 0.5, 0.5)
+    columns = ((wins - losses) / n, low, high, p, n_effective, ahead)
+    return [ScenesResult(*map(float, row)) for row in zip(*columns, strict=True)]
 
 
 def design_effect(values: Sequence[np.ndarray]) -> float:
@@ -195,15 +202,14 @@ def tango_interval(wins, losses, n, confidence: float = 0.95):
     """
     wins, losses, n = (np.asarray(value, dtype=float) for value in (wins, losses, n))
     z = float(ndtri((1 + confidence) / 2))
-    bounds = []
-    for target in (z, -z):
-        low, high = np.full(np.broadcast(wins, n).shape, -1.0), np.full(np.broadcast(wins, n).shape, 1.0)
-        for _ in range(40):  # to 1e-12; the score falls as the difference grows
-            middle = (low + high) / 2
-            is_below = tango_score(middle, wins, losses, n) > target
-            low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
-        bounds.append(low if target > 0 else high)
-    return bounds[0], bounds[1]
+    shape = np.broadcast(wins, n).shape
+    target = np.array([z, -z]).reshape(2, *(1 for _ in shape))  # of the lower bound and of the upper one
+    low, high = np.full((2, *shape), -1.0), np.full((2, *shape), 1.0)
+    for _ in range(40):  # to 1e-12; the score falls as the difference grows
+        middle = (low + high) / 2
+        is_below = tango_score(middle, wins, losses, n) > target
+        low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
+    return low[0], high[1]
 
 
 def compare_runs(

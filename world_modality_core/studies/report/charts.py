@@ -97,7 +97,7 @@ def line_chart(
     # Names in the SVG are hashes of what they name, and must differ between the charts of a page.
     with rc_context(_STYLE | {"svg.hashsalt": f"{title} {lines}"}):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), frameon=False)
-        axes = figure.add_axes((0.13, 0.17, 0.83, 0.79), frame_on=False)
+        axes = figure.add_axes((0.14, 0.17, 0.82, 0.79), frame_on=False)
         for line, color in zip(lines, _SERIES * len(lines), strict=False):
             axes.plot(line.x, line.y, color=color, marker="o" if len(line.x) <= 16 else "", ms=4, clip_on=False)
             if len(line.low):
@@ -112,7 +112,7 @@ def line_chart(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.yaxis.set_label_coords(-0.12, 0.5)  # in the picture, however long the ticks' labels are
+        axes.yaxis.set_label_coords(-0.128, 0.5)  # in the picture, however long the ticks' labels are
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.tick_params(length=0)

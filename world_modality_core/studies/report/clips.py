@@ -65,9 +65,9 @@ def choose_clips(
     Returns:
         At most `max_videos` // 2 pairs.
     """
-    if episodes.empty:
+    filmed = episodes[episodes["video"].notna()] if len(episodes) else episodes
+    if filmed.empty:
         return []
-    filmed = episodes[episodes["video"].notna()]
     queues = [_disagreements(filmed, *pair, video_folders) for pair in sides]
     chosen: list[ClipPair] = []
     n_bytes, taken = 0, set[Path]()

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from world_modality_core.studies.evidence.comparable import ModelArm
-from world_modality_core.studies.evidence.compare import INTACT, ModelArmRates, SuccessRate, rates_of
+from world_modality_core.studies.evidence.compare import (
+    INTACT,
+    LABEL_COLUMNS,
+    ModelArmRates,
+    SuccessRate,
+    describe_labels,
+    rates_of,
+)
 
 
 @dataclass(frozen=True)
@@ -17,11 +24,13 @@ class ModelSuccess:
 
     Attributes:
         model: Its label.
+        stands_for: What the rows say of it; "" where they don't.
         arms: Success of each arm, `intact` first.
         per_seed: Arm -> rate of each training seed, seeds ascending.
     """
 
     model: str
+    stands_for: str
     arms: list[ModelArmRates]
     per_seed: dict[str, list[float]]
 
@@ -47,13 +56,16 @@ def success_of(episodes: pd.DataFrame, rates: Mapping[ModelArm, ModelArmRates]) 
         One per model, sorted by label.
     """
     result = []
+    labels = describe_labels(episodes, episodes["model"])
     for model, rows in episodes.groupby("model"):
         arms = sorted(rows["arm"].unique(), key=lambda arm: (arm != INTACT, arm))
+        told = zip(LABEL_COLUMNS, labels[model], strict=True)
         sides = [ModelArm(str(model), arm) for arm in arms]
         per_seed = rows.groupby(["arm", "train_seed"])["success"].mean()
         result.append(
             ModelSuccess(
                 str(model),
+                "; ".join(f"{name.replace('_', ' ')}: {said}" for name, said in told if said),
                 [rates[side] if side in rates else rates_of(rows, side) for side in sides],
                 {arm: per_seed[arm].tolist() for arm in arms},
             )
