@@ -20,6 +20,8 @@ TASKS = "push-v3,drawer-open-v3"
 N_EPISODES = 24
 RECORD_SEED = 0
 EVAL_SEED = 100_000  # far above every recorded seed
+# With 850, or with history and camera 4 frames apart, it acts as well in less time, but the memory shows less: 10 of 16
+# in push-v3 with the gate closed, not 7 (one run each).
 STEPS = 1000
 BATCH_SIZE = 32
 EVAL_EPISODES = 16

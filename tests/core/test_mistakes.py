@@ -71,7 +71,8 @@ MISTAKES = {
     "wm-precompute --dataset.repo_id=me/pusht --root=here": "no option --root, the nearest is --dataset.root",
     "wm-precompute -dataset.repo_id=me/pusht": "belongs to no option; options are given as --name=value",
     "wm-precompute me/pusht": "'me/pusht' belongs to no option; options are given as --name=value",
-    "wm-precompute --config_path=/nope.yaml": "config_path='/nope.yaml': No such file or directory; name a YAML file",
+    "wm-precompute --config_path=/nope.yaml": "config_path='/nope.yaml': there is no such file; name a YAML file",
+    "wm-eval --config_path companion": "config_path='companion': there is no such file; name a YAML file of options",
     "wm-prophet --companions=companion --output=out": "no option --output, the nearest is --output_dir",
     "coc-label --dataset.repo_id=me/pusht --lables=out.jsonl": "no option --lables, the nearest is --labels",
     "coc-label --keyframes.kind=event": "--keyframes.kind: invalid choice: 'event' (choose from",
@@ -198,6 +199,7 @@ def test_options_that_the_source_does_not_say_are_left_to_the_parser(tmp_path, m
         with pytest.raises(OpenOptionsError):
             options_in_source(module, "WorldEvalConfig")
     (tmp_path / "given.yaml").write_text("unknown: 1")
+    monkeypatch.chdir(tmp_path)
     for words in ("--polcy=x", "--config_path given.yaml", "--policy.any=1 --env.type=a --arms=zero", "--polcy --help"):
         module = (
             "lerobot.configs.eval" if words == "--polcy=x" else "lerobot_policy_world_modality.evaluation.configuration"

@@ -120,10 +120,6 @@ def _parsed(command: str, options: type | argparse.ArgumentParser, arguments: li
             if hasattr(options, "__get_path_fields__") or any("discover_packages_path=" in each for each in arguments):
                 return _parsed_by_lerobot(options, arguments)
             return draccus.parse(options, args=arguments, prog=command)
-    except OSError as error:
-        raise ConfigError(
-            f"config_path={str(error.filename)!r}: {error.strerror}; name a YAML file of options"
-        ) from error
     except DraccusException as error:
         # The parser hides what a config class says behind a text of its own.
         cause: BaseException | None = error

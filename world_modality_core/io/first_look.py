@@ -1,4 +1,4 @@
-"""What options name, looked at before anything heavy is imported: folders that must be there, and devices."""
+"""What options name, looked at before anything heavy is imported: folders and files that must be there, and devices."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _ON_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def look_first(arguments: Sequence[str]) -> None:
-    """Refuse folders that aren't there, and devices that can't be, in a command's arguments.
+    """Refuse folders and files that aren't there, and devices that can't be, in a command's arguments.
 
     Args:
         arguments: What was typed after the command's name.
@@ -76,6 +76,8 @@ def look_first(arguments: Sequence[str]) -> None:
                     f"{name}={value!r}: torch sees 0 CUDA devices on this machine, which has no driver (libcuda.so.1); "
                     f"use {name}=cpu, or let `wm-doctor --device=cuda` say what is missing"
                 )
+        elif name == "config_path" and not Path(value).is_file():
+            raise ConfigError(f"config_path={value!r}: there is no such file; name a YAML file of options")
         elif name in FOLDERS:
             # A dataset with a name on the Hub may be downloaded into its root.
             may_come = name.endswith(".root") and "/" in given.get(name.removesuffix("root") + "repo_id", "")

@@ -65,10 +65,20 @@ def _evaluated(node: ast.expr, module: str) -> Any:
     Raises:
         OpenOptionsError: if the source doesn't say it.
     """
-    names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-    if any(isinstance(each, ast.Attribute) for each in ast.walk(node)):
-        raise OpenOptionsError(ast.unparse(node))
-    return eval(ast.unparse(node), {name: _named(name, module) for name in names})
+    if isinstance(node, ast.Name):
+        return _named(node.id, module)
+    if isinstance(node, ast.Constant) and node.value is None:
+        return None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _evaluated(node.left, module) | _evaluated(node.right, module)
+    if isinstance(node, ast.Subscript):
+        kind = _evaluated(node.value, module)
+        if kind is Literal:
+            return Literal[ast.literal_eval(node.slice)]
+        if isinstance(node.slice, ast.Tuple):
+            return kind[tuple(_evaluated(each, module) for each in node.slice.elts)]
+        return kind[_evaluated(node.slice, module)]
+    raise OpenOptionsError(ast.unparse(node))
 
 
 def _named(name: str, module: str) -> Any:
