@@ -1,6 +1,7 @@
 """`wm-trial`: blinded, interleaved, kept on disk, and ended by the sequential test; its page at a phone's width."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -143,6 +144,18 @@ def test_a_command_that_fails_is_no_failure_of_the_policy(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert robot.has_failed
+
+
+def test_a_robot_stops_at_once_where_interrupts_are_ignored_as_in_the_background(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        robot = RobotRun(f'{sys.executable} -c "import time; time.sleep(60)" {{policy}}', tmp_path / "log")
+        robot.start(begin(tmp_path / "trial").next_run, "x")
+        begun = time.monotonic()
+        robot.stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not robot.is_running and time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize(

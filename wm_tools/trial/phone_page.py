@@ -28,6 +28,9 @@ class RobotRun:
     """
 
     def __init__(self, command: str, log: Path):
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # A shell lets its background jobs ignore it, and so would the command: the robot would move on for seconds.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._words, self._log = shlex.split(command), log
         self._process: subprocess.Popen | None = None
         self._started = 0.0
