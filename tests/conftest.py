@@ -68,7 +68,7 @@ def chromium(tmp_path_factory):
     from tests.browser import CHROMIUM, Browser
 
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
     browser = Browser(tmp_path_factory.mktemp("chromium") / "profile")
     yield browser
     browser.close()

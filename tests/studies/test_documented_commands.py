@@ -34,20 +34,28 @@ def test_there_are_commands_to_run():
     assert len(list(commands("wm-compare"))) >= 8 and len(list(commands("wm-report"))) >= 2
 
 
+@pytest.fixture
+def answer(tmp_path, monkeypatch, capsys):
+    """Runs a command's words, which write into `tmp_path`; gives what it printed."""
+
+    def run(main, words) -> str:
+        monkeypatch.chdir(REPO)
+        words = [
+            re.sub(r"^(--\w+=)(?=[\w./]+\.(html|json|xml)$)(outputs/)?", rf"\g<1>{tmp_path}/", word) for word in words
+        ]
+        monkeypatch.setattr(sys, "argv", words)
+        assert main() == 0
+        return capsys.readouterr().out
+
+    return run
+
+
 @pytest.mark.parametrize("words", commands("wm-compare"))
-def test_documented_comparisons_of_records_answer(words, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(REPO)
-    words = [word.replace("outputs/", f"{tmp_path}/") for word in words]
-    monkeypatch.setattr(sys, "argv", words)
-    assert compare_cli.main() == 0
-    assert capsys.readouterr().out
+def test_documented_comparisons_of_records_answer(words, answer):
+    assert answer(compare_cli.main, words)
 
 
 @pytest.mark.parametrize("words", commands("wm-report"))
-def test_documented_reports_of_records_are_written(words, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(REPO)
-    words = [word.replace("--output=", f"--output={tmp_path}/") for word in words]
-    monkeypatch.setattr(sys, "argv", words)
-    assert report_cli.main() == 0
-    printed = capsys.readouterr().out
+def test_documented_reports_of_records_are_written(words, answer, tmp_path):
+    printed = answer(report_cli.main, words)
     assert printed.startswith("| ") if "--row" in words else list(tmp_path.glob("*.html"))
