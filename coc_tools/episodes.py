@@ -21,7 +21,8 @@ from world_modality_core.io.dataset_files import numbers
 from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.io.files import open_parquet, reading
 from world_modality_core.latents.fingerprint import whole_fps
-from world_modality_core.precompute.source import decode_image, episode_bounds, open_metadata, video_frames
+from world_modality_core.precompute.decoding import decode_image, video_frames
+from world_modality_core.precompute.source import episode_bounds, open_metadata
 
 
 class EpisodeError(UserError):

@@ -42,7 +42,7 @@ def test_a_companion_follows_its_source_through_lerobot_s_tools(made, tmp_path, 
     delete_episodes(dataset, [1], output_dir=tmp_path / "fewer", repo_id="odd/fewer")
     fewer = LeRobotDataset("odd/fewer", root=tmp_path / "fewer")
     merge_datasets([fewer, dataset], output_repo_id="odd/more", output_dir=tmp_path / "more")
-    monkeypatch.setattr("world_modality_core.precompute.source.decode_image", None)  # nothing can be encoded
+    monkeypatch.setattr("world_modality_core.precompute.decoding.decode_image", None)  # nothing can be encoded
     new = encode(tmp_path / "more", tmp_path / "w", EncoderSpec(), reuse_from=str(companion))
     parts = [latents[:6], latents[15:], latents]
     np.testing.assert_array_equal(open_companion(root=new).table.latents, np.concatenate(parts))

@@ -32,11 +32,11 @@ from world_modality_core.io.errors import ConfigError, UserError
 from world_modality_core.latents import latent_quality
 from world_modality_core.latents.companion import IncompleteCompanionError, open_companion, partial_root
 from world_modality_core.latents.fingerprint import episode_keys
-from world_modality_core.precompute import cli, encode, steps
-from world_modality_core.precompute import source as source_module
+from world_modality_core.precompute import cli, decoding, encode, steps
 from world_modality_core.precompute.copied_parts import stale_parts
+from world_modality_core.precompute.decoding import video_frames
 from world_modality_core.precompute.precompute_options import OutputConfig, PrecomputeConfig, SourceConfig, TokensConfig
-from world_modality_core.precompute.source import SourceDataset, video_frames
+from world_modality_core.precompute.source import SourceDataset
 from world_modality_core.precompute.staging import Staging
 from world_modality_core.precompute.steps import precompute
 
@@ -127,8 +127,8 @@ def test_only_every_nth_frame_is_decoded_and_encoded(
 ):
     """Frames in between have the latent of the last one encoded: as by the live path, and by plain LeRobot."""
     decoded, encoded = [], []
-    decode, encode_frames = source_module.decode_image, ColourEncoder.encode
-    monkeypatch.setattr(source_module, "decode_image", lambda *args: decoded.append(1) or decode(*args))
+    decode, encode_frames = decoding.decode_image, ColourEncoder.encode
+    monkeypatch.setattr(decoding, "decode_image", lambda *args: decoded.append(1) or decode(*args))
     monkeypatch.setattr(
         ColourEncoder, "encode", lambda self, w: encoded.append(len(w[CAMERAS[0]])) or encode_frames(self, w)
     )
@@ -173,8 +173,8 @@ def test_what_lies_before_a_key_frame_is_not_decoded(tmp_path, monkeypatch, code
             for packet in stream.encode(av.VideoFrame.from_ndarray(scene_frame(0, t, 0, 64))):
                 container.mux(packet)
         container.mux(stream.encode(None))
-    decoded, decode = [], source_module._decoded
-    monkeypatch.setattr(source_module, "_decoded", lambda *args: (decoded.append(1) or each for each in decode(*args)))
+    decoded, decode = [], decoding._decoded
+    monkeypatch.setattr(decoding, "_decoded", lambda *args: (decoded.append(1) or each for each in decode(*args)))
     every_frame = list(video_frames(path, (64, 64), times))
     assert len(decoded) == 60
     for start, every in ((0, 1), (0, 4), (3, 5), (7, 1), (0, 59)):

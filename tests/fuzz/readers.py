@@ -209,7 +209,7 @@ def _companions(base: Path, companion: Path, opened) -> list[Target]:
 def _sources(base: Path, source: Path) -> list[Target]:
     import numpy as np
 
-    from world_modality_core.precompute.source import video_frames
+    from world_modality_core.precompute.decoding import video_frames
     from world_modality_core.studies.report.media import picture_uri, playable
 
     folder = base / "video"

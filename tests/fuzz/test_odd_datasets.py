@@ -254,7 +254,7 @@ def test_what_was_derived_is_held_against_all_that_it_copies(encoder, tmp_path, 
     modify_tasks(LeRobotDataset("odd/data", root=tmp_path / "source"), new_task="The corrected instruction")
     with pytest.raises(ConfigError, match="w' exists, and its task_index, meta/episodes, meta/tasks.parquet are not"):
         encode(tmp_path / "source", tmp_path / "w", encoder, **everything)
-    monkeypatch.setattr("world_modality_core.precompute.source.decode_image", None)  # nothing is encoded anew
+    monkeypatch.setattr("world_modality_core.precompute.decoding.decode_image", None)  # nothing is encoded anew
     encode(tmp_path / "source", tmp_path / "w", encoder, overwrite=True, **everything)
     for name in ("w", "w_stripped", "w_merged"):
         assert list(LeRobotDataset("x", root=tmp_path / name).meta.tasks.index) == ["The corrected instruction"]

@@ -20,9 +20,10 @@ from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.errors import ConfigError, DamagedFileError, UserError
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.precompute import cli as wm_precompute
-from world_modality_core.precompute import source as source_module
+from world_modality_core.precompute import decoding
+from world_modality_core.precompute.decoding import video_frames
 from world_modality_core.precompute.encode import readable
-from world_modality_core.precompute.source import SourceDataset, video_frames
+from world_modality_core.precompute.source import SourceDataset
 
 VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
 USUAL = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -120,11 +121,11 @@ def test_pictures_larger_than_declared_are_refused_before_they_are_decoded(tmp_p
 
 
 def test_frames_larger_than_the_videos_own_header_says_are_not_decoded(source, monkeypatch):
-    monkeypatch.setattr(source_module, "_check_size", lambda *given: None)
+    monkeypatch.setattr(decoding, "_check_size", lambda *given: None)
     video = next((source / "videos").rglob("*.mp4"))
     assert len(list(video_frames(video, (64, 64), np.arange(3) / 10))) == 3
     # Decoders round sizes up: they are let take 128 px more.
-    monkeypatch.setattr(source_module, "DECODER_MARGIN_PX", 8)
+    monkeypatch.setattr(decoding, "DECODER_MARGIN_PX", 8)
     with pytest.raises(DamagedFileError, match="can't be read as video"):
         list(video_frames(video, (32, 32), np.arange(3) / 10))
 

@@ -6,22 +6,16 @@ background workers (`torch.utils.data.DataLoader`) whose bounded queue keeps the
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.datasets.utils import BackwardCompatibilityError
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -29,23 +23,11 @@ from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.encoders.windows import window_positions
 from world_modality_core.io.dataset_files import data_files, named_files, one_number_a_row
 from world_modality_core.io.errors import ConfigError, UserError
-from world_modality_core.io.files import open_parquet, read_parquet, reading
+from world_modality_core.io.files import read_parquet, reading
 from world_modality_core.io.first_look import missing
 from world_modality_core.io.hub_transfer import HubError, hub_errors
 from world_modality_core.latents.fingerprint import whole_fps
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.packet import Packet
-    from av.video import VideoFrame, VideoStream
-
-# LeRobot's own default (`LeRobotDataset.tolerance_s`).
-TOLERANCE_S = 1e-4
-# Decoders round heights and widths up, by at most one block of the largest size that a codec has.
-DECODER_MARGIN_PX = 128
-# What Pillow's modes are.
-MODES = {"L": "8-bit gray", "I;16": "16-bit gray", "RGBA": "RGB with alpha"}
-_REPAIR = "copy or download this file of the source dataset again, then give the same command again"
+from world_modality_core.precompute.decoding import REPAIR, TOLERANCE_S, ImageColumn, video_frames
 
 
 @dataclass
@@ -199,7 +181,7 @@ class SourceDataset:
 
     def _read_timestamps(self) -> np.ndarray:
         names = ["index", "episode_index", "task_index", "timestamp"]
-        with reading(self.root / "meta/tasks.parquet", "the tasks of a LeRobotDataset", _REPAIR):
+        with reading(self.root / "meta/tasks.parquet", "the tasks of a LeRobotDataset", REPAIR):
             tasks = self.meta.tasks["task_index"].to_numpy()
             if tasks.dtype.kind not in "iu":
                 raise ValueError(f"task_index is {tasks.dtype}")
@@ -208,7 +190,7 @@ class SourceDataset:
         before = np.float32(-np.inf)
         for path in data_files(self.root):  # one at a time: of a large dataset's frames only the times are kept
             table = read_parquet(path, names)
-            with reading(path, "the frames of a LeRobotDataset", _REPAIR):
+            with reading(path, "the frames of a LeRobotDataset", REPAIR):
                 index, episode, task, timestamp = (one_number_a_row(table[name]) for name in names)
             rows = np.arange(n, n + len(index))
             n += len(index)
@@ -285,7 +267,7 @@ class SourceDataset:
         Raises:
             UserError: naming the file that has them not, or of another size than the metadata declares.
         """
-        images = _ImageColumn()
+        images = ImageColumn()
         cameras = [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
         for episode, (start, stop) in enumerate(self.bounds):
             for camera in [key for key in cameras if self.camera_shape(key)[2] == 3]:
@@ -357,7 +339,7 @@ class _FrameReader(IterableDataset):
         tolerance_s: float,
     ) -> None:
         self.work, self.spec, self.n_frames, self.tolerance_s = work, spec, n_frames, tolerance_s
-        self.images = _ImageColumn()
+        self.images = ImageColumn()
 
     def __iter__(self):
         worker = get_worker_info()
@@ -392,134 +374,3 @@ class _FrameReader(IterableDataset):
 def _stack(frames: Iterator[np.ndarray], n: int) -> Tensor:
     """The next n frames as (n, 3, h, w) uint8, stored colour last: as decoded, and as convolutions like them."""
     return torch.from_numpy(np.stack(list(islice(frames, n)))).permute(0, 3, 1, 2)
-
-
-def _check_size(found: tuple[int, int], size: tuple[int, int], where: str) -> None:
-    """Refuse a picture of another size than declared before it is decoded: a small file can hold gigabytes."""
-    if found != size:
-        raise UserError(
-            f"{where}: {found[0]} x {found[1]} px (height x width), but meta/info.json declares {size[0]} x {size[1]}; "
-            f"{_REPAIR}"
-        )
-
-
-def decode_image(data: bytes, size: tuple[int, int], where: str, modes: Sequence[str] = ("RGB",)) -> Image.Image:
-    """Decode an image of a dataset, in RGB.
-
-    Args:
-        data: The file's content.
-        size: (height, width) that the dataset declares.
-        where: What it is, for the message.
-        modes: Pillow's modes that are taken. A policy is shown frames as LeRobot decodes them, gray as one channel and
-            RGBA as four, which no world encoder reads; so what it learns from is RGB too.
-
-    Raises:
-        UserError: if it has another size or mode.
-    """
-    image = Image.open(io.BytesIO(data))  # reads the header
-    _check_size((image.height, image.width), size, where)
-    if image.mode not in modes:
-        raise UserError(
-            f"{where} is {MODES.get(image.mode, image.mode)}, not RGB with 8 bits a channel; record or convert the "
-            "dataset again, or choose other cameras"
-        )
-    return image.convert("RGB")
-
-
-def video_frames(
-    path: Path, size: tuple[int, int], timestamps: np.ndarray, episode: int = 0, tolerance_s: float = TOLERANCE_S
-) -> Iterator[np.ndarray]:
-    """Decode the frames nearest to some increasing timestamps: one seek, then front to back.
-
-    Gives the frames of LeRobot's `decode_video_frames_pyav`, without keeping an episode in memory. Where a key frame
-    lies between two timestamps, what is before it is not decoded.
-
-    Args:
-        path: Video file; it may hold many episodes.
-        size: (height, width) that the dataset declares.
-        timestamps: Seconds in the file, increasing.
-        episode: Named in the error.
-        tolerance_s: Seconds by which a frame may miss its timestamp.
-
-    Yields:
-        (h, w, 3) uint8.
-
-    Raises:
-        UserError: if the frames have another size, or a timestamp has no frame within the tolerance.
-        DamagedFileError: if the file is no video.
-    """
-    with reading(path, "video", _REPAIR), av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        # Workers run side by side; a decoder that takes all cores as well would only get in the encoder's way.
-        stream.codec_context.thread_count = 1
-        _check_size((stream.codec_context.height, stream.codec_context.width), size, str(path))
-        # Frames within the stream may say otherwise than its header.
-        most = (size[0] + DECODER_MARGIN_PX) * (size[1] + DECODER_MARGIN_PX)
-        stream.codec_context.options = {"max_pixels": str(most)}
-        container.seek(round(timestamps[0] / stream.time_base) - 1, backward=True, any_frame=False, stream=stream)
-        wanted = timestamps[0]
-        decoded = _decoded(container, stream, lambda: wanted)
-        before, after = None, next(decoded, None)
-        for wanted in timestamps:
-            while after is not None and float(after.pts * stream.time_base) < wanted:
-                before, after = after, next(decoded, None)
-            near = [frame for frame in (before, after) if frame is not None]
-            errors = [abs(float(frame.pts * stream.time_base) - wanted) for frame in near]
-            if not near or min(errors) >= tolerance_s:
-                raise UserError(
-                    f"{path}: episode {episode} has no frame at {wanted:.4f} s (within {tolerance_s} s); the video and "
-                    "the timestamps of this dataset do not fit together (--tolerance_s allows for more)"
-                )
-            yield near[int(np.argmin(errors))].to_ndarray(format="rgb24")
-
-
-def _decoded(container: InputContainer, stream: VideoStream, wanted: Callable[[], float]) -> Iterator[VideoFrame]:
-    """Decoded frames, in order; those before the last key frame at or before the time that is wanted now are left out.
-
-    Args:
-        container: The file.
-        stream: Its video.
-        wanted: Tells the time, in seconds.
-    """
-    waiting: list[Packet] = []  # decoded as soon as it is known that no key frame comes first
-    for packet in container.demux(stream):
-        until_s = wanted() + TOLERANCE_S
-        is_late = packet.pts is None or float(packet.pts * stream.time_base) > until_s
-        if packet.is_keyframe and waiting and not is_late:
-            waiting.clear()
-            stream.codec_context.flush_buffers()
-        waiting.append(packet)
-        if is_late:
-            for each in waiting:
-                yield from (frame for frame in each.decode() if frame.pts is not None)
-            waiting.clear()
-
-
-class _ImageColumn:
-    """Frames of parquet image columns; remembers what it read last, which often holds the next episode too."""
-
-    def __init__(self) -> None:
-        self._files: dict[Path, tuple[pq.ParquetFile, np.ndarray]] = {}
-        self._rows: dict[str, tuple[tuple[Path, int], pa.ChunkedArray]] = {}
-
-    def frames(self, path: Path, size: tuple[int, int], camera: str, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """Decode the images of frames (increasing `index`): (h, w, 3) uint8 each."""
-        if path not in self._files:
-            file = open_parquet(path)
-            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            start = file.read_row_group(0, columns=["index"])["index"][0].as_py()
-            self._files = {path: (file, start + np.cumsum([0, *counts]))}
-        file, starts = self._files[path]
-        for group in range(file.num_row_groups):
-            rows = indices[slice(*np.searchsorted(indices, starts[group : group + 2]))] - starts[group]
-            if not len(rows):
-                continue
-            if self._rows.get(camera, (None,))[0] != (path, group):
-                with reading(path, "parquet", _REPAIR):
-                    table = file.read_row_group(group, columns=[camera], use_threads=False)  # other workers decode
-                    self._rows[camera] = ((path, group), table[camera])
-            for row in rows.tolist():
-                with reading(path, f"images of {camera}", _REPAIR):
-                    data = self._rows[camera][1][row]["bytes"].as_py()
-                    image = np.asarray(decode_image(data, size, f"{path}, an image of {camera}"))
-                yield image
