@@ -1,6 +1,7 @@
 """What every command does with its options, with errors, and with a reader that stops reading."""
 
 import argparse
+import os
 import subprocess
 import sys
 import textwrap
@@ -16,19 +17,21 @@ PRINTS = "print('line\\n' * {n})"
 OTHER_PIPE = "import os; r, w = os.pipe(); os.close(r); os.write(w, b'x')"
 
 
-def start(body: str) -> subprocess.Popen:
+def start(body: str, stdout: int = subprocess.PIPE) -> subprocess.Popen:
     text = f"""
 from world_modality_core.io.commands import command_errors
 with command_errors('wm-x'):
     {body}
 """
-    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", text], stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("n", [1, 100_000])  # what Python keeps back until the end, and what it writes at once
 def test_a_reader_that_has_gone_is_no_fault(n):
-    process = start(PRINTS.format(n=n))
-    process.stdout.close()
+    reader, writer = os.pipe()
+    os.close(reader)  # before the command starts: one that is quick would have said it all to a reader still there
+    process = start(PRINTS.format(n=n), stdout=writer)
+    os.close(writer)
     assert process.stderr.read() == "" and process.wait(timeout=120) == 141
 
 
