@@ -51,6 +51,14 @@ def test_pairs_hold_the_right_episodes(study, second):
     assert pairs.in_order().ravel().tolist() == expected
 
 
+def test_scenes_that_come_later_change_nothing_before_them(study):
+    """One task is ahead of the other: what it has alone waits, else every look would see another walk."""
+    ahead = study[(study["task"] == "task-0") | (study["seed"] < 2)]
+    part, whole = pair(ahead, F, ZERO), pair(study, F, ZERO)
+    assert part.in_order(n_planned=12).tolist() == whole.in_order()[:4].tolist()
+    assert len(part.in_order(n_planned=10)) == len(part.in_order()) == 5
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -54,7 +54,7 @@ def best_of(
         if p <= alpha:
             sides = [comparison.first.model, comparison.second.model]
             better, worse = sides if comparison.evidence.is_ahead else sides[::-1]
-            beaten[worse].append(f"{better} (Holm's p {p_text(p)})")
+            beaten[worse].append(f"{better} (Holm's p {p_text(p, alpha)})")
     rate = episodes[episodes["arm"] == INTACT].groupby("model")["success"].mean()
     order = sorted(models, key=lambda model: (bool(beaten[model]), -rate[model]))
     lines = [

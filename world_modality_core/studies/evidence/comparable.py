@@ -83,12 +83,15 @@ class Pairs:
     # Per task the rates, over the training seeds, of the scenes that the first alone has, (n,), and the second, (m,).
     alone: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
-    def in_order(self) -> np.ndarray:
+    def in_order(self, n_planned: int = 0) -> np.ndarray:
         """(n, n_runs) differences of the scenes: the first of every task, then the second, ...
 
-        An order that is fixed before any outcome is known and in which every task has its share at all times.
+        An order that is fixed before any outcome is known and in which every task has its share at all times. While
+        there are fewer pairs than planned, it ends with the last scene that all tasks have: others that come later
+        would change what stands before them.
         """
-        n_scenes = max(len(task.seeds) for task in self.tasks)
+        lengths = [len(task.seeds) for task in self.tasks]
+        n_scenes = min(lengths) if sum(lengths) * len(self.train_seeds) < n_planned else max(lengths)
         return np.stack([task.difference[:, i] for i in range(n_scenes) for task in self.tasks if i < len(task.seeds)])
 
 
