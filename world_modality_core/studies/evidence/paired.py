@@ -20,7 +20,7 @@ from scipy.special import betainc, ndtr, ndtri, stdtrit
 MIN_TASKS = 5
 """With fewer tasks nothing is said of tasks like these: t with three degrees of freedom or less."""
 MANY_SCENES = 30
-"""From here on what scenes have in common over training runs is taken to be known."""
+"""From here on what scenes have in common in all training runs is taken to be known."""
 
 
 @dataclass(frozen=True)
