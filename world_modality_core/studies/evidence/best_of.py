@@ -43,8 +43,8 @@ def best_of(
     for model in models:
         if model not in known:
             raise ConfigError(f"candidates={model!r} is no model of these episodes; they are of {', '.join(known)}")
-    if len(models) < 2:
-        raise ConfigError(f"candidates={', '.join(models)}: the best of one is that one; name two or more")
+    if len(set(models)) < 2 or len(set(models)) < len(models):
+        raise ConfigError(f"candidates={', '.join(models)}: the best of one is that one; name two or more, each once")
     found = []
     for names in combinations(models, 2):
         first, second = (ModelArm(name, INTACT) for name in names)

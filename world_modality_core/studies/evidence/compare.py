@@ -313,6 +313,9 @@ def _check_names(episodes, models, baseline, candidates, arms, matched) -> list[
                 raise ConfigError(
                     f"{name}={value!r} is no model of these episodes; they are of {', '.join(models) or 'none'}"
                 )
+    for name, values in (("candidates", candidates), ("arms", arms)):
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{name}={','.join(values)}: each is named once, else it counts twice in Holm's family")
     known = sorted(episodes["arm"].unique())
     for arm in arms:
         if arm not in known:
