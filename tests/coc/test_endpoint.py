@@ -141,7 +141,6 @@ def test_faults_that_stay(many, fault, error, message):
 
 def test_a_server_that_is_not_there_or_has_no_such_model():
     with MockEndpoint() as server:
-        gone = server.api_base
         with pytest.raises(BackendUnusable, match=f"endpoint.model='other': .* has {MODEL}"):
             labeller_at(server, model="other")
     with MockEndpoint() as server:
@@ -149,7 +148,7 @@ def test_a_server_that_is_not_there_or_has_no_such_model():
         with pytest.raises(BackendUnusable, match="no answer .*no whole answer within 0.3 s"):
             labeller_at(server, timeout_s=0.3)
     with pytest.raises(BackendUnusable, match="no answer .* Start the server"):
-        EndpointLabeller(EndpointConfig(api_base=gone, model=MODEL), SamplingConfig(), threading.Event())
+        EndpointLabeller(EndpointConfig("http://127.0.0.1:9/v1", MODEL), SamplingConfig(), threading.Event())
 
 
 @pytest.mark.parametrize(
