@@ -60,6 +60,7 @@ def label(cfg: LabelConfig) -> Summary:
         shards.wait()  # 2: all have read it; it may grow
         summary = _run(cfg, reader, builder, labels, todo, shards)
         shards.wait()  # 3: all parts are written
+        shards.leave()
         shards.collect_parts(labels)
         _finish(cfg, reader, labels, summary, target)
     return summary
@@ -74,6 +75,7 @@ def _help(cfg: LabelConfig, reader: EpisodeReader, builder: RequestBuilder, shar
     with LabelFile(shards.part_path(path)) as labels:
         summary = _run(cfg, reader, builder, labels, todo, shards)
     shards.wait()
+    shards.leave()
     return summary
 
 
