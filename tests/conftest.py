@@ -51,6 +51,7 @@ def tiny_companion(tmp_path_factory, worker_id) -> TinyCompanion:
     """
     from tests.fixtures_datasets import make_dataset
     from world_modality_core.encoders.spec import EncoderSpec
+    from world_modality_core.latents.companion import open_companion
     from world_modality_core.precompute.precompute_options import (
         OutputConfig,
         PrecomputeConfig,
@@ -75,6 +76,7 @@ def tiny_companion(tmp_path_factory, worker_id) -> TinyCompanion:
                 num_workers=0,
             )
             precompute(cfg)
+            assert open_companion(root=tiny.companion_root).table.n_frames  # its cache too: others may copy the folder
     return tiny
 
 
