@@ -259,7 +259,7 @@ class PolicyWithWorld(OnHub):
 
     def _forget_episode(self) -> None:
         """What `reset` does for the world."""
-        self._n_plans, self._thread = 0, None
+        self._n_plans, self._acted_by = 0, {}
         if "latent_reader" not in self.__dict__:  # upstream's constructors reset before there is a world
             return
         self.latent_reader.frames.clear()
@@ -278,11 +278,10 @@ class PolicyWithWorld(OnHub):
             ObservationError: naming LeRobot's option that does so.
         """
         thread = threading.get_ident()
-        if self._thread not in (None, thread):
+        if self._acted_by.setdefault("thread", thread) != thread:  # in one step: both may come at once
             raise ObservationError(
                 "two threads act with one policy, whose memory is of one episode: use --env.max_parallel_tasks=1"
             )
-        self._thread = thread
 
     def _finite(self, actions: Tensor) -> Tensor:
         """The actions, if a robot can be given them.
