@@ -96,7 +96,8 @@ def main() -> None:
     upgrade(chosen[-1].partition("=")[2] if chosen else "")
     RECORD.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-m", "not gpu and not hub", "--dist", "loadfile", "-q", "--tb=line"]
-    command += [f"--junit-xml={RECORD}", *(argument for argument in sys.argv[1:] if argument not in chosen)]
+    command += ["--hypothesis-profile=default", f"--junit-xml={RECORD}"]
+    command += [argument for argument in sys.argv[1:] if argument not in chosen]
     quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     status = subprocess.run(command, cwd=REPO, env={**os.environ, **quiet}).returncode
     if not RECORD.exists():

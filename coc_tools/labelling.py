@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +60,7 @@ def label(cfg: LabelConfig) -> Summary:
         shards.wait()  # 2: all have read it; it may grow
         summary = _run(cfg, reader, builder, labels, todo, shards)
         shards.wait()  # 3: all parts are written
+        shards.leave()
         shards.collect_parts(labels)
         _finish(cfg, reader, labels, summary, target)
     return summary
@@ -74,6 +75,7 @@ def _help(cfg: LabelConfig, reader: EpisodeReader, builder: RequestBuilder, shar
     with LabelFile(shards.part_path(path)) as labels:
         summary = _run(cfg, reader, builder, labels, todo, shards)
     shards.wait()
+    shards.leave()
     return summary
 
 
@@ -205,7 +207,8 @@ def _interruptible(cancel: threading.Event, cfg: LabelConfig) -> Iterator[None]:
     def interrupt(number, _) -> None:
         cancel.set()
         signal.signal(number, signal.SIG_DFL)
-        print(f"\nInterrupted: waiting for the replies asked for{longest}. Once more ends at once.", file=sys.stderr)
+        said = f"\nInterrupted: waiting for the replies asked for{longest}. Once more ends at once.\n"
+        os.write(2, said.encode())  # what it interrupts may be printing: `print` would refuse
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

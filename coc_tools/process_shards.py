@@ -59,3 +59,8 @@ class ProcessShards:
         """Wait until all processes have come to this place."""
         if self._state is not None:
             wait_for_everyone(self._state)
+
+    def leave(self) -> None:
+        """End what processes wait for one another by: left to the interpreter's end, it may hang there."""
+        if self._state is not None:
+            self._state.destroy_process_group()

@@ -10,13 +10,29 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
 
+import random  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
 import tests.fork_server  # noqa: E402, F401  # its hook: what every fork of a test's process needs
+
+# The same examples in every run; others with `--hypothesis-profile=default`, as `make nightly` has it.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures, which draw too
+def pytest_runtest_setup() -> None:
+    """Let what a test draws not depend on the tests that ran before it in its process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 class TinyCompanion(NamedTuple):
@@ -35,6 +51,7 @@ def tiny_companion(tmp_path_factory, worker_id) -> TinyCompanion:
     """
     from tests.fixtures_datasets import make_dataset
     from world_modality_core.encoders.spec import EncoderSpec
+    from world_modality_core.latents.companion import open_companion
     from world_modality_core.precompute.precompute_options import (
         OutputConfig,
         PrecomputeConfig,
@@ -59,6 +76,7 @@ def tiny_companion(tmp_path_factory, worker_id) -> TinyCompanion:
                 num_workers=0,
             )
             precompute(cfg)
+            assert open_companion(root=tiny.companion_root).table.n_frames  # its cache too: others may copy the folder
     return tiny
 
 

@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import IO, Any
 
 # What is read once, when the modules below are imported, or by the interpreter itself.
-_READ_AT_IMPORT = ("PYTHON", "HF_", "TOKENIZERS", "OMP_", "MKL_", "TORCH", "CUDA", "HOME", "LD_", "TRANSFORMERS", "XDG")
+_READ_AT_IMPORT = (
+    "PYTHON", "HF_", "TOKENIZERS", "OMP_", "MKL_", "TORCH_", "CUDA", "HOME", "LD_", "TRANSFORMERS", "XDG",
+)  # fmt: skip
 _PRELOADED = (
     "lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "lerobot_policy_world_modality",
     "lerobot.policies.factory", "transformers", "datasets", "pandas", "torchvision.transforms.v2",
@@ -216,7 +218,7 @@ def _server() -> str:
 
     def end() -> None:
         ours.close()
-        server.wait(30)
+        server.wait(120)
 
     atexit.register(end)
     return address
@@ -241,7 +243,7 @@ def _serve(address: str, owner: socket.socket) -> None:
         ready, _, _ = select.select([listener, owner, wake_read], [], [])
         if owner in ready:  # its end was closed: the tests are over
             os.unlink(address)
-            return
+            os._exit(0)  # the interpreter's own end takes seconds, and there is nothing to put in order
         if listener in ready:
             connection, _ = listener.accept()
             text, ancillary, _, _ = connection.recvmsg(1 << 20, socket.CMSG_SPACE(3 * 4))

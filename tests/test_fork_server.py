@@ -18,7 +18,7 @@ PROGRAM = """
 import json, os, sys, threading, time, torch
 if sys.argv[1] == "sleep":
     print("sleeping", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 print(json.dumps({
     "argv": sys.argv, "cwd": os.getcwd(), "mine": os.environ.get("MINE"), "is_leader": os.getsid(0) == os.getpid(),
     "main": __name__, "threads": threading.active_count(), "tasks": len(os.listdir(f"/proc/{os.getppid()}/task")),
@@ -68,7 +68,7 @@ def test_signals_reach_the_process(folder, number, tmp_path):
             assert process.poll() is None
             time.sleep(0.01)
         os.kill(process.pid, number)
-        assert process.wait(20) == -number
+        assert process.wait(120) == -number
     assert not Path(f"/proc/{process.pid}").exists()
     assert ("KeyboardInterrupt" in Path(log.name).read_text()) == (number == signal.SIGINT)
 

@@ -116,7 +116,7 @@ def test_search_works_from_files(browser, site):
     )
     for key in "gate":
         browser.press(key)
-    found, deadline = "", time.monotonic() + 30
+    found, deadline = "", time.monotonic() + 120
     while not found and time.monotonic() < deadline:
         time.sleep(0.1)
         found = browser.evaluate("[...document.querySelectorAll('.md-search-result__link')].map(a => a.href).join(' ')")

@@ -51,6 +51,12 @@ HELPERS = {
         here, there = Pipe()
         there.close()
         here.recv()""",
+    "half a message": """
+        from multiprocessing import Pipe
+        here, there = Pipe()
+        os.write(there.fileno(), b"\\0\\0\\0\\x09half")
+        there.close()
+        here.recv()""",
     "loader": """
         from torch.utils.data import DataLoader
         class Killed:

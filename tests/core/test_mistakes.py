@@ -141,7 +141,7 @@ for line in json.loads({json.dumps(list(MISTAKES))!r}):
     answers[line] = [printed.getvalue().strip(), status, sorted({HEAVY!r} & set(sys.modules))]
 print(json.dumps(answers))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import pytest
 import torch
 from lerobot.datasets import LeRobotDataset
 
-from tests import fork_server
+from tests.faults.commands import At, run
 from tests.fixtures_datasets import CAMERAS, TASKS, make_dataset, scene_frame, solid_frame
 from world_modality_core.encoders import make_world_encoder, register_encoder
 from world_modality_core.encoders.base import WorldEncoder
@@ -279,18 +277,21 @@ def test_a_companion_for_fine_tuning_reuses_pca_and_codebook(videos, tmp_path):
 # Resume and processes: real processes of the real command.
 
 
-def command(source_root, output_root, *options) -> list[str]:
+PRECOMPUTE = "world_modality_core.precompute.cli:main"
+
+
+def options(source_root, output_root) -> list[str]:
     return [
-        sys.executable, "-m", "world_modality_core.precompute.cli", f"--dataset.root={source_root}",
-        "--dataset.repo_id=tests/solid", f"--output.root={output_root}", "--output.repo_id=tests/solid_world",
-        "--encoder.family=efficientnet_lite0", "--encoder.height_px=96", "--encoder.width_px=96",
-        "--encoder.pca_dim=8", "--tokens.n_codes=8", "--device=cpu", "--batch_size=4", "--num_workers=1", *options,
+        f"--dataset.root={source_root}", "--dataset.repo_id=tests/solid", f"--output.root={output_root}",
+        "--output.repo_id=tests/solid_world", "--encoder.family=efficientnet_lite0", "--encoder.height_px=96",
+        "--encoder.width_px=96", "--encoder.pca_dim=8", "--tokens.n_codes=8", "--device=cpu", "--batch_size=4",
+        "--num_workers=1",
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def whole(videos, tmp_path_factory):
-    """The companion of an uninterrupted run of `command`."""
+    """The companion of an uninterrupted run with `options`."""
     root = tmp_path_factory.mktemp("whole") / "out"
     encoder = EncoderSpec(family="efficientnet_lite0", height_px=96, width_px=96, pca_dim=8)
     return precompute(config(videos, root, encoder, tokens=TokensConfig(8), batch_size=4))
@@ -306,29 +307,22 @@ def assert_same_companion(a: Path, b: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_values(videos, whole, tmp_path):
-    root = tmp_path / "out"
-    staged = partial_root(root) / "episodes"
-    process = fork_server.start(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(staged.rglob("*.npy")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    root, log = tmp_path / "out", tmp_path / "log"
+    staged, words = partial_root(root) / "episodes", options(videos, root)
+    alone = [*words, "--num_workers=0"]  # with a worker, which notices a kill after five seconds, it is killed first
+    assert run(PRECOMPUTE, *words, log=log, at=At("os.rename", "episode-000001")).status == 128 + signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in staged.rglob("*.npy")}
-    assert 0 < len(kept) < len(LENGTHS) and not root.exists()
+    assert len(kept) == 1 and not root.exists()
     with pytest.raises(IncompleteCompanionError, match="interrupted.*same wm-precompute command again"):
         open_companion(root=root)
     # What a kill in other places leaves: half a file aside, half a dataset.
     (staged / "000" / "episode-000003.npy.1234.tmp").write_bytes(b"half")
     (partial_root(root) / "dataset/meta").mkdir(parents=True)
     (partial_root(root) / "dataset/meta/info.json").write_text("{")
-    done = fork_server.start(command(videos, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    kept_until_the_end = True
-    while done.poll() is None:
-        kept_until_the_end &= all(not p.exists() or p.stat().st_mtime_ns == t for p, t in kept.items())
-        time.sleep(0.01)
-    assert done.returncode == 0 and kept_until_the_end  # finished episodes were not encoded again
+    at = At("os.rename", str(partial_root(root) / "dataset"))  # all that was encoded is there, the whole isn't yet
+    assert run(PRECOMPUTE, *alone, log=log, at=at).status == 128 + signal.SIGKILL and not root.exists()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # finished episodes were not encoded again
+    assert run(PRECOMPUTE, *alone, log=log).status == 0
     assert_same_companion(root, whole)
     assert not partial_root(root).exists()
 
@@ -339,8 +333,9 @@ def test_two_processes_give_the_dataset_of_one(videos, whole, tmp_path):
     # On a CPU too: without --multi_gpu, accelerate starts several processes only under MPI.
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
     launch += ["--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no"]
-    python, _, *arguments = command(videos, root)
-    done = subprocess.run([python, "-m", *launch, "-m", *arguments], capture_output=True, text=True)
+    module, _, _ = PRECOMPUTE.partition(":")
+    command = [sys.executable, "-m", *launch, "-m", module, *options(videos, root)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "process 0 of 2" in done.stderr
     assert_same_companion(root, whole)

@@ -1,12 +1,8 @@
 """wm-prophet: windows over several companions, episodes held out, shuffled targets, going on after a kill, refusals."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import fork_server
+from tests.faults.commands import At, run
 from world_modality_core.configs import ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.latents.companion import open_companion
 from world_modality_core.latents.gpu_latent_table import GpuLatentTable
+from world_modality_core.prophet.cli import main
 from world_modality_core.prophet.data import CompanionFrames, open_companions
 from world_modality_core.prophet.episode_split import OtherEpisodes, parse_episodes, split_frames
 from world_modality_core.prophet.saved_prophet import CONFIG_FILE, CURVE_FILE, WEIGHTS_FILE, ProphetCheckpoint
@@ -231,18 +228,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tiny_companion, tmp_pa
     }  # fmt: skip
     more = {name: arguments[name] for name in ("eval_freq", "save_freq", "steps")}
     out = tmp_path / "killed"
-    process = fork_server.start(
-        [sys.executable, "-m", "world_modality_core.prophet.cli", f"--output_dir={out}"]
-        + [f"--{name}={value}" for name, value in arguments.items()],
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.time() + 300
-    while not (out / RESUME_FILE).exists() and time.time() < deadline and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    words = [f"--output_dir={out}", *(f"--{name}={value}" for name, value in arguments.items())]
+    done = run(main, *words, log=tmp_path / "log", at=At("os.rename", "resume.safetensors", nth=2))
+    assert done.status == 128 + signal.SIGKILL
     assert (out / RESUME_FILE).exists() and (out / CONFIG_FILE).exists()  # it was killed on its way
     train_prophet(options(tiny_companion, out, **more))
     whole = tmp_path / "whole"

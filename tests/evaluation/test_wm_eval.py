@@ -4,9 +4,6 @@ import json
 import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import BrokenExecutor
 
 import numpy as np
@@ -23,8 +20,8 @@ from lerobot_policy_world_modality.envs.metaworld_light import INSTRUCTIONS
 from lerobot_policy_world_modality.evaluation import evaluate as module
 from lerobot_policy_world_modality.evaluation.cli import format_table, repeated_scenes
 from lerobot_policy_world_modality.evaluation.evaluate import evaluate, reduce_rollout
-from tests import fork_server
 from tests.evaluation.helpers import SIZE, make_checkpoint, options
+from tests.faults.commands import At, run
 from world_modality_core.configs import MemoryConfig, PastConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence.episode_records import EpisodeWriter, read_episodes, read_eval_infos
@@ -138,7 +135,7 @@ def test_an_interrupted_batch_is_run_again_and_gives_the_same(checkpoint, finish
 
 
 def test_several_processes_give_what_one_gives(checkpoint, finished, tmp_path, monkeypatch, capfd):
-    """Stopped after its first batch, gone on with by a process that is killed, and gone on with once more."""
+    """Stopped after its first batch, gone on with by processes that are killed, and gone on with once more."""
     keep, kept = module.Evaluation._keep, []
 
     def stop_at_second(self, played):
@@ -146,17 +143,20 @@ def test_several_processes_give_what_one_gives(checkpoint, finished, tmp_path, m
             raise KeyboardInterrupt
         kept.append(keep(self, played))
 
-    def kill_one(self, played):
-        keep(self, played)
-        multiprocessing.active_children()[0].kill()
+    class IsKilled:  # in the worker process, in place of a batch
+        def __reduce__(self):
+            return eval, ("lambda batch: __import__('os').kill(__import__('os').getpid(), 9)",)
 
     two = {"arms": ARMS, "videos": "first:1", "jobs": 2}
-    for replacement, error in ((stop_at_second, KeyboardInterrupt), (kill_one, BrokenExecutor)):
+    for owner, name, replacement, error in (
+        (module.Evaluation, "_keep", stop_at_second, KeyboardInterrupt),
+        (module, "_run_in_worker", IsKilled(), BrokenExecutor),
+    ):
         with monkeypatch.context() as patch, pytest.raises(error):
-            patch.setattr(module.Evaluation, "_keep", replacement)
+            patch.setattr(owner, name, replacement)
             evaluate(options(checkpoint, tmp_path, **two))
         assert not multiprocessing.active_children()  # none goes on by itself
-    assert 2 <= len(EpisodeWriter(tmp_path).done()) < 9
+    assert 1 <= len(EpisodeWriter(tmp_path).done()) < 9
     rows = evaluate(options(checkpoint, tmp_path, **two))
     pd.testing.assert_frame_equal(rows.drop(columns="wall_s"), finished[1].drop(columns="wall_s"))
     videos = [folder / name for folder in (finished[0], tmp_path) for name in rows["video"].dropna()]
@@ -306,27 +306,23 @@ def test_scenes_that_begin_alike_are_reported(finished):
 
 @pytest.mark.slow
 def test_killed_and_started_again_no_episode_is_lost_or_run_twice(checkpoint, finished, tmp_path):
-    command = [
-        sys.executable, "-m", "lerobot_policy_world_modality.evaluation.cli", f"--policy.path={checkpoint}",
-        "--env.type=metaworld_light", "--env.task=drawer-close-v3", "--env.episode_length=40",
-        f"--env.observation_height={SIZE}", f"--env.observation_width={SIZE}", "--eval.n_episodes=3",
-        "--eval.batch_size=2", "--eval.use_async_envs=false", "--seed=100", "--train_seed=0", f"--arms={ARMS}",
-        f"--output_dir={tmp_path / 'run'}",
+    words = [
+        f"--policy.path={checkpoint}", "--env.type=metaworld_light", "--env.task=drawer-close-v3",
+        "--env.episode_length=40", f"--env.observation_height={SIZE}", f"--env.observation_width={SIZE}",
+        "--eval.n_episodes=3", "--eval.batch_size=2", "--eval.use_async_envs=false", "--seed=100", "--train_seed=0",
+        f"--arms={ARMS}", f"--output_dir={tmp_path / 'run'}",
     ]  # fmt: skip
-    process = fork_server.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 400
-    while len(parts := sorted((tmp_path / "run").glob("episodes/*.parquet"))) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command, log = "lerobot_policy_world_modality.evaluation.cli:main", tmp_path / "log"
+    killed = run(command, *words, log=log, at=At("os.rename", "run/episodes/", nth=3))
+    parts = sorted((tmp_path / "run").glob("episodes/*.parquet"))
+    assert killed.status == 128 + signal.SIGKILL and len(parts) == 2
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in parts}
     assert not (tmp_path / "run" / "episodes.parquet").exists()
-    done = fork_server.run(command, capture_output=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run(command, *words, log=log)
+    assert done.status == 0, done.err[-3000:]
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in parts} == before
     columns = ["arm", "seed", "init_hash", "success", "steps", "sum_reward", "gate"]
     rows, whole = (read_episodes(folder)[columns] for folder in (tmp_path / "run", finished[0]))
     pd.testing.assert_frame_equal(rows, whole)
-    assert "drawer-close-v3  intact" in done.stdout
-    assert json.loads((tmp_path / "run" / "eval.json").read_text())["command"][0] == "cli.py"
+    assert "drawer-close-v3  intact" in done.out
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["command"] == ["command", *words]

@@ -59,7 +59,7 @@ def run(tmp_path):
             env={"PATH": f"{programs}:{os.environ['PATH']}", **SLURM, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         commands = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         log.unlink(missing_ok=True)

@@ -35,9 +35,10 @@ SERVER = Path(__file__).parents[2] / "examples" / "policy_server.py"
 
 @pytest.fixture
 def stub(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    ours = socket.socket()  # keeps the port for the server, which gRPC lets share it; this one never listens
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    ours.bind(("127.0.0.1", 0))
+    port = ours.getsockname()[1]
     command = [sys.executable, str(SERVER), "--host=127.0.0.1", f"--port={port}", "--fps=10"]
     log = (tmp_path / "server.log").open("w")
     server = fork_server.start(command, stdout=log, stderr=subprocess.STDOUT)
@@ -48,7 +49,8 @@ def stub(tmp_path):
         channel.close()
     finally:
         server.terminate()
-        server.wait(timeout=20)
+        server.wait(timeout=120)
+        ours.close()
         log.close()
         print((tmp_path / "server.log").read_text()[-3000:])
 

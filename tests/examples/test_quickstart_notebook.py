@@ -5,6 +5,7 @@ import shlex
 
 import matplotlib
 import pytest
+from matplotlib import pyplot
 
 from tests.test_architecture import REPO
 from tests.users.pages import run
@@ -24,6 +25,7 @@ def code_cells() -> list[str]:
 def test_every_cell_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
+    pyplot.close("all")  # other tests' figures
     install, sizes, *cells = code_cells()
     assert install.startswith("%pip install")
     names = {}
@@ -37,6 +39,5 @@ def test_every_cell_runs(tmp_path, monkeypatch):
         for command in cell.replace("\\\n", " ").splitlines():
             printed = run(shlex.split(command.removeprefix("!").format_map(names)), tmp_path)
     assert (tmp_path / "report.html").exists() and "report.html" in printed
-    figures = matplotlib.pyplot.get_fignums()
-    assert len(figures) == 3
-    matplotlib.pyplot.close("all")
+    assert len(pyplot.get_fignums()) == 3
+    pyplot.close("all")

@@ -38,7 +38,7 @@ _FORKS: dict[int, Any] = {}
 
 @dataclass
 class At:
-    """A signal at a moment.
+    """A signal to a command at a moment of its own, or of a process that it forked.
 
     Attributes:
         event: Audit event of the interpreter: "os.rename" (os.replace too), "open", ...
@@ -57,14 +57,21 @@ class At:
     def __post_init__(self) -> None:
         self._seen = 0
 
+    def watch(self) -> None:
+        """Watch this process, which is the command, and what it forks."""
+        self._command = os.getpid()
+        sys.addaudithook(self.hook)
+
     def hook(self, event: str, arguments: tuple) -> None:
         if event != self.event or not any(self.part in str(argument) for argument in arguments):
             return
         self._seen += 1
         if self._seen == self.nth:
             if self.again_s is not None:
-                threading.Timer(self.again_s, os.kill, (os.getpid(), self.number)).start()
-            os.kill(os.getpid(), self.number)
+                threading.Timer(self.again_s, os.kill, (self._command, self.number)).start()
+            os.kill(self._command, self.number)
+            while os.getppid() == self._command:  # in what it forked, nothing more happens
+                time.sleep(0.01)
 
 
 @dataclass
@@ -118,7 +125,7 @@ def become(main: Callable[[], object] | str, arguments: Sequence[str], log: Path
         logging.getLogger().handlers.clear()  # pytest's, which would keep what the command says
         sys.argv = ["command", *arguments]
         if at is not None:
-            sys.addaudithook(at.hook)
+            at.watch()
         if isinstance(main, str):
             module, name = main.split(":")
             main = getattr(importlib.import_module(module), name)

@@ -236,23 +236,35 @@ def test_names_that_lead_out_of_a_folder_are_refused(tmp_path, name):
     assert inside(tmp_path, "user/name", "repo_id") == tmp_path / "user/name"
 
 
-@pytest.mark.parametrize("again_s", [None, 0.05])
-def test_ctrl_c_once_and_twice_is_one_line_and_130(tmp_path, again_s):
+@pytest.mark.parametrize("second", ["none", "while it ends", "while the line is printed", "at the very end"])
+def test_ctrl_c_once_and_twice_is_one_line_and_130(tmp_path, second):
+    def again(moment):
+        if second == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    class Stderr:
+        def write(self, text):
+            again("while the line is printed")
+            return sys.__stderr__.write(text)
+
+        def flush(self):
+            sys.__stderr__.flush()
+
     def main():
-        with command_errors("wm-x"):
-            try:
-                with writing(tmp_path / "a") as aside:
-                    aside.write_text("half")
-                    os.mkdir(tmp_path / "now")
-                    import time
+        sys.__stderr__, sys.stderr = sys.stderr, Stderr()
+        try:
+            with command_errors("wm-x"):
+                try:
+                    with writing(tmp_path / "a") as aside:
+                        aside.write_text("half")
+                        os.mkdir(tmp_path / "now")
+                        time.sleep(600)
+                finally:
+                    again("while it ends")
+        finally:
+            again("at the very end")
 
-                    time.sleep(5)
-            finally:
-                import time
-
-                time.sleep(0.2)  # the second one comes here
-
-    done = run(main, log=tmp_path / "log", at=At("os.mkdir", "now", signal.SIGINT, again_s=again_s))
+    done = run(main, log=tmp_path / "log", at=At("os.mkdir", "now", signal.SIGINT))
     assert done.status == 130 and "Traceback" not in done.err
     assert done.told == "wm-x: stopped; the same command goes on from here"
     assert not (tmp_path / "a").exists() and not list(tmp_path.glob("*.partial"))

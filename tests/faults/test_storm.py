@@ -9,10 +9,9 @@ from tests.faults.storm import Job, jobs, storm
 
 @pytest.mark.parametrize("name", ["labels", "precompute", "prophet"])
 def test_random_kills_cost_nothing(name, tmp_path):
-    seed = int(time.time())
     with jobs([name], tmp_path) as known:
-        found = storm(known[name], 3, seed, tmp_path / "storm")
-    assert found.kills >= 3 and found.is_weathered, f"seed {seed}: {found}"
+        found = storm(known[name], 3, 0, tmp_path / "storm")
+    assert found.kills >= 3 and found.is_weathered, str(found)
 
 
 @pytest.mark.parametrize(

@@ -56,15 +56,15 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise Hang(f"more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def fuzz(target: Target, n: int, seed: int, work: Path, damaged: Callable, limit_s: float = 20.0) -> list[dict]:
+def fuzz(target: Target, n: int, seed: int, work: Path, damaged: Callable, limit_s: float = 120.0) -> list[dict]:
     """Let a reader read damaged files.
 
     Args:

@@ -50,8 +50,9 @@ def test_a_reader_with_a_fault_and_one_that_hangs_are_found(tmp_path):
         while True:
             pass
 
-    for read, told in ((careless, "Error"), (stuck, "Hang")):
-        found = fuzz(Target("x", tmp_path / "valid", {"a.json": "json"}, read), 2, 0, tmp_path / "work", damaged, 0.2)
+    for read, told, limit_s in ((careless, "Error", 120.0), (stuck, "Hang", 0.2)):
+        target = Target("x", tmp_path / "valid", {"a.json": "json"}, read)
+        found = fuzz(target, 2, 0, tmp_path / "work", damaged, limit_s)
         assert len(found) == 2 and told in found[0]["error"]
 
 

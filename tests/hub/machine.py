@@ -38,7 +38,7 @@ def run(script: str, home: Path, url: str, token: str | None, offline: bool = Fa
     env |= {
         "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": str(int(offline)),
-        "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1",
+        "HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_DOWNLOAD_TIMEOUT": "120", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
     env |= {"HF_TOKEN": token} if token else {}
     done = subprocess.run(

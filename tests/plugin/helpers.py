@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDataset
 from lerobot.policies import make_policy, make_pre_post_processors
+from torch.distributed import TCPStore
 from torch.utils.data import default_collate
 
 from tests import fork_server
@@ -53,7 +53,10 @@ def run_training(command: list[str], n_processes: int = 1, timeout_s: float = 40
         log = Path(folder, "log")
         with log.open("w") as file:
             options = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-            ranks = _ranks(n_processes) if n_processes > 1 else [{}]
+            store, ranks = None, [{}]
+            if n_processes > 1:
+                store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+                ranks = _ranks(n_processes, store.port)
             processes = [fork_server.start(command, env=os.environ | rank, **options) for rank in ranks]
         end, over = time.monotonic() + timeout_s, None
         while None in (codes := [process.poll() for process in processes]):
@@ -74,12 +77,10 @@ def run_training(command: list[str], n_processes: int = 1, timeout_s: float = 40
     return printed
 
 
-def _ranks(n: int) -> list[dict[str, str]]:
-    """What torchrun tells each of n processes on one machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    of_all |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+def _ranks(n: int, port: int) -> list[dict[str, str]]:
+    """What torchrun, whose store they meet in is at a port, tells each of n processes on one machine."""
+    of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    of_all |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
     return [of_all | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(n)]
 
 

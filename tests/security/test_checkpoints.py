@@ -69,7 +69,7 @@ def code_that_marks(marker: Path) -> str:
 def lerobot_runs_it(checkpoint: Path, marker: Path, file: str = PREPROCESSOR) -> bool:
     with suppress(Exception):
         PolicyProcessorPipeline.from_pretrained(checkpoint, file)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not marker.exists() and time.monotonic() < end:
         time.sleep(0.01)
     return marker.exists()

@@ -102,7 +102,7 @@ def test_orders_in_tasks_and_replies_change_no_files(ordered, tmp_path):
     with MockEndpoint(obeying) as server:
         cfg = LabelConfig(
             dataset=DatasetConfig("tests/source", str(ordered)), labels=str(work / "labels.jsonl"), max_attempts=1,
-            endpoint=EndpointConfig(server.api_base, MODEL, "NO_KEY", timeout_s=20, concurrency=1),
+            endpoint=EndpointConfig(server.api_base, MODEL, "NO_KEY", concurrency=1),
         )  # fmt: skip
         label(cfg)
         sent = [asked.body["messages"] for asked in server.requests]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from importlib import metadata
@@ -23,7 +24,8 @@ from lerobot_policy_world_modality.record.attempts import Attempts  # noqa: E402
 from lerobot_policy_world_modality.record.cli import main, record  # noqa: E402
 from lerobot_policy_world_modality.record.merging import RECORD_FILE  # noqa: E402
 from lerobot_policy_world_modality.record.record_options import RecordConfig, RecordEnv, RecordOutput  # noqa: E402
-from tests import fork_server
+from tests import fork_server  # noqa: E402
+from tests.faults.commands import At, start, wait  # noqa: E402
 from world_modality_core.io.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.sim
@@ -187,20 +189,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_killed_and_started_again_it_ends_with_the_same_dataset(clean, tmp_path, monkeypatch):
     root, log = tmp_path / "data", tmp_path / "log"
     staging = tmp_path / "data.recording"
-    command = [sys.executable, "-m", "lerobot_policy_world_modality.record.cli", f"--tasks={','.join(TASKS)}"]
-    command += ["--n_episodes=2", "--n_workers=2", "--output.repo_id=tests/recorded", f"--output.root={root}"]
-    command += [f"--env.observation_height={SIZE}", f"--env.observation_width={SIZE}"]
-    with log.open("w") as out:
-        process = fork_server.start(command, stdout=out, stderr=out, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not list(staging.glob("*/*.json")) or not list(staging.glob("*/*.partial")):  # one done, one in flight
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.005)
-    process.kill()  # SIGKILL, to the recorder alone: its workers must notice
-    process.wait()
-    with pytest.raises(ProcessLookupError):
+    words = [f"--tasks={','.join(TASKS)}", "--n_episodes=2", "--n_workers=2", "--output.repo_id=tests/recorded"]
+    words += [f"--output.root={root}", f"--env.observation_height={SIZE}", f"--env.observation_width={SIZE}"]
+    # SIGKILL, to the recorder alone, when it hears of the first episode; workers are given three at first.
+    at = At("pickle.find_class", "_ResultItem")
+    recorder = start("lerobot_policy_world_modality.record.cli:main", *words, log=log, at=at)
+    killed, deadline = wait(recorder, log), time.monotonic() + 300
+    assert killed.status == 128 + signal.SIGKILL, killed.err
+    with pytest.raises(ProcessLookupError):  # its workers notice
         while time.monotonic() < deadline:
-            os.killpg(process.pid, 0)
+            os.killpg(recorder, 0)
             time.sleep(0.05)
     n_done = len(list(staging.glob("*/*.json")))
     assert 1 <= n_done < 4 and not root.exists()

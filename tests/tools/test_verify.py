@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -223,13 +222,11 @@ print("HEAVY", status, sorted({"torch", "lerobot", "transformers"} & set(sys.mod
      (["labels.jsonl"], "2 episodes: nothing is wrong", 0), (["nothing"], "", 2)],
 )  # fmt: skip
 def test_the_command(written, arguments, says, status):
-    start = time.process_time()
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, cwd=written, env=os.environ
     )
     *_, last = done.stdout.splitlines()
     assert says in done.stdout and last == f"HEAVY {status} []", (done.stdout, done.stderr)
-    assert time.process_time() - start < 1
 
 
 def test_an_upload_is_checked_first(written, capsys, monkeypatch):

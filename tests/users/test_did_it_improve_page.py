@@ -55,7 +55,7 @@ def test_two_policies_on_a_robot(tmp_path: Path):
     url = re.search(r"http://\S+", process.stdout.readline())[0]
     try:
         judge_until_it_ends(url, tmp_path / "turn")
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
     assert re.search(r"new/intact against old/intact: better", run(comparison, tmp_path))
@@ -64,7 +64,7 @@ def test_two_policies_on_a_robot(tmp_path: Path):
 def judge_until_it_ends(url: str, turn_of: Path) -> None:
     def ask(path: str, **body) -> dict:
         data = json.dumps(body).encode() if body else None
-        with urllib.request.urlopen(url + path, data, timeout=30) as answer:
+        with urllib.request.urlopen(url + path, data, timeout=120) as answer:
             return json.load(answer)
 
     state = ask("state")

@@ -84,8 +84,8 @@ def trial(given: argparse.Namespace) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"Open on the phone: {server.url}\nDon't look into {given.output_dir} before the end.", flush=True)
     try:
-        server.state()
-        server.has_ended.wait()
+        if server.state()["phase"] != "ended":
+            server.has_ended.wait()
     finally:
         robot.stop()
         server.shutdown()

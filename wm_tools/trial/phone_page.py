@@ -109,10 +109,7 @@ class TrialServer(ThreadingHTTPServer):
 
     def state(self) -> dict:
         """What the page shows."""
-        state = page_state(self.trial, self.robot.is_running, self.robot.is_over, self.robot.has_failed)
-        if state["phase"] == "ended":
-            self.has_ended.set()
-        return state
+        return page_state(self.trial, self.robot.is_running, self.robot.is_over, self.robot.has_failed)
 
     def act(self, asked: dict) -> dict:
         """Do what a button says; what doesn't fit the phase (a second tap, an old page) changes nothing."""
@@ -143,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "":
                 self._answer(PAGE.read_bytes(), "text/html; charset=utf-8")
             case "state":
-                self._answer(json.dumps(self.server.state()).encode(), "application/json")
+                self._show(self.server.state())
             case _:
                 self.send_error(404)
 
@@ -159,12 +156,17 @@ class _Handler(BaseHTTPRequestHandler):
         if not isinstance(asked, dict):
             self.send_error(400)
             return
-        self._answer(json.dumps(self.server.act(asked)).encode(), "application/json")
+        self._show(self.server.act(asked))
 
     def _path(self) -> str | None:
         """What is asked for below the secret; None where that is wrong."""
         secret, _, rest = self.path.lstrip("/").partition("/")
         return rest if secrets.compare_digest(secret.encode(), self.server.secret.encode()) else None
+
+    def _show(self, state: dict) -> None:
+        self._answer(json.dumps(state).encode(), "application/json")
+        if state["phase"] == "ended":  # after the phone was told: the command ends with it
+            self.server.has_ended.set()
 
     def _answer(self, body: bytes, kind: str) -> None:
         self.send_response(200)

@@ -18,6 +18,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from dataclasses import fields
 from itertools import zip_longest
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import draccus
@@ -193,6 +194,8 @@ def _parsed_by_lerobot(options: type, arguments: list[str]) -> Any:
 def command_errors(command: str, remedy: str = "goes on from here", status: int = 1) -> Iterator[None]:
     """End the process with one line where the user can mend what is wrong, or has stopped it.
 
+    A second Ctrl-C cuts short what still has to end (worker processes, say), whenever it comes.
+
     Args:
         command: Name of the console script.
         remedy: What the same command does, given again after Ctrl-C.
@@ -202,14 +205,28 @@ def command_errors(command: str, remedy: str = "goes on from here", status: int 
         SystemExit: with that status, 130 after Ctrl-C, or 141 if the reader of what is printed has gone. A fault of
             ours keeps its traceback.
     """
+    stopped, pid, is_stopping = f"\n{command}: stopped; the same command {remedy}", os.getpid(), False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal is_stopping
+        if is_stopping and os.getpid() == pid:  # a worker process may have inherited this
+            os.write(2, f"{stopped}\n".encode())
+            os._exit(INTERRUPTED)
+        is_stopping = True
+        raise KeyboardInterrupt
+
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler and current_thread() is main_thread()
+    if is_ours:
+        signal.signal(signal.SIGINT, stop)
     try:
         with redirect_stdout(QuotingStream(sys.stdout)), without_bars():
             yield
             print(end="", flush=True)
     except KeyboardInterrupt:
-        # What still has to end (worker processes, say) may be cut short by a second Ctrl-C, without a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        print(f"\n{command}: stopped; the same command {remedy}", file=sys.stderr)
+        is_stopping = True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print(stopped, file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # after this line, without a traceback
         sys.exit(INTERRUPTED)
     except UserError as error:
         if status == 1:
@@ -224,6 +241,9 @@ def command_errors(command: str, remedy: str = "goes on from here", status: int 
             raise
         print(f"{command}: {said}; then the same command {remedy}", file=sys.stderr)
         sys.exit(status)
+    finally:
+        if is_ours and not is_stopping:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _said_by_the_machine(error: Exception) -> str | None:
@@ -250,7 +270,7 @@ def _is_helper_gone(error: Exception) -> bool:
         return True
     if isinstance(error, RuntimeError) and re.search(r"DataLoader worker \(pid.*\) (is killed|exited)", str(error)):
         return True
-    if not isinstance(error, EOFError | ConnectionError):
+    if not isinstance(error, EOFError | OSError):
         return False
     # Without the lines' text: reading it takes long enough for the DataLoader's own alarm, raised by a signal.
     last, _ = list(traceback.walk_tb(error.__traceback__))[-1]

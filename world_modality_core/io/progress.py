@@ -71,6 +71,7 @@ class Progress:
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._stream = getattr(sys.stderr, "behind", sys.stderr)
         self._bar: tqdm | None = None
+        self._teller: threading.Thread | None = None
         if is_shown and self._stream.isatty():
             self._bar = tqdm(
                 desc=what, total=total, initial=done, unit=" " + unit, file=self._stream, dynamic_ncols=True,
@@ -79,11 +80,14 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self._is_shown and self._bar is None:
-            threading.Thread(target=self._tell_in_time, name="progress", daemon=True).start()
+            self._teller = threading.Thread(target=self._tell_in_time, name="progress", daemon=True)
+            self._teller.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
+        if self._teller is not None:
+            self._teller.join()  # else it may be printing when the interpreter ends, which Python answers with an abort
         if self._bar is not None:
             self._bar.close()
         elif self._is_shown and self._shown_n != self.n:

@@ -289,7 +289,7 @@ class PolicyWithWorld(OnHub):
 
     def _forget_episode(self) -> None:
         """What `reset` does for the world."""
-        self._n_plans, self._thread, self._instruction = 0, None, None
+        self._n_plans, self._acted_by, self._instruction = 0, {}, None
         if "latent_reader" not in self.__dict__:  # upstream's constructors reset before there is a world
             return
         self.latent_reader.frames.clear()
@@ -308,11 +308,10 @@ class PolicyWithWorld(OnHub):
             ObservationError: naming LeRobot's option that does so.
         """
         thread = threading.get_ident()
-        if self._thread not in (None, thread):
+        if self._acted_by.setdefault("thread", thread) != thread:  # in one step: both may come at once
             raise ObservationError(
                 "two threads act with one policy, whose memory is of one episode: use --env.max_parallel_tasks=1"
             )
-        self._thread = thread
 
     def _drop_old_plan(self, batch: dict[str, Tensor], *queues: deque | None) -> None:
         """Drop the actions that are left of a plan once the instruction has changed.

@@ -1,6 +1,7 @@
 """Stands for lerobot-train, wm-prophet, wm-eval and wm-intervene in the tests of the queue: same flags, same files.
 
-It writes down what it does in $FAKE_LOG, one JSON per line, so that a test can see what ran how often.
+It writes down what it does in $FAKE_LOG, one JSON per line, so that a test can see what ran how often. A training waits
+after its step $FAKE_HOLD_AT, if that is set, until there is a file $FAKE_LOG.go.
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 
 program = Path(sys.argv[0]).name
 flags = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
-STEP_S = float(os.environ.get("FAKE_STEP_S", "0"))
+STEP_S, HOLD_AT = float(os.environ.get("FAKE_STEP_S", "0")), int(os.environ.get("FAKE_HOLD_AT", "0"))
 
 
 def note(**what):
@@ -49,6 +50,8 @@ def train(flags):
             metrics.write(json.dumps({"step": step, "loss_action": 1 / step}) + "\n")
         if step % int(flags["save_freq"]) == 0 or step == int(flags["steps"]):
             save(output, step, flags)
+        while step == HOLD_AT and not os.path.exists(os.environ["FAKE_LOG"] + ".go"):
+            time.sleep(0.01)
 
 
 def in_parts(parts):

@@ -51,20 +51,24 @@ class Fakes:
             "check=lambda jobs: None))"
         )
 
-    def start(self, *arguments: str, step_s: float = 0.0) -> subprocess.Popen:
-        """Start a queue on the study."""
+    def start(self, *arguments: str, hold_at: int = 0) -> subprocess.Popen:
+        """Start a queue on the study; its trainings wait after step `hold_at` until `let_go`."""
         return subprocess.Popen(
             [sys.executable, "-c", self.code, str(self.folder / "study.yaml"), *arguments],
-            env=os.environ | {"FAKE_LOG": str(self.log), "FAKE_STEP_S": str(step_s)},
+            env=os.environ | {"FAKE_LOG": str(self.log), "FAKE_HOLD_AT": str(hold_at)},
             cwd=REPO,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def run(self, *arguments: str, step_s: float = 0.0) -> tuple[int, str]:
+    def let_go(self) -> None:
+        """Let trainings that wait go on."""
+        self.log.with_name(f"{self.log.name}.go").touch()
+
+    def run(self, *arguments: str) -> tuple[int, str]:
         """Run a queue to its end: exit status and what it printed."""
-        process = self.start(*arguments, step_s=step_s)
+        process = self.start(*arguments)
         printed, _ = process.communicate(timeout=300)
         return process.returncode, printed
 
@@ -90,5 +94,5 @@ def is_alive(pid: int) -> bool:
     """Whether a process runs (a zombie doesn't)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it had ended, or ends while this reads
         return False

@@ -1,18 +1,14 @@
 """A tiny study with the real commands: killed in the middle of a training, continued, evaluated, exported."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import pandas as pd
 import pytest
 import yaml
 
-from tests import fork_server
-from tests.faults import forked_study
+from tests.faults import commands
+from tests.faults.commands import At, Done
 from tests.fixtures_datasets import make_dataset
 from tests.plugin.helpers import SMALL
 from world_modality_core.encoders.spec import EncoderSpec
@@ -95,34 +91,23 @@ def study(tmp_path_factory):
     return path
 
 
-def start(study, *arguments: str) -> fork_server.Fork:
+def run(study, *arguments: str, at: At | None = None) -> Done:
     # wm-matrix, whose jobs are forks too.
-    command = [sys.executable, forked_study.__file__, str(study), "--jobs=1", *arguments]
-    return fork_server.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def run(study, *arguments: str) -> str:
-    process = start(study, *arguments)
-    printed, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, printed
-    return printed
+    return commands.run("forked_study:main", str(study), "--jobs=1", *arguments, log=study.parent / "log", at=at)
 
 
 @pytest.mark.slow
 @pytest.mark.sim
 def test_a_study_is_killed_continued_and_exported(study):
     root = study.parent / "root"
-    queue = start(study)
     last = root / "train-F-s3/train/checkpoints/last"
-    end = time.monotonic() + 600
-    while not last.exists():
-        assert queue.poll() is None and time.monotonic() < end, queue.stdout.read()
-        time.sleep(0.01)
-    os.kill(queue.pid, signal.SIGKILL)
-    queue.wait()
+    killed = run(study, at=At("open", "000008/training_state/training_step"))  # the training's second checkpoint
+    assert killed.status == 128 + signal.SIGKILL and last.resolve().name == "000004"
     assert json.loads((root / "train-F-s3/job.json").read_text())["state"] == "running"
 
-    printed = run(study)
+    done = run(study)
+    assert done.status == 0, done.err
+    printed = done.out
     assert "prophet-pool-s3: done before" in printed and "train-F-s3: goes on" in printed
     assert "4 of 4 jobs are done" in printed
     log = (root / "train-F-s3/log.txt").read_text()
@@ -142,8 +127,7 @@ def test_a_study_is_killed_continued_and_exported(study):
     assert f"--exclude_episodes={labelled[0]},{labelled[1]}" in prophet
 
     folder = study.parent / "results"
-    printed = run(study, f"--export={folder}")
-    assert "4 jobs, 4 episodes, 1 interventions" in printed
+    assert "4 jobs, 4 episodes, 1 interventions" in run(study, f"--export={folder}").out
     names = ["README.md", "episodes.parquet", "interventions.json", "jobs.json", "prophets.parquet", "study.yaml"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "training.parquet"]
     for path in folder.iterdir():

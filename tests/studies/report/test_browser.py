@@ -58,7 +58,7 @@ def test_it_fits_and_is_whole(browser, page, width, scheme):
 def test_videos_play(browser, page):
     browser.open(page)
     loaded = "[...document.querySelectorAll('video')].map(video => video.videoWidth).join()"
-    for _ in range(100):
+    for _ in range(1200):
         if browser.evaluate(loaded) == "64,64,64,64":
             break
         time.sleep(0.1)
