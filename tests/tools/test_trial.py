@@ -1,6 +1,7 @@
 """`wm-trial`: blinded, interleaved, kept on disk, and ended by the sequential test; its page at a phone's width."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,6 +66,21 @@ def test_a_trial_that_was_cut_off_goes_on_and_another_one_is_refused(tmp_path):
     assert "Runs thrown away and done again: " in again.summary()
     with pytest.raises(ConfigError, match="begun otherwise.*n_setups"):
         begin(tmp_path, n_setups=20)
+
+
+def test_a_run_that_was_cut_off_with_the_trial_counts_as_thrown_away(tmp_path):
+    """Else one that goes badly could be ended, and done again, without a word."""
+    trial = begin(tmp_path)
+    run = trial.next_run
+    trial.begin(run)
+    assert begin(tmp_path).next_run == run
+    again = begin(tmp_path)  # once, however often it is started
+    assert f"Runs thrown away and done again: {', '.join(f'{int(run.policy == x)} of {x}' for x in POLICIES)}" in (
+        again.summary()
+    )
+    again.begin(run)
+    again.note(run, True, [], 3.0)
+    assert begin(tmp_path).summary().count("1 of") == again.summary().count("1 of")
 
 
 def test_a_rubric_is_the_number_of_stages_that_were_reached(tmp_path):
@@ -157,6 +173,30 @@ def test_a_robot_stops_at_once_where_interrupts_are_ignored_as_in_the_background
     assert not robot.is_running and robot._process.returncode != -signal.SIGKILL  # it heard the interrupt
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_robot_stops_with_the_trial(tmp_path, how):
+    checkpoint = tmp_path / "policy"
+    checkpoint.mkdir()
+    words = ["--policies", f"a={checkpoint}", f"b={checkpoint}", "--task=fold", "--n_setups=6", "--port=0"]
+    moves = f'{sys.executable} -c "import os, time; print(os.getpid(), flush=True); time.sleep(60)" {{policy}}'
+    command = [sys.executable, "-m", "wm_tools.trial.cli", *words, f"--run={moves}", f"--output_dir={tmp_path / 'out'}"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        url = running.stdout.readline().split()[-1]
+        body = json.dumps({"action": "start", "setup": 1, "turn": 1}).encode()
+        urllib.request.urlopen(url + "act", body, timeout=30).close()
+        log, deadline = tmp_path / "out" / "robot.log", time.monotonic() + 30
+        while not log.read_text().strip():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(how)
+        running.wait(30)
+    finally:
+        running.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text().split()[0]), 0)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -199,6 +239,8 @@ def test_the_page_fits_a_phone_and_its_buttons_work(browser, server, width):
         assert browser.out_of_sight() == []
         button = f"document.querySelector('#{phase} button[data-action={action}]')"
         assert browser.evaluate(f"{button}.getBoundingClientRect().height") >= 44
+        browser.evaluate(f"{button}.click()")  # the second of two quick taps: nothing
+        until(f"!{button}.disabled")
         browser.evaluate(f"{button}.click()")
     until(f"{shown} == 'ready'")
     assert len(server.trial.rows()) == 1

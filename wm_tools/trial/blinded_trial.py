@@ -10,7 +10,7 @@ import json
 import random
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from world_modality_core.io.option_differences import option_differences
 from world_modality_core.studies.evidence.episode_records import EpisodeWriter, read_episodes, write_eval_info
 from world_modality_core.studies.evidence.sequential import SequentialResult, sequential_test
 from world_modality_core.studies.evidence.trial_records import trial_row
+from world_modality_core.studies.evidence.wording import BETTER, NO_DIFFERENCE, OPEN, p_text
 
 STATE_FILE = "trial.json"
 
@@ -81,6 +82,9 @@ class BlindedTrial:
             label: {int(row.seed): bool(row.success) for row in writer.rows().itertuples()}
             for label, writer in self._writers.items()
         }
+        begun = self._state.get("begun")
+        if begun and begun["setup"] not in self._successes[begun["policy"]]:  # else it was judged before the cut
+            self.throw_away(TrialRun(**begun), "wm-trial ended before it was judged")
 
     @property
     def next_run(self) -> TrialRun | None:
@@ -92,6 +96,11 @@ class BlindedTrial:
                 if setup not in self._successes[label]:
                     return TrialRun(setup, turn, label)
         return None
+
+    def begin(self, run: TrialRun) -> None:
+        """Remember that a run has begun: one that is never judged counts as thrown away."""
+        self._state["begun"] = asdict(run)
+        self._save()
 
     def note(self, run: TrialRun, success: bool, stages: list[bool], seconds: float) -> None:
         """Keep what came out of a run; its score is the number of stages that it reached."""
@@ -105,8 +114,8 @@ class BlindedTrial:
 
     def throw_away(self, run: TrialRun, why: str) -> None:
         """Do a run again, for a reason that has nothing to do with the policy; how often is kept and told."""
-        kept = {"setup": run.setup, "turn": run.turn, "policy": run.policy, "why": why, "at": time.time()}
-        self._state["thrown_away"].append(kept)
+        self._state["thrown_away"].append(asdict(run) | {"why": why, "at": time.time()})
+        self._state["begun"] = None
         self._save()
 
     def result(self) -> SequentialResult:
@@ -126,11 +135,13 @@ class BlindedTrial:
         won = f"{a} alone succeeded on {result.wins_at_stop} set-ups, {b} alone on {result.losses_at_stop}"
         if result.stopped_at is not None:
             better = a if result.wins_at_stop > result.losses_at_stop else b
-            verdict = f"{better} is better in {self.task!r} (sequential p {result.p:.2g}), these two checkpoints"
+            p = p_text(result.p, self.alpha)
+            verdict = f"{better} is {BETTER} in {self.task!r} (sequential p {p}), these two checkpoints"
         elif result.is_open:
-            verdict = f"open: {result.n_pairs} of {result.n_planned} set-ups are done"
+            verdict = f"{OPEN}: {result.n_pairs} of {result.n_planned} set-ups are done"
         else:
-            verdict = f"no difference shown (sequential p {result.p:.2g}) by {result.n_pairs} set-ups"
+            p = p_text(result.p, self.alpha)
+            verdict = f"{NO_DIFFERENCE} (sequential p {p}) by {result.n_pairs} set-ups"
         thrown = [each["policy"] for each in self._state["thrown_away"]]
         counts = ", ".join(f"{thrown.count(label)} of {label}" for label in self.labels)
         return "\n".join([*lines, f"{won}: {verdict}", f"Runs thrown away and done again: {counts}"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -77,6 +78,8 @@ def trial(given: argparse.Namespace) -> None:
     stages = [name.strip() for name in given.stages.split(",") if name.strip()]
     blinded = BlindedTrial(given.output_dir, policies, given.task, given.n_setups, stages, given.alpha)
     robot = RobotRun(given.run, given.output_dir / "robot.log")
+    for how in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, say: as Ctrl-C, which stops the robot
+        signal.signal(how, signal.default_int_handler)
     try:
         server = TrialServer((given.host, given.port), blinded, robot)
     except OSError as error:

@@ -119,6 +119,7 @@ class TrialServer(ThreadingHTTPServer):
             if (asked.get("setup"), asked.get("turn")) != (state.get("setup"), state.get("turn")):
                 return state
             if action == "start" and state["phase"] == "ready":
+                self.trial.begin(run)
                 self.robot.start(run, self.trial.policies[run.policy])
             elif action == "stop" and state["phase"] == "running":
                 self.robot.stop()

@@ -169,7 +169,10 @@ def test_command_writes_table_json_and_plot(folder, tmp_path, monkeypatch, capsy
     )
     assert record["verdicts"][0]["answer"] == "shown"
     assert plot.read_text().lstrip().startswith("<?xml") and ">F/intact - A/intact</text>" in plot.read_text()
+    assert "difference of success rates" in plot.read_text()
     assert sorted(path.name for path in out.parent.iterdir()) == ["comparison.json", "forest.svg"]
+    assert run([folder, "--baseline=A", "--outcome=reward", f"--plot={plot}"], monkeypatch, capsys)[0] == 0
+    assert "success rates" not in plot.read_text() and "by reward: % of pairs" in plot.read_text()
 
 
 def test_command_in_markdown_and_sequential(folder, monkeypatch, capsys):

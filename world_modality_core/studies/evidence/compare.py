@@ -118,8 +118,12 @@ class Comparison:
     def population(self) -> str:
         """Whom the comparison's p-value speaks of."""
         n_checkpoints = len(self.train_seeds) * (1 if self.kind == "arm" else 2)
-        n_tasks = sum(part.level == "task" for part in self.parts)
-        return population(n_checkpoints, self.runs and self.runs.n_runs, n_tasks)
+        return population(n_checkpoints, self.runs and self.runs.n_runs, self.n_tasks)
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks that were compared."""
+        return sum(part.level == "task" for part in self.parts)
 
     def tested(self, alpha: float, margin: float | None) -> TwoSides:
         """What there is to be put into words."""

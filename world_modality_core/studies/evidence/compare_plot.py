@@ -29,10 +29,10 @@ def save_plot(report: ComparisonReport, path: Path) -> None:
             rows.append((f"across {comparison.runs.n_runs} training seeds", comparison.runs, True))
         rows += [(part.name, part.result, False) for part in comparison.parts if part.level == "task"]
     with rc_context({"svg.fonttype": "none", "text.parse_math": False}):  # names are text, and may have a $ in them
-        _draw(rows, report.alpha, path)
+        _draw(rows, report, path)
 
 
-def _draw(rows: list[tuple[str, PairedResult, bool]], alpha: float, path: Path) -> None:
+def _draw(rows: list[tuple[str, PairedResult, bool]], report: ComparisonReport, path: Path) -> None:
     figure = Figure(figsize=(7.5, 1 + ROW_IN * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, (_, result, is_headline) in enumerate(rows):
@@ -42,7 +42,10 @@ def _draw(rows: list[tuple[str, PairedResult, bool]], alpha: float, path: Path) 
     axes.axvline(0, color="0.7", linewidth=1, zorder=0)
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"difference of success rates, points ({100 * (1 - alpha):g} % intervals)")
+    what = "difference of success rates, points"
+    if report.outcome != "success":
+        what = f"by {report.outcome}: % of pairs in which the first did better, minus worse"
+    axes.set_xlabel(f"{what} ({100 * (1 - report.alpha):g} % intervals)")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
     path.parent.mkdir(parents=True, exist_ok=True)
