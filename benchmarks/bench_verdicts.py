@@ -151,7 +151,7 @@ def look(cell: Cell, rng: np.random.Generator) -> dict[str, bool]:
     if cell.claim == "recipes" and cell.gain == GAIN:
         seen["as good within 10 points, p"] = max(margin_p(counts_of(pairs), overall, result, true)) <= ALPHA
     if cell.claim == "checkpoints" and cell.task_sd == 0 and cell.gain == 0:
-        seen["p of tasks that differ"] = heterogeneity_p(differences, 199) <= ALPHA
+        seen["p of tasks that differ"] = heterogeneity_p(differences) <= ALPHA
     return seen
 
 

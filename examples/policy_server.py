@@ -4,7 +4,8 @@
 
 What is beside LeRobot's server:
 
-- The plugin's types are among those that it accepts: LeRobot checks a client's policy type against a fixed list.
+- Every type with a world is among those that it accepts, of this plugin or another: LeRobot checks a client's policy
+  type against a fixed list.
 - Every frame that a client sends is kept, those too that LeRobot leaves out because they resemble the last one: a
   policy with a world sees frames at fixed distances. Which frame is how old says the robot's own clock.
 - A timestep that goes back is a new episode. LeRobot's server never resets a policy, and would show it frames of the
@@ -22,8 +23,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from lerobot_policy_world_modality.policies.shared.host import host_of
-
-PLUGIN = "lerobot_policy_world_modality"
+from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
 
 
 class WorldPolicyServer(policy_server.PolicyServer):
@@ -33,6 +33,7 @@ class WorldPolicyServer(policy_server.PolicyServer):
 
     def __init__(self, config):
         self._seen: deque[TimedObservation] = deque()
+        self._shown: set[float] = set()  # times of the frames that the policy was shown
         self._is_new_episode, self._world = True, None
         super().__init__(config)
 
@@ -51,6 +52,7 @@ class WorldPolicyServer(policy_server.PolicyServer):
 
     def _begin_episode(self) -> None:
         self._seen.clear()
+        self._shown.clear()
         self._is_new_episode = True
         self.last_processed_obs = None  # by which LeRobot finds a frame to be like the last one
         with self._predicted_timesteps_lock:
@@ -74,16 +76,20 @@ class WorldPolicyServer(policy_server.PolicyServer):
             self._is_new_episode = False
         reader = self._world.latent_reader
         seen = [each for each in list(self._seen) if each.get_timestamp() < now.get_timestamp()]
-        times = reader.frame_times(now.get_timestamp())
-        chosen = {min(range(len(seen)), key=lambda i: abs(seen[i].get_timestamp() - at)) for at in times if seen}
-        for each in (seen[i] for i in sorted(chosen)):
+        chosen = reader.frames_needed([each.get_timestamp() for each in seen], now.get_timestamp())
+        for each in (seen[i] for i in chosen):
             reader.now_s = each.get_timestamp()
+            if reader.now_s in self._shown:
+                continue
             raw = raw_observation_to_observation(
                 each.get_observation(), self.lerobot_features, self.policy_image_features
             )
             self._world.remember(self.preprocessor(raw))
+            self._shown.add(reader.now_s)
         reader.now_s = now.get_timestamp()
-        while self._seen and times and self._seen[0].get_timestamp() < times[0] - 1.0:
+        self._shown.add(reader.now_s)
+        oldest_s = (seen[chosen[0]].get_timestamp() - 1.0) if chosen else now.get_timestamp()
+        while self._seen and self._seen[0].get_timestamp() < oldest_s:
             self._seen.popleft()
 
 
@@ -91,7 +97,7 @@ def main() -> None:
     """Register the plugin's types, put them on the list, and serve."""
     register_third_party_plugins()
     choices = PreTrainedConfig.get_known_choices()
-    SUPPORTED_POLICIES.extend(name for name, choice in choices.items() if choice.__module__.startswith(PLUGIN))
+    SUPPORTED_POLICIES.extend(name for name, choice in choices.items() if issubclass(choice, WorldOptions))
     policy_server.PolicyServer = WorldPolicyServer  # which `serve` makes
     policy_server.serve()
 

@@ -162,9 +162,12 @@ class PastConfig:
         if self.source is not None and self.source not in PAST_SOURCES:
             raise ConfigError(f"memory.past.source={str(self.source)!r}: expected one of {_names(PAST_SOURCES)}")
         self.source = self.source and MemorySource(self.source)  # in Python a plain string will do
-        if self.source is not None and self.n_frames == 0:
+        given = {name: getattr(self, name) for name in ("stride", "select", "source")}
+        given = {name: value for name, value in given.items() if value != getattr(PastConfig, name)}
+        if given and self.n_frames == 0:
+            name, value = given.popitem()
             raise ConfigError(
-                f"memory.past.source={self.source.value!r} changes past frames, of which there are none; set "
+                f"memory.past.{name}={str(value)} says something of past frames, of which there are none; set "
                 "--policy.memory.past.n_frames"
             )
 
@@ -251,7 +254,10 @@ class MemoryConfig:
             ConfigError: naming source and remedy.
         """
         if source.traits.past and not self.past.n_frames:
-            raise ConfigError(f"{source.value!r} changes past frames, of which this memory has none")
+            raise ConfigError(
+                f"{source.value!r} changes past frames, of which this memory has none; leave it out, or train a policy "
+                "that has them (--policy.memory.past.n_frames)"
+            )
         if self.content not in source.traits.contents:
             fitting = _names(s for s in TRAINING_SOURCES if self.content in s.traits.contents)
             raise ConfigError(

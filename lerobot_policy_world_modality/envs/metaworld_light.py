@@ -204,7 +204,9 @@ class MemoryTaskEnv(MetaworldLightEnv):
         self.task, self.task_description = task, INSTRUCTIONS[task]
         self._guard = FrameGuard(task)
         self._memory_task = MEMORY_TASKS[task]
-        self._hold_still_for = max(self._hold_still_for, self._memory_task.cue_steps)
+        # Until there is a picture without the cue: a slow camera goes on showing the last one.
+        n_pictures = -(-self._memory_task.cue_steps // self._camera_period)
+        self._hold_still_for = max(self._hold_still_for, n_pictures * self._camera_period)
 
     def reset(self, seed: int | None = None, **kwargs) -> tuple[dict, dict[str, Any]]:
         if not self._is_stepping:

@@ -99,9 +99,10 @@ class WorldEvalConfig(EvalPipelineConfig):
                 f"env.max_parallel_tasks={self.env.max_parallel_tasks}: tasks would share the policy's state; leave it "
                 "at 1 and raise --eval.batch_size, or start several wm-eval with an output_dir each"
             )
-        if self.exchanges_in_batch and self.eval.batch_size < 2:
+        exchanged = self.exchanged_in_batch
+        if exchanged and self.eval.batch_size < 2:
             raise ConfigError(
-                f"eval.batch_size={self.eval.batch_size}: this checkpoint's memory is {self.rollout_source.value!r} in "
+                f"eval.batch_size={self.eval.batch_size}: this checkpoint's memory is {exchanged.value!r} in "
                 "rollouts, that of another scene of the batch; use --eval.batch_size=2 or more"
             )
         if isinstance(self.policy, WorldOptions) and self.policy.clock_fps is not None:
@@ -160,10 +161,11 @@ class WorldEvalConfig(EvalPipelineConfig):
                 f"arms={self.arms!r}: this checkpoint's memory is {source.value!r} in rollouts, so that {changing[0]} "
                 "takes nothing away from it; its arms are intact and gate_closed"
             )
-        if self.eval.n_episodes < 2 and set(names) & {"shuffle", "shuffle_within_task"}:
+        lone = [arm for arm in self.bank_arms if MemorySource(arm).traits.partner != "other_task"]
+        if self.eval.n_episodes < 2 and lone:
             raise ConfigError(
-                f"eval.n_episodes={self.eval.n_episodes}: the arms shuffle and shuffle_within_task need the memory of "
-                "another episode; evaluate at least 2"
+                f"eval.n_episodes={self.eval.n_episodes}: the arm {lone[0]} needs the memory of another episode; "
+                "evaluate at least 2"
             )
 
     @property
@@ -176,9 +178,10 @@ class WorldEvalConfig(EvalPipelineConfig):
         return isinstance(self.policy, WorldOptions) and self.policy.reads_memory
 
     @property
-    def exchanges_in_batch(self) -> bool:
-        """Whether the checkpoint's own memory is that of another scene of the batch."""
-        return self.rollout_source is not None and self.rollout_source.traits.partner is not None
+    def exchanged_in_batch(self) -> MemorySource | None:
+        """What of the checkpoint's own memory is that of another scene of the batch, by the source's name."""
+        own = (self.rollout_source, self.policy.memory.past.source) if self._reads_memory else ()
+        return next((source for source in own if source and source.traits.partner), None)
 
     @property
     def bank_arms(self) -> list[str]:

@@ -77,7 +77,7 @@ def describe(cfg: WorldEvalConfig, folder: Path) -> dict[str, Any]:
         "noise": noise_shape(cfg.policy),
         # Whether what a scene sees depends on the scenes that run beside it; found out while running, where the policy
         # draws from torch's global generator.
-        "depends_on_batch": cfg.exchanges_in_batch,
+        "depends_on_batch": cfg.exchanged_in_batch is not None,
         "rename_map": cfg.rename_map,
         "env": env_fields(cfg.env),
         "env_hash": env_hash(cfg.env),

@@ -53,6 +53,8 @@ def why_not(examined: ExaminedPolicy, frames: Frames, source: MemorySource, is_s
         return None if examined.readers else "it reads its memory without a gate"
     if source.traits.past and not examined.memory.past.n_frames:
         return "its memory holds no past"
+    if source.traits.past and examined.memory.past.source is not None:
+        return f"it acts with {examined.memory.past.source.value} anyway"
     if not examined.host.config.n_future_steps and not source.traits.past:
         return "its memory holds no forecast"
     if not examined.has_latents and not source.traits.is_blind:

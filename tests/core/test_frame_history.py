@@ -109,7 +109,7 @@ def test_a_frame_that_comes_late_takes_its_place_and_one_that_is_too_old_leaves_
     live.append(frame(150), 150)
     latents, is_pad = live.latents(encoder)
     assert is_pad[0].tolist() == [True, True, False] and latents[0, -1, 0, 0] == 1500
-    assert live.steps_needed(160) == [150, 155, 160]
+    assert live.needed([106, 110, 140, 150, 154, 156], 160) == [3, 4]  # nearest to 150 and 155
     with pytest.raises(ValueError, match="step=110 is long before step 150"):
         live.append(frame(110), 110)
 
@@ -120,4 +120,4 @@ def test_by_a_clock_every_nth_step_counts_from_the_first_frame():
         live.append(frame(step), step)
         latents, is_pad = live.latents(encoder)
         assert latents[0, -1, 0, 0] == (1030 if step < 107 else 1070) and is_pad[0].tolist() == [step < 107, False]
-    assert live.n_encoded == 2 and live.steps_needed(112) == [107, 111]
+    assert live.n_encoded == 2 and live.needed([103, 105, 106, 107, 110], 112) == [3, 4]

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from world_modality_core.encoders.windows import window_positions
 from world_modality_core.latents.frame_history import FrameHistory
+from world_modality_core.latents.latent_table import LatentTable
 from world_modality_core.latents.past_frames import RecordedPast
 
 LENGTHS = (23, 9, 30)
@@ -95,3 +97,154 @@ def test_the_past_of_a_long_episode_costs_what_a_short_one_does(table):
     rows, is_pad, _ = RecordedPast(latents, bounds, 64, 1, "change", torch.device("cpu")).rows(torch.tensor([22, 61]))
     assert rows.shape == is_pad.shape == (2, 64)
     assert (~is_pad).sum(1).tolist() == [22, 29]
+
+
+class Study:
+    """Episodes of a few values, so that frames alike and ties are common, and a rollout's options, drawn by a seed.
+
+    A frame holds the number of its row; its latent the values of its window.
+    """
+
+    def __init__(self, seed, folder):
+        self.rng = rng = np.random.default_rng(seed)
+        self.lengths = rng.integers(1, 40, size=5)
+        self.bounds = np.stack([self.lengths.cumsum() - self.lengths, self.lengths.cumsum()], axis=1)
+        self.m, self.window_stride, self.every = (int(rng.integers(1, 4)) for _ in range(3))
+        self.t, self.history_stride = int(rng.integers(1, 4)), self.every * int(rng.integers(1, 4))
+        n = int(rng.choice([1, 2, 3, 5, 64]))
+        self.past = n, self.every * int(rng.choice([1, 1, 2, 5, 50])), str(rng.choice(["stride", "change", "both"]))
+        self.values = torch.tensor(rng.integers(0, 3, size=(self.lengths.sum(), 2)) * 1.0)
+        latents = []
+        for start, end in self.bounds:
+            windows = start + window_positions(np.arange(end - start), self.m, self.window_stride)
+            latents.append(self.values[windows[np.arange(end - start) // self.every * self.every]].flatten(1))
+        np.save(folder / "table.npy", torch.cat(latents).half().numpy())
+        self.table = LatentTable(folder / "table.npy", None, self.bounds)
+        self.recorded = RecordedPast(self.table.latents, self.bounds, *self.past, torch.device("cpu"))
+        self.offsets = [-i * self.history_stride for i in reversed(range(self.t))]
+
+    def frames(self, tolerance=0):
+        sizes = self.t, self.history_stride, self.m, self.window_stride
+        return FrameHistory([CAMERA], *sizes, tolerance=tolerance, past=self.past, every=self.every)
+
+    def encode(self, windows):
+        return self.values[windows[CAMERA][..., 0, 0, 0].long()].flatten(1)[:, None]
+
+    def differences(self, live, rows):
+        """What differs between a rollout and what training reads at rows (b,), for those that aren't None."""
+        history, history_pad = live.latents(self)
+        past, past_pad, age = live.past()
+        wrong = []
+        for i, row in enumerate(rows):
+            if row is None:
+                continue
+            chosen, is_pad, expected_age = self.recorded.rows(torch.tensor([row]))
+            expected, expected_pad = self.table.gather(torch.tensor([row]), self.offsets)
+            seen = ~past_pad[i]
+            held = torch.tensor(self.table.latents[chosen[0].numpy()]).float()
+            same = (
+                torch.equal(past_pad[i], is_pad[0])
+                and torch.equal(age[i], expected_age[0])
+                and torch.equal(past[i].flatten(1)[seen], held[seen])
+                and torch.equal(history[i].flatten(1), expected[0].float())
+                and torch.equal(history_pad[i], expected_pad[0])
+            )
+            wrong += [] if same else [(i, row)]
+        return wrong
+
+    def roll(self, live):
+        """Rollouts of three environments, planned at random steps, each of which has its episode end at its own."""
+        wrong = []
+        for _ in range(3):
+            live.clear()
+            episodes = self.rng.integers(0, len(self.bounds), size=3)
+            starts, ends = self.bounds[episodes].T
+            # A first end may be before the recorded one; what an environment shows after its end is any frame.
+            ends = starts + np.ceil((ends - starts) * self.rng.uniform(0.3, 1.0, size=3)).astype(int)
+            for step in range((ends - starts).max()):
+                rows = [int(s) + step if s + step < e else None for s, e in zip(starts, ends, strict=True)]
+                shown = [self.rng.integers(0, self.bounds[-1, 1]) if row is None else row for row in rows]
+                live.append({CAMERA: torch.tensor(shown, dtype=torch.float32)[:, None, None, None]})
+                if step == 0 or self.rng.random() < 0.3:
+                    wrong += self.differences(live, rows)
+        return wrong
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_the_options_a_rollout_reads_what_training_reads(tmp_path, seed):
+    study = Study(seed, tmp_path)
+    live = study.frames()
+    assert not study.roll(live)
+    assert live.n_encoded <= study.lengths.max()  # each frame once
+
+
+def test_it_is_seen_when_a_reset_leaves_one_frame_behind(tmp_path):
+    def leaky_clear(live):
+        last = next(reversed(live._frames.values()), None)
+        FrameHistory.clear(live)
+        if last is not None:
+            live.append(last)
+
+    found = []
+    for seed in range(20):
+        study = Study(seed, tmp_path)
+        live = study.frames()
+        live.clear = lambda live=live: leaky_clear(live)
+        found.append(bool(study.roll(live)))
+    assert all(found)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_shows_only_what_a_plan_needs_gives_it_the_same_memory(tmp_path, seed):
+    """Frames at times of a robot's clock that jitters; a policy server shows what `needed` names."""
+    study = Study(seed, tmp_path)
+    start, end = study.bounds[study.lengths.argmax()]
+    steps = np.unique(np.round(1000 + np.arange(end - start) * 1.1 + study.rng.normal(0, 0.6, end - start)).astype(int))
+    everything, chosen = study.frames(tolerance=2), study.frames(tolerance=2)
+    seen, shown = [], set()
+    for i, step in enumerate(steps.tolist()):
+        frame = {CAMERA: torch.full((1, 1, 1, 1), float(start + i))}
+        everything.append(frame, step)
+        if i and study.rng.random() < 0.2 or i == len(steps) - 1:
+            for place in chosen.needed([at for at, _ in seen], step):
+                if seen[place][0] not in shown:
+                    chosen.append(seen[place][1], seen[place][0])
+                    shown.add(seen[place][0])
+            chosen.append(frame, step)
+            shown.add(step)
+            for mine, its in zip(chosen.latents(study), everything.latents(study), strict=True):
+                assert torch.equal(mine, its)
+            for mine, its in zip(chosen.past(), everything.past(), strict=True):
+                assert torch.equal(mine, its)
+        seen.append((step, frame))
+
+
+@pytest.mark.parametrize("select", ["stride", "change", "both"])
+def test_a_rollout_of_any_length_holds_as_much(table, select):
+    class Encoder:
+        def encode(self, windows):
+            return windows[CAMERA][:, -1, 0, 0, :1, None].sin()
+
+    live = FrameHistory([CAMERA], 1, 1, 1, 1, past=(4, 1, select))
+    held = []
+    for step in range(400):
+        live.append({CAMERA: torch.tensor([step * step, 7.0 * step])[:, None, None, None]})
+        if step % 10 == 0:
+            live.latents(Encoder())
+            held.append(len(live._latents))
+    assert max(held[20:]) <= max(held[:20])
+
+
+def test_a_frame_that_is_shown_again_leaves_the_past_as_it_was(table):
+    class Encoder:
+        def encode(self, windows):
+            return windows[CAMERA][:, None, :, 0, 0, 0]  # the frames that a latent is made of
+
+    live = FrameHistory([CAMERA], 1, 1, 2, 3, tolerance=2, past=(4, 4, "stride"))
+    pasts = []
+    for step in [*range(10), 4, 10]:
+        live.append({CAMERA: torch.full((1, 1, 1, 1), float(step))}, step)
+        if step >= 8:
+            live.latents(Encoder())
+            pasts.append(live.past()[0][0, :, 0].tolist())
+    assert pasts[1][-3:] == pasts[-1][-3:] == [[0, 0], [1, 4], [5, 8]]

@@ -107,8 +107,13 @@ def test_a_success_that_is_no_truth_value_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "changed, told",
     [
-        ({"seed": None}, "has no 'seed'"),
+        ({"seed": None}, "seed is empty in 1 rows"),
         ({"steps": "many"}, "does not fit the schema"),
+        ({"seed": 2**64}, "does not fit the schema"),
+        ({"steps": -1}, "steps is -1; expected 0 or more"),
+        ({"sum_reward": float("nan")}, "sum_reward is no finite number"),
+        ({"model": "F\x1b[31m"}, "model has a text with control characters"),
+        ({"checkpoint": "new\u200b"}, "checkpoint has a text with control characters"),
         ({"score": 1}, "unknown \\['score'\\]"),
         ({"arm": "zero"}, "one arm and one task"),
     ],

@@ -22,7 +22,7 @@ from lerobot_policy_world_modality.evaluation.cli import format_table, repeated_
 from lerobot_policy_world_modality.evaluation.evaluate import evaluate, reduce_rollout
 from tests.evaluation.helpers import SIZE, make_checkpoint, options
 from tests.faults.commands import At, run
-from world_modality_core.configs import MemoryConfig
+from world_modality_core.configs import MemoryConfig, PastConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence.episode_records import EpisodeWriter, read_episodes, read_eval_infos
 
@@ -246,6 +246,21 @@ def test_a_policy_without_memory_has_one_arm(tmp_path):
         evaluate(options(checkpoint, tmp_path / "out", arms="intact,zero"))
     rows = evaluate(options(checkpoint, tmp_path / "out", n_episodes=1, batch_size=1, episode_length=4))
     assert rows["gate"].isna().all() and rows["attention_mass"].tolist() == [None]
+
+
+@pytest.mark.parametrize(
+    "memory, changed, told",
+    [
+        ({"use_current": True}, {"arms": "intact,past_zero"}, "'past_zero' changes past frames, .* leave it out"),
+        ({"past": PastConfig(3)}, {"arms": "intact,past_shuffle", "n_episodes": 1}, "the arm past_shuffle needs"),
+        ({"past": PastConfig(3, source="past_shuffle")}, {"batch_size": 1}, "memory is 'past_shuffle' in rollouts"),
+        ({"past": PastConfig(3, source="past_zero")}, {"arms": "past_reversed"}, "acts with 'past_zero' anyway"),
+    ],
+)
+def test_arms_that_a_past_can_t_have_are_refused(tmp_path, memory, changed, told):
+    checkpoint = make_checkpoint(tmp_path / "F", memory=MemoryConfig(**memory))
+    with pytest.raises(ConfigError, match=told):
+        options(checkpoint, tmp_path, **changed).resolve()
 
 
 def test_hidden_states_have_no_present_to_copy(tmp_path):

@@ -28,6 +28,7 @@ from tests.plugin.helpers import build as build_world  # noqa: E402
 from tests.plugin.helpers import open_gates  # noqa: E402
 from tests.plugin.smolvla_helpers import build  # noqa: E402
 from wm_tools.doctor.smolvlm_backbone import make_smolvlm  # noqa: E402
+from world_modality_core.configs import MemoryConfig, PastConfig  # noqa: E402
 
 SERVER = Path(__file__).parents[2] / "examples" / "policy_server.py"
 
@@ -117,8 +118,9 @@ def test_a_client_is_served(stub, tiny_companion, tmp_path):
 
 
 def test_two_episodes_over_one_connection_are_as_fresh_ones(stub, tiny_companion, tmp_path):
-    """The history is that of every frame, at the robot's times, and of this episode."""
-    policy, dataset, _ = build_world(tiny_companion, "world_F", history_stride=2)
+    """History and past are those of every frame, at the robot's times, and of this episode."""
+    memory = MemoryConfig(past=PastConfig(3, 2, "both"))
+    policy, dataset, _ = build_world(tiny_companion, "world_F", history_stride=2, memory=memory)
     path = save(policy, dataset, tmp_path / "checkpoint")
     one, other = [20 * t for t in range(10)], [250 - 20 * t for t in range(10)]
     serve(stub, "world_F", path)

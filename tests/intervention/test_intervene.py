@@ -95,6 +95,26 @@ def test_types_without_a_memory_say_so(policy_type, tiny_companion, tmp_path):
         assert all(0 <= share <= 1 for share in record["token_accuracy"]) and len(record["tokens"]) == 2
 
 
+@pytest.mark.parametrize(
+    "memory, options, tried, says",
+    [
+        ({"past": PastConfig(3, 2)}, {"n_future_steps": 0}, set(PAST_SOURCES), {"zero": "holds no forecast"}),
+        ({"use_current": True}, {"n_future_steps": 0}, set(), {"past_zero": "holds no past", "oracle": "no forecast"}),
+        ({"past": PastConfig(3, source="past_zero")}, {}, {"zero", "oracle"}, {"past_frozen": "past_zero anyway"}),
+    ],
+    ids=["past only", "current only", "past that says less"],
+)
+def test_a_memory_is_asked_for_what_it_holds(tiny_companion, tmp_path, memory, options, tried, says):
+    checkpoint = make_checkpoint(tmp_path / "policy", tiny_companion, memory=MemoryConfig(**memory), **options)
+    record = run(checkpoint, tmp_path / "record", n_frames=24, rollout_rounds=1)
+    assert set(record["sources"]) >= tried | {"pred", "gate_closed"}
+    assert not set(record["sources"]) & set(says)
+    for source, reason in says.items():
+        assert reason in record["skipped"][source]
+    for source in tried:
+        assert record["sources"][source]["chunk_change"] > 0, source
+
+
 def test_a_memory_of_states_without_a_gate(tiny_companion, tmp_path):
     memory = MemoryConfig(entry="appended", content="hidden")
     checkpoint = make_checkpoint(tmp_path / "checkpoint", tiny_companion, memory=memory)

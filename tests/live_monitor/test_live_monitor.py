@@ -127,7 +127,7 @@ def test_the_policy_s_latents_are_taken_and_none_encoded_twice(evaluated):
 
 def test_a_page_shows_filmed_episodes_with_their_alarms(evaluated, of_dots, tmp_path):
     page = tmp_path / "page.html"
-    given = ["eval", str(evaluated[0]), f"--monitor={of_dots}", f"--page={page}", "--n_films=4", "--n_bootstrap=100"]
+    given = ["eval", str(evaluated[0]), f"--monitor={of_dots}", f"--page={page}", "--n_films=4"]
     eval_rows(make_parser().parse_args(given))
     text = page.read_text()
     assert text.count('<div class="moment">') == 4 and text.count('class="now"') >= 1 and ", scene 5: " in text

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.monitor.cli import make_parser
-from world_modality_core.monitor.judgement import CONTEST
+from world_modality_core.monitor.judgement import CONTEST, _separations
 from world_modality_core.monitor.judging import eval_rows
 from world_modality_core.monitor.monitor_rows import write_monitor_rows
 
@@ -47,7 +48,7 @@ def folder(tmp_path):
 
 
 def options(*arguments):
-    return make_parser().parse_args(["eval", *map(str, arguments), "--n_bootstrap=400"])
+    return make_parser().parse_args(["eval", *map(str, arguments)])
 
 
 def test_areas_leads_and_moments(folder, capsys, tmp_path):
@@ -56,7 +57,8 @@ def test_areas_leads_and_moments(folder, capsys, tmp_path):
     assert {score for _, score in by} == {"level", "noise"}  # a score that nobody could tell is not judged
     contest = f"last with {CONTEST:.0%} running"
     # Usual length 49.5: a quarter of it is step 12, when the failures begin to show.
-    assert by["50%", "level"].auc == 1 == by["50%", "level"].low and by[contest, "level"].auc == 1
+    assert by["50%", "level"].auc == by["50%", "level"].high == by[contest, "level"].auc == 1
+    assert 0.7 < by["50%", "level"].low < 0.9  # ten failures don't tell that it is perfect
     assert by["50%", "level"].still_running == 1 and by["100%", "level"].still_running == 0.5
     assert by[contest, "level"].still_running >= CONTEST
     noise = by["50%", "noise"]
@@ -104,13 +106,39 @@ def test_disturbances_are_judged_in_their_own_steps(folder):
     assert found["n"] == 30  # disturbed episodes are none of the policy's own
 
 
+def test_a_folder_without_rows_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no rows of a monitor"):
+        eval_rows(options(tmp_path))
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["--n_bootstrap=5"], "n_bootstrap=5: expected at least 100"), ([], "no rows of a monitor")],
+    ("n_failures", "n_successes", "n_runs", "distance"),
+    [(3, 20, 1, 1.0), (5, 20, 1, 2.5), (10, 30, 1, 1.0), (30, 50, 1, 3.0), (10, 20, 5, 1.0)],
 )
-def test_wrong_options_are_refused(tmp_path, arguments, said):
-    with pytest.raises(ConfigError, match=said):
-        eval_rows(make_parser().parse_args(["eval", str(tmp_path), *arguments]))
+def test_intervals_and_leads_keep_their_level(n_failures, n_successes, n_runs, distance):
+    """Two scores that are equally good, on scenes that are alike for all training runs; few failures, or easy ones."""
+    rng = np.random.default_rng(0)
+    kind = np.repeat([True, False], [n_failures * n_runs, n_successes * n_runs])
+    scene = np.repeat(np.arange(n_failures + n_successes), n_runs)
+
+    def normal():
+        shared = 0.8 * rng.normal(size=scene[-1] + 1)[scene] if n_runs > 1 else 0
+        return shared + (0.6 if n_runs > 1 else 1) * rng.normal(size=len(scene))
+
+    missed = led = 0
+    for _ in range(400):
+        both = normal()
+        values = {name: list(np.sqrt(0.5) * (both + normal()) + distance * kind) for name in ("level", "score_b")}
+        level, other = _separations("then", values, np.zeros(len(scene)), scene, kind, 1.0)
+        missed += not level.low <= stats.norm.cdf(distance / np.sqrt(2)) <= level.high
+        led += other.p <= 0.05
+    assert missed / 400 <= 0.07 and led / 400 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_scenes_of_which_there_is_but_one_are_not_judged():
+    values = {"level": [2.0, 1.0, 0.0], "score_b": [0.0, 1.0, 2.0]}
+    told = np.array([True, False, False])
+    assert _separations("then", values, np.zeros(3), np.arange(3), told, 1.0) == []
 
 
 def test_an_episode_that_is_there_twice_is_refused(folder):

@@ -1,8 +1,11 @@
 """What was, what is and what will be, in the memory of every type that reads one; and how it is read."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from lerobot.configs import PreTrainedConfig
 
 from lerobot_policy_world_modality.evaluation.arms import MemoryArm
 from lerobot_policy_world_modality.evaluation.memory_bank import MemoryBank
@@ -11,7 +14,7 @@ from tests.plugin.helpers import batch_of, live_batch, open_gates
 from tests.plugin.variant_helpers import Hosts
 from wm_tools.doctor.qwen_backbone import make_qwen
 from wm_tools.doctor.smolvlm_backbone import make_smolvlm
-from world_modality_core.configs import MemoryConfig, PastConfig
+from world_modality_core.configs import MemoryConfig, PastConfig, ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.memory.modulation import MemoryModulation
 from world_modality_core.memory.sources import PAST_SOURCES
@@ -137,6 +140,17 @@ def test_without_a_future_there_is_no_prophet(build, family, memory):
     assert torch.isfinite(actions).all()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_copy_in_the_midst_of_a_step_is_a_policy_of_its_own(build, family):
+    policy, dataset, (preprocessor, _) = build(family, memory=PAST)
+    batch = batch_of(dataset, preprocessor, [START, LATER, 45])
+    loss, _ = loss_of(policy, batch)
+    copied = copy.deepcopy(policy)
+    assert loss_of(copied, batch)[0] == loss
+    copied.update()
+    assert (copied._step, policy._step) == (1, 0)
+
+
 def test_a_rollout_reads_the_past_that_training_reads(build):
     policy, dataset, (preprocessor, _) = build("act_world", memory=PAST)
     plain = helpers.LeRobotDataset(dataset.repo_id, root=dataset.root)
@@ -161,6 +175,41 @@ def test_an_empty_memory_is_refused_and_so_is_a_past_beside_states():
         MemoryConfig(content="hidden", use_current=True)
     with pytest.raises(ConfigError, match="memory.past.stride=0"):
         PastConfig(stride=0)
+
+
+@pytest.mark.parametrize("option", [{"stride": 8}, {"select": "change"}, {"source": "past_zero"}])
+def test_options_of_a_past_that_is_not_there_are_refused(option):
+    with pytest.raises(ConfigError, match=f"memory.past.{[*option][0]}={[*option.values()][0]} says something of past"):
+        PastConfig(**option)
+
+
+@pytest.mark.parametrize("family", ["world_F", "act_world"])
+@pytest.mark.parametrize(
+    "option",
+    [{"memory": {"source": source}} for source in ("oracle", "zero", "shuffle", "copy_current")]
+    + [{"memory": {"eval_source": "random"}}, {"prophet": ProphetConfig(use_language=True)}],
+)
+def test_options_of_a_forecast_that_is_not_there_are_refused(family, option):
+    option = {"memory": {}} | option
+    option["memory"] = MemoryConfig(**option["memory"], use_current=True)
+    config = PreTrainedConfig.get_choice_class(family)
+    with pytest.raises(ConfigError, match=r"(memory|prophet)\.\w+=\w+ says something of predicted futures"):
+        config(n_future_steps=0, **option)
+
+
+@pytest.mark.parametrize("memory", [{"source": "shuffle"}, {"past": PastConfig(4, 2, source="past_shuffle")}])
+def test_what_an_epoch_leaves_over_may_be_one_sample_and_batches_of_one_may_not_be(build, memory):
+    policy, dataset, (preprocessor, _) = build("act_world", memory=memory)
+    one = batch_of(dataset, preprocessor, [LATER])
+    with pytest.raises(ValueError, match="batch has one sample"):
+        loss_of(policy, one)
+    loss_of(policy, batch_of(dataset, preprocessor, [LATER, 45]))
+    loss, _ = loss_of(policy, one)
+    p, n_past = policy.config.encoder.n_tokens, policy.config.n_past
+    is_pad = policy.memory_of(policy.recorded_batch(one)).is_pad
+    assert torch.isfinite(loss) and (is_pad[:, : n_past * p] if n_past else is_pad).all()  # nothing to exchange: unread
+    with pytest.raises(ValueError, match="batch has one sample"):
+        recorded_plan(policy, one) if n_past else policy.plan_recorded(dict(one), "shuffle", torch.zeros(1, 4, 4))
 
 
 @pytest.mark.parametrize("family", ["world_F", "act_world"])

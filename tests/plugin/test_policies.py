@@ -604,6 +604,16 @@ def test_a_new_instruction_is_planned_for_at_once(tiny_companion, policy_type):
     assert torch.isfinite(after).all() and policy._n_plans == 2
 
 
+@pytest.mark.parametrize("policy_type", TYPES)
+def test_after_a_new_instruction_no_action_of_the_old_plan_is_played(tiny_companion, policy_type):
+    policy, dataset, (preprocessor, _) = build(tiny_companion, policy_type)
+    policy.eval().reset()
+    batch = live_batch(dataset, preprocessor, [0])
+    for task, plans in (("push", 1), ("push", 1), ("push", 2), ("open the drawer", 3)):
+        policy.select_action(batch | {"task": [task]})
+        assert policy.latent_reader.frames.now >= 0 and policy._n_plans == plans
+
+
 def test_two_tasks_at_once_do_not_share_a_policy_without_a_word(tiny_companion):
     """As `lerobot-eval --env.max_parallel_tasks=2` does: each thread resets, then acts."""
     policy, dataset, (preprocessor, _) = build(tiny_companion, "world_A")

@@ -1,7 +1,10 @@
 """Every `*_world` type does its host no harm, and reads past, present and future through one declaration."""
 
+import copy
 import inspect
 import json
+import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +15,8 @@ from lerobot.policies.pi05 import PI05Config
 from safetensors.torch import load_file, save_file
 
 from tests.plugin.helpers import batch_of, live_batch, open_gates
-from tests.plugin.variant_helpers import HOSTS, Hosts
-from world_modality_core.configs import ProphetConfig
+from tests.plugin.variant_helpers import HOSTS, NEEDS_DIFFUSERS, Hosts
+from world_modality_core.configs import MemoryConfig, PastConfig, ProphetConfig
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.memory.gated_attention import Gate
 
@@ -145,6 +148,78 @@ def test_init_from_takes_sizes_and_weights_of_the_plain_checkpoint(hosts, host, 
         hosts.build(f"{host}_world", init_from=str(tmp_path))
 
 
+def test_init_from_says_what_does_not_fit(hosts, tmp_path):
+    plain, *_ = hosts.build("act")
+    plain.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.action_head.weight"] = torch.zeros(7, 32)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model.action_head.weight \(7, 32\) != \(4, 32\). State and action") as said:
+        hosts.build("act_world", init_from=str(tmp_path))
+    assert "\n" not in str(said.value)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(ConfigError, match="has no model.safetensors; weights in several files"):
+        hosts.build("act_world", init_from=str(tmp_path))
+
+
+@pytest.mark.parametrize("entry", ["gated", "modulated"])
+def test_a_copy_is_a_policy_of_its_own_in_the_midst_of_a_step_too(hosts, entry):
+    memory = MemoryConfig(past=PastConfig(3, 2), entry=entry)
+    policy, dataset, (preprocessor, _) = hosts.build("act_world", memory=memory)
+    batch = batch_of(dataset, preprocessor, FRAMES)
+    loss, *_ = step(policy, batch)
+    for copied in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
+        assert step(copied, batch)[0] == loss
+        copied.load_state_dict(copied.state_dict() | {"world.train_step": torch.tensor(7)})
+        assert (copied._step, policy._step) == (7, 0)
+        copied.update()
+        assert (copied._step, policy._step) == (8, 0)
+
+
+def test_a_policy_that_has_moved_looks_through_an_encoder_that_is_where_it_is(hosts, monkeypatch):
+    made, devices = [], [torch.device(name) for name in ("cpu", "cpu", "meta")]
+    make = lambda spec, pca, device: made.append(device) or SimpleNamespace(device=device)  # noqa: E731
+    monkeypatch.setattr("lerobot_policy_world_modality.policies.shared.latent_reader.make_world_encoder", make)
+    policy, *_ = hosts.build("act_world")
+    assert [policy.latent_reader.encoder(device).device for device in devices] == devices and made == devices[1:]
+
+
+@NEEDS_DIFFUSERS
+@pytest.mark.parametrize("host", ["diffusion", "multi_task_dit"])
+def test_a_host_that_sees_several_frames_sees_them_where_plans_alone_are_asked_for(hosts, host):
+    """As a policy server asks: `predict_action_chunk`, and before it what the robot saw."""
+    policy, dataset, (preprocessor, _) = hosts.build(f"{host}_world", memory=MemoryConfig(past=PastConfig(3, 2)))
+    open_gates(policy)
+    seen = [live_batch(LeRobotDataset(dataset.repo_id, root=dataset.root), preprocessor, [12 + t]) for t in range(3)]
+    assert policy.config.n_obs_steps == policy.config.n_action_steps == 2
+    policy.eval().reset()
+    for observation in seen:
+        torch.manual_seed(1)
+        expected = policy.select_action(dict(observation))
+    policy.reset()
+    for observation in seen[:2]:
+        policy.remember(dict(observation))
+    torch.manual_seed(1)
+    plan = policy.predict_action_chunk(dict(seen[2]))
+    assert torch.equal(plan[:, 0], expected)
+    policy.reset()
+    torch.manual_seed(1)
+    assert not torch.equal(policy.predict_action_chunk(dict(seen[2])), plan)  # the control
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_after_a_new_instruction_no_action_of_the_old_plan_is_played(hosts, host):
+    policy, dataset, (preprocessor, _) = hosts.build(f"{host}_world")
+    plain, config = LeRobotDataset(dataset.repo_id, root=dataset.root), policy.config
+    assert config.n_action_steps == 2
+    for instruction, plans in (("push", 1), ("open the drawer", 2 if config.reads_task else 1)):
+        policy.eval().reset()
+        for frame, task in ((3, "push"), (20, instruction)):  # of other states, which PI0.5 writes into its prompt
+            items = {key: value[None] for key, value in plain[frame].items() if key.startswith("observation.")}
+            policy.select_action(preprocessor(items | {"task": [task]}))
+        assert policy._n_plans == plans
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_recorded_plans_are_moved_by_their_own_memory_alone(hosts, host):
     policy, dataset, (preprocessor, _) = hosts.build(f"{host}_world", prophet=ProphetConfig(use_state=True))
@@ -221,3 +296,16 @@ def test_adapters_leave_out_the_layer_that_reads_and_save_the_world(hosts, tmp_p
     loss.backward()
     reader = next(p for name, p in wrapped.named_parameters() if name in trained and "to_key_value.weight" in name)
     assert reader.grad.abs().max() > 0
+
+
+@NEEDS_DIFFUSERS
+def test_an_adapter_trains_the_layer_that_reads_and_what_is_asked_for_in_full_and_no_namesakes(hosts):
+    """Diffusion Policy's layer is called "1", as many of its layers are."""
+    policy, *_ = hosts.build("diffusion_world")
+    policy.config.initialised_from = "somewhere"
+    options = {"method_type": "LORA", "r": 2, "target_modules": ["cond_encoder.1"]}
+    wrapped = policy.wrap_with_peft(peft_cli_overrides=options | {"full_training_modules": ["rgb_encoder.0.out"]})
+    trained = [name.removeprefix("base_model.model.") for name, p in wrapped.named_parameters() if p.requires_grad]
+    in_full = {name.partition(".modules_to_save")[0] for name in trained if "modules_to_save" in name}
+    assert in_full == {"world", "diffusion.unet.final_conv.1", "diffusion.rgb_encoder.0.out"}
+    assert all(".cond_encoder.1.lora_" in name for name in trained if "modules_to_save" not in name)

@@ -68,14 +68,18 @@ def test_the_expert_solves_it_and_one_who_missed_the_cue_does_not(task):
     assert sum(guessed) <= 4  # chance: 1/3, 1/3, 1/6, 1/3; a place, hardly ever
 
 
-@pytest.mark.parametrize("task", ANSWERS)
-def test_a_single_frame_after_the_cue_tells_nothing(task):
-    env, cue = light(task), MEMORY_TASKS[task].cue_steps
+@pytest.mark.parametrize("task, period", [*((task, 1) for task in ANSWERS), ("recall-highlight", 7)])
+def test_a_single_frame_tells_nothing_once_the_robot_may_move(task, period):
+    env = light(task, camera_period=period)
+    cue = -(-MEMORY_TASKS[task].cue_steps // period) * period
     moves = np.random.default_rng(0).uniform(-1, 1, (cue + 12, 4)).astype(np.float32)
     episodes = [
         run(env, lambda t: moves[t], len(moves), seed=3, options={"answer": answer})[0] for answer in ANSWERS[task]
     ]
+    still = run(env, lambda t: np.zeros(4, np.float32), len(moves), seed=3)[0]
     env.close()
+    moved = [not np.array_equal(a["agent_pos"], b["agent_pos"]) for a, b in zip(episodes[0], still, strict=True)]
+    assert moved.index(True) > cue
     for other in episodes[1:]:
         for t, (a, b) in enumerate(zip(episodes[0], other, strict=True)):
             np.testing.assert_array_equal(a["agent_pos"], b["agent_pos"])

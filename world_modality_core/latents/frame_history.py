@@ -5,12 +5,14 @@ Only frames that a re-plan needs are encoded, in one batch, each once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
 from world_modality_core.encoders import WorldEncoder
 from world_modality_core.io.errors import ObservationError
-from world_modality_core.latents.past_frames import choose_past, movement
+from world_modality_core.latents.past_frames import choose_past, most_moved, movement, n_most_moved
 
 
 class FrameHistory:
@@ -52,7 +54,7 @@ class FrameHistory:
         """Forget everything: a new episode starts."""
         self._frames: dict[int, dict[str, Tensor]] = {}  # by step, oldest first
         self._latents: dict[int, Tensor] = {}
-        self._candidates: list[int] = []  # steps of the past that are kept, oldest first
+        self._candidates: list[int] = []  # steps that the past may still be made of, oldest first
         self._moved: list[Tensor] = []  # (b,) of the first of them, as many as are encoded
         self._start: int | None = None  # step of the first frame
         self._is_irregular = False
@@ -108,17 +110,35 @@ class FrameHistory:
             self._candidates.append(step)
         if self._waiting:
             oldest = min(oldest, self._waiting[0] - (self.n_window - 1) * self.window_stride - self.tolerance)
+        if self._past is not None:  # a late frame may have any candidate since then encoded again, of its whole window
+            oldest -= (self.n_window - 1) * self.window_stride
         frames = self._frames | {step: frame}
         self._frames = {at: frames[at] for at in sorted(frames) if at >= oldest}
 
-    def steps_needed(self, now: int) -> list[int]:
-        """Steps of the frames that a plan at step `now` needs: of its history, and what its past still lacks."""
-        windows = [step - j * self.window_stride for step in self._wanted(now) for j in range(self.n_window)]
-        past = []
-        if self._candidates:
-            first, last, stride = self._candidates[0], self._candidates[-1], self._past[1]
-            past = range(first + ((last - first) // stride + 1) * stride, now, stride)
-        return sorted({*windows, *past})
+    def needed(self, seen: Sequence[int], now: int) -> list[int]:
+        """Which frames a plan at step `now` needs, for a caller that doesn't append all that it sees.
+
+        Args:
+            seen: Steps of the frames that the caller saw before, oldest first.
+            now: Step of the plan.
+
+        Returns:
+            Places in `seen`, oldest first: what is nearest to each place of the history, all that the past would have
+            kept, had each frame been appended, and what their windows are made of.
+        """
+        steps = [*seen, now]
+        start = steps[0] if self._start is None else self._start
+        chosen = {_nearest(steps, step) for step in self._wanted(now, start)}
+        chosen |= {start} if self._start is None else set()
+        if self._past is not None:
+            stride = self._past[1]
+            last = (self._candidates[-1] - start) // stride if self._candidates else -1
+            for step in steps:
+                if (step - start) // stride > last:
+                    last = (step - start) // stride
+                    chosen.add(step)
+        windows = {_nearest(steps, end - j * self.window_stride) for end in chosen for j in range(self.n_window)}
+        return [i for i, step in enumerate(seen) if step in windows]
 
     def adopt(self, other: FrameHistory) -> None:
         """Take over the latents that another history of the same frames has made by an encoder of the same spec."""
@@ -136,10 +156,12 @@ class FrameHistory:
         Returns:
             Latents (b, t, p, d) fp16-rounded fp32, as a companion stores them, oldest first, and is_pad (b, t).
         """
-        wanted = self._wanted(self.now)
-        steps = [self._nearest(step) for step in wanted]
+        wanted = self._wanted(self.now, self._start)
+        steps = [_nearest(self._frames, step) for step in wanted]
         self._encode([step for step in sorted({*steps, *self._waiting}) if step not in self._latents], encoder)
-        self._keep_past()
+        if self._past is not None:
+            self._measure_past()
+            self._drop_past()
         kept = {step for step in self._latents if step > self.now - self._span} | {*steps, *self._candidates}
         self._latents = {step: latent for step, latent in self._latents.items() if step in kept}
         latents = torch.stack([self._latents[step] for step in steps], dim=1)
@@ -165,9 +187,9 @@ class FrameHistory:
         rows = torch.arange(b, device=device)[:, None]
         return latents[rows, chosen], is_pad, age.masked_fill(is_pad, 0)
 
-    def _wanted(self, now: int) -> list[int]:
-        """Steps of the history of a plan at step `now`, oldest first."""
-        last = now if self._start is None else now - (now - self._start) % self.every
+    def _wanted(self, now: int, start: int) -> list[int]:
+        """Steps of the history of a plan at step `now` of an episode whose first frame is `start`, oldest first."""
+        last = now - (now - start) % self.every
         return [last - i * self.stride for i in reversed(range(self.n_history))]
 
     @property
@@ -179,10 +201,11 @@ class FrameHistory:
         """Whether a frame is the first at or after its place in the past."""
         if not self._candidates:
             return True
-        first, stride = self._candidates[0], self._past[1]
+        first, stride = self._start, self._past[1]
         return (step - first) // stride > (self._candidates[-1] - first) // stride
 
-    def _keep_past(self) -> None:
+    def _measure_past(self) -> None:
+        """Measure how far the latent moved at candidates that were encoded just now."""
         for step in [*self._waiting]:
             latent = self._latents[step].flatten(1)
             i = len(self._moved)
@@ -190,8 +213,19 @@ class FrameHistory:
             first = torch.full((len(latent),), float("inf"), device=latent.device)
             self._moved.append(first if before is None else movement(latent, before))
 
-    def _nearest(self, step: int) -> int:
-        return min(self._frames, key=lambda at: abs(at - step))
+    def _drop_past(self) -> None:
+        """Drop candidates that nothing which comes will let in again: a past costs the same however long it is."""
+        n, _, select = self._past
+        late = self._span + self.tolerance if self._is_irregular else 0
+        n_settled = sum(step < self.now - late for step in self._candidates[: len(self._moved)])
+        n_moved = n_most_moved(n, select)
+        newest = max(n - n_moved, 1)  # at least the last, from which the next one's movement is measured
+        if n_settled <= n + newest:
+            return
+        moved = torch.stack(self._moved[:n_settled], dim=1)
+        kept = {*most_moved(moved, n_moved).flatten().tolist(), *range(n_settled - newest, len(self._candidates))}
+        self._candidates = [step for i, step in enumerate(self._candidates) if i in kept]
+        self._moved = [value for i, value in enumerate(self._moved) if i in kept]
 
     def _encode(self, steps: list[int], encoder: WorldEncoder) -> None:
         if not steps:
@@ -201,7 +235,7 @@ class FrameHistory:
             clips = [
                 torch.stack(
                     [
-                        self._frames[self._nearest(step - i * self.window_stride)][camera]
+                        self._frames[_nearest(self._frames, step - i * self.window_stride)][camera]
                         for i in reversed(range(self.n_window))
                     ],
                     dim=1,
@@ -213,3 +247,8 @@ class FrameHistory:
         for step, latent in zip(steps, latents.chunk(len(steps)), strict=True):
             self._latents[step] = latent
         self.n_encoded += len(steps)
+
+
+def _nearest(steps: Iterable[int], wanted: int) -> int:
+    """Of two as near the first."""
+    return min(steps, key=lambda at: abs(at - wanted))

@@ -20,6 +20,20 @@ def movement(latents: Tensor, before: Tensor) -> Tensor:
     return (latents.float() - before.float()).square().sum(-1)
 
 
+def n_most_moved(n: int, select: str) -> int:
+    """How many of n past frames are those at which the latent moved most; the others are the newest."""
+    return {"stride": 0, "change": n, "both": n // 2}[select]
+
+
+def most_moved(moved: Tensor, n: int) -> Tensor:
+    """(b, n) or fewer places in moved (b, j) at which the latent moved most.
+
+    Stable: of two that moved as far the older one stays, so that a kept frame is given up only for one that moved
+    further.
+    """
+    return moved.sort(dim=1, descending=True, stable=True).indices[:, :n]
+
+
 def choose_past(moved: Tensor, n_seen: Tensor, n: int, select: str) -> tuple[Tensor, Tensor]:
     """Choose candidates of an episode's past.
 
@@ -32,14 +46,12 @@ def choose_past(moved: Tensor, n_seen: Tensor, n: int, select: str) -> tuple[Ten
     Returns:
         (b, n) candidates and is_pad (b, n), padding first, then oldest first. With "both" a frame may be there twice.
     """
-    n_moved = {"stride": 0, "change": n, "both": n // 2}[select]
+    n_moved = n_most_moved(n, select)
     newest = n_seen[:, None] - torch.arange(n - n_moved, 0, -1, device=n_seen.device)
     if n_moved:
         place = torch.arange(moved.shape[1], device=moved.device)
         is_seen = place < n_seen[:, None]
-        # Stable: of two that moved as far the older one stays, so that a kept frame is given up only for one that moved
-        # further.
-        order = moved.masked_fill(~is_seen, -1.0).sort(dim=1, descending=True, stable=True).indices[:, :n_moved]
+        order = most_moved(moved.masked_fill(~is_seen, -1.0), n_moved)
         order = order.masked_fill(~is_seen.gather(1, order), -1)
         order = torch.cat([order.new_full((len(order), n_moved - order.shape[1]), -1), order], dim=1)
         newest = torch.cat([order, newest], dim=1)

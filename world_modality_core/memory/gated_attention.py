@@ -12,6 +12,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+# Periods of the embedding of time: 2, 4, ..., 2^12 frames.
+N_WAVES = 12
+
 
 class Gate(nn.Module):
     """The factor tanh(g) on what was read from memory; 0 at the start.
@@ -123,12 +126,12 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, d: int):
         super().__init__()
-        self.register_buffer("frequencies", math.pi / 2.0 ** torch.arange(12), persistent=False)
-        self.project = nn.Linear(2 * len(self.frequencies), d, bias=False)
+        self.project = nn.Linear(2 * N_WAVES, d, bias=False)
 
     def forward(self, time: Tensor) -> Tensor:
         """(b, m) -> (b, m, d)."""
-        angles = time[..., None].float() * self.frequencies
+        # No buffer: a policy that is cast to bf16 would round it, and with it the age of what is long past.
+        angles = time[..., None].float() * (math.pi / 2.0 ** torch.arange(N_WAVES, device=time.device))
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
         return self.project(waves.to(self.project.weight.dtype))
 

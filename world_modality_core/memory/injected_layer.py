@@ -35,6 +35,9 @@ class MemoryReader(MemoryHolder):
 
     Args:
         attention: The gated cross-attention.
+
+    Attributes:
+        was_read: Whether the memory at hand was read.
     """
 
     def __init__(self, attention: GatedCrossAttention):
@@ -47,19 +50,32 @@ class MemoryReader(MemoryHolder):
         self._keys, self._values = self.attention.project(tokens, memory.is_pad, memory.time)
         self._is_pad = memory.is_pad
 
+        self.was_read = False
+
     def forget(self) -> None:
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._is_pad: Tensor | None = None
+        self.was_read = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or a pickle of the policy holds no memory: it is of one forward pass, and may hang on its graph.
+        return self.__dict__ | {"_keys": None, "_values": None, "_is_pad": None, "was_read": False}
 
     def forward(self, x: Tensor) -> Tensor:
         """Add what is read from the memory: (b, h, d) -> (b, h, d).
 
         Raises:
-            RuntimeError: if no memory was given.
+            RuntimeError: if no memory was given, or not one for each sample of x.
         """
         if self._keys is None:
             raise RuntimeError("the world memory was not filled before the layer that reads it ran")
+        if x.ndim != 3 or len(x) != len(self._keys):  # else axes that happen to be as long would be mixed up
+            raise RuntimeError(
+                f"the layer that reads the world memory was called with states of shape {tuple(x.shape)}; expected "
+                f"(b, h, d) = ({len(self._keys)}, h, d), of a Conv1d (b, d, h): let another layer read"
+            )
+        self.was_read = True
         return self.attention(x, is_pad=self._is_pad, keys_values=(self._keys, self._values))
 
 
@@ -101,6 +117,8 @@ def read_memory_at(
 
 
 def _read_at_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not args:
+        raise RuntimeError("the layer that reads the world memory was called by keyword: its states must come first")
     return _read(layer, args[0]), *args[1:]
 
 

@@ -41,7 +41,8 @@ class MemoryModulation(GatedCrossAttention):
             Scale and shift, each (b, 1, d).
         """
         queries = self.queries.expand(len(memory), -1, -1)
-        read, self._attention = self.attend(self.norm_query(queries), super().project(memory, is_pad, time), is_pad)
+        read, attention = self.attend(self.norm_query(queries), super().project(memory, is_pad, time), is_pad)
+        self._attention = attention.detach()
         return self.to_scale_shift(self.to_out(read.transpose(1, 2).flatten(2)).flatten(1))[:, None].chunk(2, dim=-1)
 
     def forward(

@@ -48,6 +48,7 @@ class MemoryInputs:
         episode: (b,) episode of each sample; None in a rollout, where each sample is its own.
         task: (b,) task of each sample.
         oracle_share: Share of samples that get the true future (`scheduled`), see `oracle_share`.
+        is_remainder: Whether this is what the larger batches of an epoch left over.
     """
 
     shape: tuple[int, int, int, int, int]
@@ -60,6 +61,7 @@ class MemoryInputs:
     episode: Tensor | None = None
     task: Tensor | None = None
     oracle_share: float = 0.0
+    is_remainder: bool = False
 
 
 # Each fills a memory: latents (b, n or 1, k or 1, p, d), and (b, k or 1) True for steps with nothing to read, or None.
@@ -105,7 +107,7 @@ def _draw_partners(given: MemoryInputs, source: MemorySource) -> tuple[Tensor, T
     import torch
 
     b = given.shape[0]
-    if b < 2:
+    if b < 2 and not given.is_remainder:
         raise ValueError(
             f"memory source {source.value!r} exchanges memories within a batch, but the batch has one sample; "
             "use a batch size of at least 2 (in lerobot-eval: --eval.batch_size)"
@@ -382,7 +384,7 @@ def make_memory(source: MemorySource, given: MemoryInputs) -> Memory:
         The memory. Where memories are exchanged, a sample without a partner reads nothing (all padded).
 
     Raises:
-        ValueError: if nothing can be exchanged, because the batch has one sample.
+        ValueError: if nothing can be exchanged, because batches have one sample.
     """
     b, n, k, p, d = given.shape
     latents, is_pad = source.traits.fill(given, source)

@@ -50,8 +50,6 @@ def make_parser() -> argparse.ArgumentParser:
     judged.add_argument("folders", nargs="+", metavar="FOLDER", help="of wm-eval --monitor; everything below is read")
     judged.add_argument("--monitor", default="", help="judge by the calibration of this one, whatever watched; it must "
                         "have the same scores")  # fmt: skip
-    judged.add_argument("--n_bootstrap", type=int, default=2000, help="draws of the bootstrap (2000)")
-    judged.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     judged.add_argument("--output", default="", metavar="FILE", help="also write everything as JSON")
     judged.add_argument("--page", default="", metavar="FILE", help="also write a page, with films of wm-eval --videos")
     judged.add_argument("--n_films", type=int, default=12, help="films that the page shows at most (12)")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.monitor.monitor_rows import PREFIX
@@ -32,11 +33,11 @@ class Separation:
     Attributes:
         moment: What it was judged at.
         score: Its name; `level` is the combination.
-        auc: Area under the ROC curve, the mean over tasks with both kinds.
-        low, high: 95 % interval, bootstrapped over episodes within task and kind.
+        auc: Area under the ROC curve, the mean over tasks with two scenes or more of both kinds.
+        low, high: 95 % interval, for these tasks and policies on scenes like these.
         lead: AUC of the combination minus this one's; None for the combination.
-        lead_low, lead_high: its interval, paired: the same episodes drawn.
-        p: Two-sided bootstrap p-value of `lead`.
+        lead_low, lead_high: its interval, paired: the same episodes.
+        p: Two-sided p-value of `lead`.
         n_positive, n_negative: Episodes.
         still_running: Share of negatives that still ran at that moment.
     """
@@ -55,14 +56,12 @@ class Separation:
     still_running: float
 
 
-def judge(rows: pd.DataFrame, rate: float, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
+def judge(rows: pd.DataFrame, rate: float) -> dict[str, Any]:
     """Judge one model's rows.
 
     Args:
         rows: Of `read_monitor_rows`; those with a `disturbance` are judged against those without.
         rate: The promised rate of false alarms.
-        n_bootstrap: Draws.
-        seed: Of the draws.
 
     Returns:
         `failures` and `disturbances` (name -> separations), `alarms` (false and true ones, lead, costs), `setbacks`
@@ -73,12 +72,12 @@ def judge(rows: pd.DataFrame, rate: float, n_bootstrap: int = 2000, seed: int = 
         raise ConfigError("all rows are of disturbed episodes: give the folders of undisturbed ones too")
     found: dict[str, Any] = {"n": len(plain), "rate": rate, "failures": [], "disturbances": {}, "noticed": {}}
     if plain["success"].nunique() == 2:
-        found["failures"] = _failures(plain, n_bootstrap, seed)
+        found["failures"] = _failures(plain)
     found["alarms"] = _alarms(plain)
     found["setbacks"] = _setbacks(plain[~plain["success"]])
     found["by_train_seed"] = {int(s): _alarms(of)["false"] for s, of in plain.groupby("train_seed")}
     for name, disturbed in rows[rows["disturbance"] != ""].groupby("disturbance"):
-        found["disturbances"][name] = _disturbances(plain, disturbed, n_bootstrap, seed)
+        found["disturbances"][name] = _disturbances(plain, disturbed)
         found["noticed"][name] = _noticed(disturbed)
     return found
 
@@ -92,7 +91,7 @@ def score_columns(rows: pd.DataFrame) -> list[str]:
 # Failures of the policy.
 
 
-def _failures(rows: pd.DataFrame, n_bootstrap: int, seed: int) -> list[Separation]:
+def _failures(rows: pd.DataFrame) -> list[Separation]:
     lengths = rows[rows["success"]].groupby("task")["steps"]
     usual, contest = lengths.median(), lengths.quantile(1 - CONTEST, interpolation="lower")
     rows = rows[rows["task"].isin(usual.index)]
@@ -105,9 +104,8 @@ def _failures(rows: pd.DataFrame, n_bootstrap: int, seed: int) -> list[Separatio
             name: [_until(v, every, step) for v, every, step in zip(rows[name], rows["every"], steps, strict=True)]
             for name in score_columns(rows)
         }
-        out += _separations(
-            moment, values, rows["task"].to_numpy(), ~rows["success"].to_numpy(), running, n_bootstrap, seed
-        )
+        kind = ~rows["success"].to_numpy(dtype=bool)
+        out += _separations(moment, values, rows["task"].to_numpy(), rows["seed"].to_numpy(), kind, running)
     return out
 
 
@@ -120,7 +118,7 @@ def _until(values: Any, every: int, step: float) -> float:
 # Disturbances.
 
 
-def _disturbances(plain: pd.DataFrame, disturbed: pd.DataFrame, n_bootstrap: int, seed: int) -> list[Separation]:
+def _disturbances(plain: pd.DataFrame, disturbed: pd.DataFrame) -> list[Separation]:
     """Highest value within `WITHIN` steps after the disturbance, against undisturbed episodes in the same steps."""
     at = disturbed.groupby("task")["disturbed_at"].first()
     both = pd.concat([plain[plain["task"].isin(at.index)], disturbed], ignore_index=True)
@@ -136,7 +134,8 @@ def _disturbances(plain: pd.DataFrame, disturbed: pd.DataFrame, n_bootstrap: int
     kind = (both["disturbance"] != "").to_numpy()
     if kind.all() or not kind.any():
         return []
-    return _separations(f"{WITHIN} steps after", values, both["task"].to_numpy(), kind, running, n_bootstrap, seed)
+    moment, task, scene = f"{WITHIN} steps after", both["task"].to_numpy(), both["seed"].to_numpy()
+    return _separations(moment, values, task, scene, kind, running)
 
 
 def _within(values: Any, every: int, at: float) -> float:
@@ -200,50 +199,127 @@ def _share(k: int, n: int) -> dict[str, Any]:
     return {"k": k, "n": n, "share": k / n if n else math.nan, "low": low, "high": high}
 
 
-# Areas under ROC curves, bootstrapped.
+# Areas under ROC curves.
+
+
+@dataclass(frozen=True)
+class _TaskArea:
+    """A score's area in one task.
+
+    Attributes:
+        area: Share of pairs of a positive and a negative that it puts in order.
+        parts: (2, c) what each of the c scenes adds to the area's error, by its positives and by its negatives.
+        n: Positives and negatives.
+        n_scenes: Scenes with positives, and with negatives.
+        alone: The area's variance if every episode were of a scene of its own.
+    """
+
+    area: float
+    parts: np.ndarray
+    n: tuple[int, int]
+    n_scenes: tuple[int, int]
+    alone: float
 
 
 def _separations(
     moment: str,
     values: dict[str, list[float]],
     task: np.ndarray,
+    scene: np.ndarray,
     is_positive: np.ndarray,
     running: float,
-    n_bootstrap: int,
-    seed: int,
 ) -> list[Separation]:
-    tasks = [t for t in np.unique(task) if is_positive[task == t].any() and not is_positive[task == t].all()]
-    if not tasks:
-        return []
-    rng = np.random.default_rng(seed)
-    areas, draws = dict.fromkeys(values, 0.0), {name: np.zeros(n_bootstrap) for name in values}
-    for one in tasks:
-        positive, negative = np.flatnonzero((task == one) & is_positive), np.flatnonzero((task == one) & ~is_positive)
-        weights = [rng.multinomial(len(of), np.full(len(of), 1 / len(of)), n_bootstrap) for of in (positive, negative)]
+    found: dict[str, list[_TaskArea]] = {name: [] for name in values}
+    n_positive = n_negative = 0
+    for one in np.unique(task):
+        sides = [np.flatnonzero((task == one) & kind) for kind in (is_positive, ~is_positive)]
+        scenes, index = np.unique(np.concatenate([scene[of] for of in sides]), return_inverse=True)
+        of_scenes = np.split(index, [len(sides[0])])
+        if min(len(set(each)) for each in of_scenes) < 2:
+            continue
+        n_positive, n_negative = n_positive + len(sides[0]), n_negative + len(sides[1])
         for name, column in values.items():
-            high, low = np.asarray(column)[positive][:, None], np.asarray(column)[negative]
-            wins = (high > low) + 0.5 * (high == low)  # where a score can't be told it is -inf, and compares
-            areas[name] += wins.mean() / len(tasks)
-            drawn = np.einsum("rp,pn,rn->r", *(weights[0], wins, weights[1]), optimize=True)
-            draws[name] += drawn / (len(positive) * len(negative)) / len(tasks)
+            found[name].append(_task_area(*(np.asarray(column)[of] for of in sides), of_scenes, len(scenes)))
+    if not n_positive:
+        return []
     out = []
-    for name in values:
-        low, high = np.quantile(draws[name], [0.025, 0.975])
-        lead = lead_low = lead_high = p = None
-        if name != COMBINED:
-            gained = draws[COMBINED] - draws[name]
-            lead = areas[COMBINED] - areas[name]
-            lead_low, lead_high = map(float, np.quantile(gained, [0.025, 0.975]))
-            tail = min((gained <= 0).sum(), (gained >= 0).sum())
-            p = min(1.0, 2 * (tail + 1) / (n_bootstrap + 1))
-        counts = int(is_positive[np.isin(task, tasks)].sum()), int((~is_positive[np.isin(task, tasks)]).sum())
-        out.append(
-            Separation(
-                moment, name.removeprefix(PREFIX), float(areas[name]), float(low), float(high),
-                lead, lead_low, lead_high, p, *counts, float(running),
-            )
-        )  # fmt: skip
+    for name, areas in found.items():
+        area = float(np.mean([each.area for each in areas]))
+        low, high = _area_interval(area, areas)
+        lead = (None,) * 4 if name == COMBINED else _lead(found[COMBINED], areas)
+        counts = n_positive, n_negative
+        out.append(Separation(moment, name.removeprefix(PREFIX), area, low, high, *lead, *counts, float(running)))
     return out
+
+
+def _task_area(positive: np.ndarray, negative: np.ndarray, of_scenes: list[np.ndarray], n_scenes: int) -> _TaskArea:
+    """Area and its errors by scene (DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837-845; for scenes that
+    several training runs share, Obuchowski 1997, Biometrics 53:567-578)."""
+    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)  # -inf where nobody could tell
+    parts, counts, alone = np.zeros((2, n_scenes)), [], 0.0
+    for side, errors in enumerate((wins.mean(axis=1) - wins.mean(), wins.mean(axis=0) - wins.mean())):
+        n, counts = len(errors), [*counts, len(set(of_scenes[side]))]
+        alone += float(errors.var(ddof=1)) / n
+        parts[side] = np.bincount(of_scenes[side], errors, n_scenes) / n * math.sqrt(counts[-1] / (counts[-1] - 1))
+    return _TaskArea(float(wins.mean()), parts, wins.shape, tuple(counts), alone)
+
+
+def _spread(parts: list[np.ndarray], areas: list[_TaskArea]) -> tuple[float, float]:
+    """Variance of the mean over tasks, and its degrees of freedom (Satterthwaite 1946, Biometrics Bulletin 2:110)."""
+    variance = sum(float((each.sum(axis=0) ** 2).sum()) for each in parts) / len(parts) ** 2
+    freedom = [n - 1 for each in areas for n in each.n_scenes]
+    squares = [float((side**2).sum()) for each in parts for side in each]
+    if not any(squares):
+        return 0.0, float(min(freedom))
+    return variance, sum(squares) ** 2 / sum(v**2 / n for v, n in zip(squares, freedom, strict=True))
+
+
+def _area_interval(area: float, areas: list[_TaskArea]) -> tuple[float, float]:
+    """Areas that are as many errors away as t allows, each error as large as it were for that area.
+
+    As Wilson's interval: the error of a perfect score isn't 0 (Newcombe 2006, Statistics in Medicine 25:559-573, with
+    the variance of Hanley and McNeil 1982, Radiology 143:29-36). That variance is taken as many times as the scores'
+    own is larger, and at least as many as scenes make it larger.
+    """
+    variance, freedom = _spread([each.parts for each in areas], areas)
+    alone = sum(each.alone for each in areas) / len(areas) ** 2
+
+    def expected(x: float) -> float:
+        return sum(_hanley_mcneil(x, *each.n) for each in areas) / len(areas) ** 2
+
+    shared = max(n / n_scenes for each in areas for n, n_scenes in zip(each.n, each.n_scenes, strict=True))
+    times = max(1.0, variance / alone if alone else shared)
+    if expected(area):
+        times = max(times, variance / expected(area))
+    reach = stats.t.ppf(0.975, freedom) ** 2 * times
+
+    def is_in(x: float) -> bool:
+        return (area - x) ** 2 <= reach * expected(x)
+
+    ends = []
+    for end in (0.0, 1.0):
+        outside, inside = end, area
+        for _ in range(40):
+            middle = (outside + inside) / 2
+            outside, inside = (outside, middle) if is_in(middle) else (middle, inside)
+        ends.append(inside)
+    return ends[0], ends[1]
+
+
+def _hanley_mcneil(area: float, m: int, n: int) -> float:
+    first, second = area / (2 - area), 2 * area**2 / (1 + area)
+    return (area * (1 - area) + (m - 1) * (first - area**2) + (n - 1) * (second - area**2)) / (m * n)
+
+
+def _lead(combined: list[_TaskArea], areas: list[_TaskArea]) -> tuple[float, float, float, float]:
+    """Lead of the combination with its interval and p: t, on the same episodes, never surer than if one scene with
+    positives had moved past half of the negatives in each task."""
+    lead = float(np.mean([a.area - b.area for a, b in zip(combined, areas, strict=True)]))
+    variance, freedom = _spread([a.parts - b.parts for a, b in zip(combined, areas, strict=True)], areas)
+    least = sum((0.5 / each.n_scenes[0]) ** 2 for each in areas) / len(areas) ** 2
+    error = math.sqrt(max(variance, least))
+    reach = float(stats.t.ppf(0.975, freedom)) * error
+    return lead, max(-1.0, lead - reach), min(1.0, lead + reach), float(2 * stats.t.sf(abs(lead) / error, freedom))
 
 
 # For people.

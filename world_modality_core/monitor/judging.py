@@ -26,8 +26,6 @@ def eval_rows(given: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: naming option and remedy.
     """
-    if given.n_bootstrap < 100:
-        raise ConfigError(f"n_bootstrap={given.n_bootstrap}: expected at least 100")
     if given.page:
         check_report_extra()
     rows = read_monitor_rows(given.folders)
@@ -42,7 +40,7 @@ def eval_rows(given: argparse.Namespace) -> dict[str, Any]:
                 f"{', '.join(given.folders)}: {model} was watched with several promises "
                 f"({', '.join(map(str, rates))}); give the folders of one monitor, or --monitor to judge all of them by"
             )
-        found[str(model)] = judge(of, float(rates[0]), given.n_bootstrap, given.seed)
+        found[str(model)] = judge(of, float(rates[0]))
     print("\n\n".join(judgement_text(model, of) for model, of in found.items()))
     if given.output:
         write_text(Path(given.output).resolve(), json.dumps(found, indent=1, default=plain_values) + "\n")

@@ -20,17 +20,18 @@ class LoggedValues:
 
     def __init__(self, values: Mapping[str, Tensor] | None = None, floats: Mapping[str, float] | None = None):
         self._known = dict(floats or {})  # values that upstream has turned into floats already
-        self._tensors = dict(values or {})
+        self._tensors: dict[str, Tensor] = {}
         self._floats: dict[str, float] | None = None
+        self.add(values or {})
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add values that become known later in the step, such as gradient norms; ignored once read."""
         if self._floats is None:
-            self._tensors.update(values)
+            self._tensors.update({name: value.detach() for name, value in values.items()})
 
     def stacked(self) -> Tensor:
         """All values as one tensor (n,), fp32, on their device, in the order of the keys."""
-        stacked = [value.detach().float().reshape(()) for value in self._tensors.values()]
+        stacked = [value.float().reshape(()) for value in self._tensors.values()]
         device = stacked[0].device if stacked else None
         known = torch.tensor(list(self._known.values()), dtype=torch.float32).to(device, non_blocking=True)
         return torch.cat([known, torch.stack(stacked)]) if stacked else known

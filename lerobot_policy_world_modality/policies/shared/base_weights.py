@@ -12,8 +12,23 @@ from lerobot.policies import PreTrainedPolicy
 from safetensors.torch import load_file
 from torch import Tensor
 
+from world_modality_core.io.errors import ConfigError
+
 # Modules that the checkpoint of the base can't have.
 _OF_THE_WORLD = ("world.", ".world_reader.", ".world_tokens.", ".world_prefix_reader.")
+
+
+def check_has_weights(checkpoint: str) -> None:
+    """Refuse a folder without weights, before anything is built.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    if Path(checkpoint).is_dir() and not (Path(checkpoint) / SAFETENSORS_SINGLE_FILE).is_file():
+        raise ConfigError(
+            f"init_from={checkpoint!r} has no {SAFETENSORS_SINGLE_FILE}; weights in several files have to be loaded by "
+            "their own class first, and saved with save_pretrained"
+        )
 
 
 def load_base_weights(policy: PreTrainedPolicy, checkpoint: str, revision: str | None = None) -> None:
@@ -25,13 +40,10 @@ def load_base_weights(policy: PreTrainedPolicy, checkpoint: str, revision: str |
         revision: Hub revision.
 
     Raises:
-        FileNotFoundError: if the checkpoint has no weights.
         ValueError: if a weight of the base is missing, one is left over, or shapes differ.
     """
     if Path(checkpoint).is_dir():
         file = Path(checkpoint) / SAFETENSORS_SINGLE_FILE
-        if not file.is_file():
-            raise FileNotFoundError(f"init_from={checkpoint!r} has no {SAFETENSORS_SINGLE_FILE}")
     else:
         file = hf_hub_download(checkpoint, SAFETENSORS_SINGLE_FILE, revision=revision)
     _load(policy, _renamed(policy, load_file(file)), f"init_from={checkpoint!r}")
@@ -49,15 +61,19 @@ def load_own_weights(policy: PreTrainedPolicy, file: Path) -> None:
 
 
 def _load(policy: PreTrainedPolicy, weights: dict[str, Tensor], source: str) -> None:
-    try:
-        missing, unexpected = policy.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{source}: its weights have other shapes than this policy; an option that changes the architecture was "
-            f"given (see {error})"
-        ) from error
-    # Weights that share their memory are saved under one of their names.
     own = policy.state_dict(keep_vars=True)
+    wrong = [
+        f"{name} {tuple(weights[name].shape)} != {tuple(own[name].shape)}"
+        for name in sorted(weights.keys() & own.keys())
+        if weights[name].shape != own[name].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{source}: its weights have other shapes than this policy's: {_some(wrong)}. State and action of the "
+            "dataset must be as wide as those that it was trained on, and options that change the architecture its own"
+        )
+    missing, unexpected = policy.load_state_dict(weights, strict=False)
+    # Weights that share their memory are saved under one of their names.
     loaded = {own[name].data_ptr() for name in weights if name in own}
     missing = sorted(name for name in missing if own[name].data_ptr() not in loaded)
     if not any(_is_of_the_world(name) for name in weights):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from lerobot_policy_world_modality.hub.on_hub import OnHub
 from lerobot_policy_world_modality.hub.trusted_files import is_typed
+from lerobot_policy_world_modality.policies.shared.kept_frames import KEPT_TASK
 from lerobot_policy_world_modality.policies.shared.latent_reader import LatentReader
 from lerobot_policy_world_modality.policies.shared.memory_filling import (
     draw_generator,
@@ -59,7 +61,29 @@ def make_prophet(config: MemoryOptions) -> Prophet:
     )
 
 
-class WorldParts(nn.Module):
+class CountsSteps:
+    """A mixin, before a module: counts optimiser steps, in its state and beside it, where nobody waits for a device.
+
+    Attributes:
+        step: The same number as `train_step`.
+        is_loaded: Whether it was loaded.
+    """
+
+    def _begin_count(self) -> None:
+        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
+        self.step, self.is_loaded = 0, False
+
+    def count_step(self) -> None:
+        """Count one more."""
+        self.step += 1
+        self.train_step.add_(1)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.step, self.is_loaded = int(self.train_step), True
+
+
+class WorldParts(CountsSteps, nn.Module):
     """What of a policy's world is trained or saved, apart from what reads it.
 
     Args:
@@ -68,7 +92,7 @@ class WorldParts(nn.Module):
 
     def __init__(self, config: MemoryOptions):
         super().__init__()
-        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
+        self._begin_count()
         self.space = self.prophet = None
         if config.has_world:
             config.prophet.d_model = config.prophet.d_model or 256
@@ -106,13 +130,13 @@ class PolicyWithWorld(OnHub):
         if config.pretrained_path and not (is_typed("resume") or parser.parse_arg("policy.metrics_file")):
             config.metrics_file = None  # a checkpoint's own: what a file names is not written to
         self._log = TrainingLog(config.metrics_file, config.metrics_every)
-        self._step, self._last = 0, None
-        self._is_loaded = self._has_trained = False
-        world.register_load_state_dict_post_hook(lambda *_: self._read_step())
+        self._last, self._has_trained = None, False
+        self._largest_batch = 2 if is_typed("resume") else 0  # a run may go on with what an epoch left over
 
-    def _read_step(self) -> None:
-        self._step = int(self.world.train_step)
-        self._is_loaded = True
+    @property
+    def _step(self) -> int:
+        """Optimiser steps so far."""
+        return self.world.step
 
     @property
     def device(self) -> torch.device:
@@ -167,7 +191,10 @@ class PolicyWithWorld(OnHub):
         seed = config.seed if world_batch.draw_seed is None else world_batch.draw_seed
         generator = draw_generator(seed, self._step if self.training else self._n_plans, self.device)
         source = config.source if source is None else MemorySource(source)
-        return fill_memory(prophet, world_batch, source, config, self.memory_shape, generator, self._step)
+        self._largest_batch = max(self._largest_batch, world_batch.batch_size)
+        is_remainder = self.training and world_batch.batch_size < self._largest_batch
+        given = (world_batch, source, config, self.memory_shape, generator, self._step, is_remainder)
+        return fill_memory(prophet, *given)
 
     @property
     def memory_shape(self) -> tuple[int, int, int, int] | None:
@@ -198,9 +225,13 @@ class PolicyWithWorld(OnHub):
             self.__dict__.pop("_modules_found", None)
         return super().train(mode)
 
-    def wrap_with_peft(self, *args: Any, **kwargs: Any):
+    def wrap_with_peft(self, peft_config=None, peft_cli_overrides: dict | None = None):
+        """As LeRobot's; modules that are asked to be trained in full come beside those of the world."""
         self.__dict__.pop("_modules_found", None)
-        return super().wrap_with_peft(*args, **kwargs)
+        ours = (self._get_default_peft_targets() or {}).get("modules_to_save", [])
+        if named := (peft_cli_overrides or {}).get("full_training_modules"):
+            peft_cli_overrides = peft_cli_overrides | {"full_training_modules": [*dict.fromkeys([*named, *ours])]}
+        return super().wrap_with_peft(peft_config, peft_cli_overrides)
 
     # Training.
 
@@ -251,19 +282,18 @@ class PolicyWithWorld(OnHub):
             self.latent_reader.check_excluded(batch)
             check_finite_loss(loss, batch, self._step)
             self._last = None  # holds a batch
-        self._step += 1
-        self.world.train_step.add_(1)
+        self.world.count_step()
         self._log.write(self._step)
 
     # Rollout.
 
     def _forget_episode(self) -> None:
         """What `reset` does for the world."""
-        self._n_plans, self._acted_by = 0, {}
+        self._n_plans, self._acted_by, self._instruction = 0, {}, None
         if "latent_reader" not in self.__dict__:  # upstream's constructors reset before there is a world
             return
         self.latent_reader.frames.clear()
-        if self._is_loaded and self.latent_reader.companion is None:  # a rollout begins, or will
+        if self.world.is_loaded and self.latent_reader.companion is None:  # a rollout begins, or will
             self.latent_reader.load(self.device)
 
     def _live_batch(self, batch: dict[str, Tensor]) -> WorldBatch:
@@ -282,6 +312,19 @@ class PolicyWithWorld(OnHub):
             raise ObservationError(
                 "two threads act with one policy, whose memory is of one episode: use --env.max_parallel_tasks=1"
             )
+
+    def _drop_old_plan(self, batch: dict[str, Tensor], *queues: deque | None) -> None:
+        """Drop the actions that are left of a plan once the instruction has changed.
+
+        Args:
+            batch: The current observation.
+            queues: Where a policy that plans ahead keeps its actions.
+        """
+        instruction = batch.get(KEPT_TASK, batch.get("task"))
+        if self.config.reads_task and self._instruction != instruction:
+            for actions in filter(None, queues):
+                actions.clear()
+        self._instruction = instruction
 
     def _finite(self, actions: Tensor) -> Tensor:
         """The actions, if a robot can be given them.

@@ -8,17 +8,24 @@ swapped (`world_modality_core.memory.injected_layer`).
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.policies import PreTrainedPolicy
-from lerobot.utils.constants import ACTION
+from lerobot.policies.utils import populate_queues
+from lerobot.utils.constants import ACTION, OBS_IMAGES
 from torch import Tensor, nn
 
-from lerobot_policy_world_modality.policies.shared.base_weights import load_base_weights, load_own_weights
+from lerobot_policy_world_modality.policies.shared.base_weights import (
+    check_has_weights,
+    load_base_weights,
+    load_own_weights,
+)
 from lerobot_policy_world_modality.policies.shared.host import (
     PolicyWithWorld,
     WorldParts,
@@ -31,8 +38,9 @@ from lerobot_policy_world_modality.policies.shared.training_companion import ope
 from lerobot_policy_world_modality.policies.shared.vectors import with_vectors
 from lerobot_policy_world_modality.policies.shared.world_batch import WorldBatch
 from lerobot_policy_world_modality.policies.shared.world_options import VLAWorldOptions
+from world_modality_core.io.errors import ConfigError
 from world_modality_core.memory.gated_attention import GatedCrossAttention
-from world_modality_core.memory.injected_layer import MemoryHolder, layer_width, read_memory_at
+from world_modality_core.memory.injected_layer import MemoryHolder, MemoryReader, layer_width, read_memory_at
 from world_modality_core.memory.sources import MemorySource
 from world_modality_core.prophet.logged_values import LoggedValues
 from world_modality_core.prophet.network import Futures
@@ -63,6 +71,8 @@ class InjectedWorldPolicy(PolicyWithWorld):
                 f"init_from={config.init_from!r} starts a new run, pretrained_path={str(config.pretrained_path)!r} "
                 "goes on from a checkpoint of this type; give one of them"
             )
+        if config.init_from:
+            check_has_weights(config.init_from)
         companion = open_world(config, dataset_meta)
         if config.prophet.use_state and config.robot_state_feature is None:
             raise ValueError("prophet.use_state=true needs a feature `observation.state`, which the dataset hasn't")
@@ -82,8 +92,15 @@ class InjectedWorldPolicy(PolicyWithWorld):
 
     def _inject(self) -> None:
         """Let the layers read the memory that are to."""
-        layer = self.get_submodule(self.config.world_layer)
-        read_memory_at(layer, self._attention(layer_width(layer)))
+        path = self.config.world_layer
+        try:
+            layer = self.get_submodule(path)
+            width = layer_width(layer)
+        except (AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"{self.config.type}: world_variant(layer={path!r}) names no layer that can read a memory: {error}"
+            ) from error
+        read_memory_at(layer, self._attention(width))
 
     def _attention(self, d: int) -> GatedCrossAttention:
         """A reader for an action stream of width d."""
@@ -115,13 +132,13 @@ class InjectedWorldPolicy(PolicyWithWorld):
         world_batch = self.recorded_batch(batch)
         with self.reading(world_batch, self.config.memory.source):
             loss, values = super().forward(batch, *args, **kwargs)
-            values = {name: value for name, value in (values or {}).items() if isinstance(value, int | float)}
-            base_values = {("loss_action" if name == "loss" else name): value for name, value in values.items()}
-            logged = LoggedValues(
-                self._reader_values({name: self._reader_suffix(name) for name in self.readers}), floats=base_values
-            )
-            if "loss_action" not in base_values:
-                logged.add({"loss_action": loss.detach().mean()})
+        values = {name: value for name, value in (values or {}).items() if isinstance(value, int | float)}
+        base_values = {("loss_action" if name == "loss" else name): value for name, value in values.items()}
+        logged = LoggedValues(
+            self._reader_values({name: self._reader_suffix(name) for name in self.readers}), floats=base_values
+        )
+        if "loss_action" not in base_values:
+            logged.add({"loss_action": loss.detach().mean()})
         loss_world, world_values = self._world_objective(world_batch)
         logged.add(world_values)
         if isinstance(loss_world, Tensor):
@@ -168,20 +185,40 @@ class InjectedWorldPolicy(PolicyWithWorld):
         super().reset()
         self._forget_episode()
 
+    def remember(self, batch: dict[str, Tensor]) -> None:
+        """Remember a frame that no action is asked for: for the memory, and in the queues of a base that has such."""
+        super().remember(batch)
+        populate_queues(self._observation_queues, self._as_queued(with_vectors(batch, self.config)))
+
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Remember the current frame, and return the next action of the plan (b, a), as the base does."""
         self._check_acts_alone()
+        queues = (getattr(self, "_queues", None) or {}).get(ACTION), getattr(self, "_action_queue", None)
+        self._drop_old_plan(batch, *queues)  # PI0 has both, and uses the second
         batch = with_vectors(batch, self.config)
-        with self._acting(batch):
+        with self._acting(batch, super().remember):  # the base itself queues what it sees here
             return self._finite(super().select_action(batch, *args, **kwargs))
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Remember the current frame and plan from it, as the base does: (b, h, a) normalised actions."""
-        batch = with_vectors(batch, self.config)
-        with self._acting(batch), self._reading_live(batch):
+        batch = self._as_queued(with_vectors(batch, self.config))
+        with self._acting(batch, self.remember), self._reading_live(batch):
             return self._finite(super().predict_action_chunk(batch, *args, **kwargs))
+
+    @property
+    def _observation_queues(self) -> dict[str, deque]:
+        """The queues of a base that sees several frames (Diffusion Policy, DiT); upstream only `select_action` fills
+        them, and a policy server asks for plans."""
+        return {key: queue for key, queue in (getattr(self, "_queues", None) or {}).items() if key != ACTION}
+
+    def _as_queued(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """An observation with all cameras under one key, where the base queues them so."""
+        if OBS_IMAGES not in self._observation_queues:
+            return batch
+        images = torch.stack([batch[key] for key in self.config.image_features], dim=-4)
+        return {key: value for key, value in batch.items() if key != ACTION} | {OBS_IMAGES: images}
 
     def _get_action_chunk(self, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         # Where SmolVLA and X-VLA plan, whoever asked: select_action, predict_action_chunk, real-time chunking.
@@ -236,12 +273,12 @@ class InjectedWorldPolicy(PolicyWithWorld):
             self._queues = queues
 
     @contextlib.contextmanager
-    def _acting(self, batch: dict[str, Tensor]) -> Iterator[None]:
+    def _acting(self, batch: dict[str, Tensor], remember: Callable[[dict[str, Tensor]], None]) -> Iterator[None]:
         """Remember the current frame, once: a base's select_action may plan by predict_action_chunk."""
         if self.__dict__.get("_is_acting"):
             yield
             return
-        self.remember(batch)
+        remember(batch)
         self._is_acting = True
         try:
             with self._autocast():
@@ -260,6 +297,12 @@ class InjectedWorldPolicy(PolicyWithWorld):
         self._is_reading = True
         try:
             yield
+            for name, reader in self._found(MemoryReader).items():
+                if not reader.was_read:
+                    raise RuntimeError(
+                        f"{self.config.type} has run without calling {name.removesuffix('.world_reader')!r}, the layer "
+                        "that reads the world memory: others use its weights by hand; let another layer read"
+                    )
         finally:
             self._is_reading = False
             # Activation checkpointing runs layers once more in the backward pass; `update` drops the memory then.
@@ -299,8 +342,11 @@ class InjectedWorldPolicy(PolicyWithWorld):
 
     @property
     def _saved_with_adapters(self) -> list[str]:
-        """Last names of the modules of the world and around it: trained in full, and saved with an adapter."""
-        return ["world"] + ([self.config.world_layer.rpartition(".")[2]] if self.config.reads_memory else [])
+        """Modules of the world and around it: trained in full, and saved with an adapter.
+
+        PEFT takes every module whose path ends so: a layer's last name, such as "1", would be many.
+        """
+        return ["world"] + ([self.config.world_layer] if self.config.reads_memory else [])
 
     def wrap_with_peft(self, peft_config=None, peft_cli_overrides: dict | None = None):
         """As LeRobot's; an adapter on `init_from`'s checkpoint names that checkpoint as its base."""
@@ -314,9 +360,12 @@ class InjectedWorldPolicy(PolicyWithWorld):
         saved = self._saved_with_adapters
         if targets is None:  # `--peft.target_modules` is needed, as for the base
             return {"modules_to_save": saved}
+        wanted = targets["target_modules"]
+        if not isinstance(wanted, str):  # names of modules, wherever they are
+            wanted = rf"(.*\.)?({'|'.join(map(re.escape, wanted))})"
         return targets | {
-            "target_modules": rf"(?!.*({'|'.join(saved)})$)({targets['target_modules']})",
-            "modules_to_save": targets["modules_to_save"] + saved,
+            "target_modules": rf"(?!.*({'|'.join(map(re.escape, saved))})$)({wanted})",
+            "modules_to_save": [*(targets.get("modules_to_save") or []), *saved],
         }
 
     def _validate_peft_config(self, peft_config) -> None:

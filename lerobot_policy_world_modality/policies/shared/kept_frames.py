@@ -1,4 +1,4 @@
-"""Frames for the world encoder as the camera gave them, past a preprocessor that changes images for the policy."""
+"""Frames and instruction as they were given, past a preprocessor that changes them for the policy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from lerobot.processor import AddBatchDimensionProcessorStep, ProcessorStep, Pro
 
 # A kept frame is called this and its camera.
 KEPT = "world.frame."
+# The instruction as it was given: PI0.5 writes the robot's state into it.
+KEPT_TASK = "world.task"
 
 
 @dataclass
 @ProcessorStepRegistry.register("world_keep_frames")
 class KeepFramesProcessorStep(ProcessorStep):
-    """Keep a rollout's frames as they are, before later steps normalise them.
+    """Keep a rollout's frames and instruction as they are, before later steps change them.
 
     A training batch, which has actions, is left alone: its latents come from the companion.
     """
@@ -28,7 +30,12 @@ class KeepFramesProcessorStep(ProcessorStep):
         if transition.get(TransitionKey.ACTION) is not None or observation is None:
             return transition
         kept = {KEPT + key: value for key, value in observation.items() if key.startswith("observation.image")}
-        return {**transition, TransitionKey.OBSERVATION: {**observation, **kept}}
+        told = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
+        return {
+            **transition,
+            TransitionKey.OBSERVATION: {**observation, **kept},
+            TransitionKey.COMPLEMENTARY_DATA: told | ({KEPT_TASK: told["task"]} if "task" in told else {}),
+        }
 
     def transform_features(
         self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]

@@ -78,15 +78,25 @@ class LatentReader:
             now_s = time.monotonic() if self.now_s is None else self.now_s
             self.frames.append(batch, round(now_s * self.config.fps))
 
-    def frame_times(self, now_s: float) -> list[float]:
-        """Seconds of the frames that a plan at `now_s` needs, oldest first; none without a history.
+    def frames_needed(self, times_s: list[float], now_s: float) -> list[int]:
+        """Which frames a plan at `now_s` needs to be shown before, by a caller that keeps all that the robot saw.
 
-        Those of its history, and those of the memory's past that it was not shown yet.
+        Args:
+            times_s: When these frames were taken, in seconds of the clock of `now_s`, oldest first.
+            now_s: When the frame of the plan was taken.
+
+        Returns:
+            Places in `times_s`, oldest first: of the history, of the memory's past, and of what a policy that sees
+            several frames (`n_obs_steps`) sees by itself.
         """
-        if not (self.config.needs_live_history or self.config.needs_live_tokens):
-            return []
-        fps = self.config.fps
-        return [step / fps for step in self.frames.steps_needed(round(now_s * fps))]
+        steps = [round(each * self.config.fps) for each in times_s]
+        now, chosen = round(now_s * self.config.fps), set()
+        if self.config.needs_live_history or self.config.needs_live_tokens:
+            chosen.update(self.frames.needed(steps, now))
+        if steps and self.config.keeps_frames:  # a policy of LeRobot's
+            own = range(now - getattr(self.config, "n_obs_steps", 1) + 1, now)
+            chosen.update(min(range(len(steps)), key=lambda i, at=at: abs(steps[i] - at)) for at in own)
+        return sorted(chosen)
 
     def load(self, device: torch.device) -> None:
         """Load what a rollout looks through, so that its first plan takes no longer than the others."""
@@ -229,8 +239,8 @@ class LatentReader:
         return world_batch
 
     def encoder(self, device: torch.device):
-        """The world encoder, built on first use."""
-        if self._encoder is None:
+        """The world encoder, built on first use, and again where the policy has moved."""
+        if self._encoder is None or self._encoder.device != device:
             # Building a network draws weights before it loads its own: a seeded rollout must not notice.
             with torch.random.fork_rng(devices=[]):
                 self._encoder = make_world_encoder(self.config.encoder, pca=self.space.pca, device=device)

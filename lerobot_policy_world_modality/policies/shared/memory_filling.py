@@ -86,6 +86,7 @@ def fill_memory(
     shape: tuple[int, int, int, int],
     generator: torch.Generator,
     step: int,
+    is_remainder: bool = False,
 ) -> Memory:
     """Fill the memory that the action path reads. In an evaluation's rollout the arm may replace what was filled in.
 
@@ -97,6 +98,7 @@ def fill_memory(
         shape: (n, k, p, d) of one sample's memory.
         generator: See `draw_generator`.
         step: Optimiser steps so far (`scheduled`).
+        is_remainder: See `MemoryInputs`.
 
     Raises:
         ValueError: if the source needs the recorded future and there is none.
@@ -123,6 +125,7 @@ def fill_memory(
         episode=world_batch.episode,
         task=world_batch.task,
         oracle_share=oracle_share(step, config.schedule_steps),
+        is_remainder=is_remainder,
     )
     if shape[1]:
         memory = make_memory(source, given)

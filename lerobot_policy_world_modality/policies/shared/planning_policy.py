@@ -61,6 +61,7 @@ class PlanningPolicy(PolicyWithWorld):
         """
         self.eval()
         self._check_acts_alone()
+        self._drop_old_plan(batch, self._action_queue)
         if self._action_queue:
             self.remember(batch)
         else:

@@ -205,6 +205,18 @@ class MemoryOptions(WorldOptions):
         super().check_world()
         for source in (self.memory.source, self.memory.rollout_source):
             self.check_memory_source(source)
+        if self.n_future_steps == 0:
+            self._check_without_forecast()
+
+    def _check_without_forecast(self) -> None:
+        given = {f"memory.{name}": getattr(self.memory, name) for name in ("source", "eval_source")}
+        given |= {f"prophet.{name}": getattr(self.prophet, name) for name in ("use_state", "use_language", "freeze")}
+        for name, value in given.items():
+            if value not in (None, False, MemorySource.pred):
+                raise ConfigError(
+                    f"{name}={str(value).lower()} says something of predicted futures, of which n_future_steps=0 has "
+                    "none; drop it, or predict with --policy.n_future_steps"
+                )
 
     def check_memory_source(self, source: MemorySource) -> None:
         """Refuse a source that can't fill this policy's memory.

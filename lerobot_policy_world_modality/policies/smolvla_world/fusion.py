@@ -6,6 +6,8 @@ Nothing of SmolVLA's forward pass is repeated here; at closed gates it computes 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
 from torch import Tensor, nn
@@ -67,6 +69,9 @@ class MemoryTokens(GatedReader, MemoryHolder):
         self.tokens: Tensor | None = None  # (b, m, d_prefix)
         self.is_used: Tensor | None = None  # (b, m)
         self.cache: DynamicCache | None = None  # keys and values of prefix and memory, while actions are sampled
+
+    def __getstate__(self) -> dict[str, Any]:  # as `MemoryReader`'s
+        return self.__dict__ | {"tokens": None, "is_used": None, "cache": None}
 
     def keep(self, cache: DynamicCache) -> None:
         """Keep the keys and values of prefix and memory for the denoising steps."""

@@ -13,7 +13,7 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.policies import PreTrainedPolicy
 from torch import Tensor, nn
 
-from lerobot_policy_world_modality.policies.shared.host import gate_parameters, optimizer_groups
+from lerobot_policy_world_modality.policies.shared.host import CountsSteps, gate_parameters, optimizer_groups
 from lerobot_policy_world_modality.policies.shared.latent_reader import LatentReader
 from lerobot_policy_world_modality.policies.shared.planning_policy import (
     PlanningPolicy,
@@ -32,7 +32,7 @@ from world_modality_core.prophet.logged_values import LoggedValues
 from world_modality_core.prophet.losses import masked_mean
 
 
-class WorldModalityPolicy(PlanningPolicy, PreTrainedPolicy):
+class WorldModalityPolicy(CountsSteps, PlanningPolicy, PreTrainedPolicy):
     """What the five types share; abstract.
 
     A type says which latents and tokens it needs, may let the action states read a memory, and may have a world
@@ -64,7 +64,7 @@ class WorldModalityPolicy(PlanningPolicy, PreTrainedPolicy):
         self.latent_reader = LatentReader(config, companion)
         self.space = LatentNormaliser(config.encoder, getattr(config, "tokens", None)) if config.has_world else None
         self.prophet = None
-        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
+        self._begin_count()
 
         state = config.robot_state_feature
         self.state_dim = state.shape[0] if config.use_state else 0

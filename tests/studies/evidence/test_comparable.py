@@ -51,6 +51,14 @@ def test_pairs_hold_the_right_episodes(study, second):
     assert pairs.in_order().ravel().tolist() == expected
 
 
+def test_scenes_that_come_later_change_nothing_before_them(study):
+    """One task is ahead of the other: what it has alone waits, else every look would see another walk."""
+    ahead = study[(study["task"] == "task-0") | (study["seed"] < 2)]
+    part, whole = pair(ahead, F, ZERO), pair(study, F, ZERO)
+    assert part.in_order(n_planned=12).tolist() == whole.in_order()[:4].tolist()
+    assert len(part.in_order(n_planned=10)) == len(part.in_order()) == 5
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -163,6 +171,36 @@ def test_refuses_a_checkpoint_against_itself_under_two_labels(study):
     with pytest.raises(NotComparableError, match=r"both are the same checkpoint \(F-0\)"):
         pair(copied, F, A)
     pair(copied, F, ZERO)  # arms of one checkpoint are what arms are
+
+
+def test_refuses_copies_of_a_checkpoint_whose_config_alone_differs(study):
+    """By the hash of the weights; in older records by what they did in every scene."""
+    same = changed(study, of(study, F), weights="w")
+    with pytest.raises(NotComparableError, match=r"F/intact has the same weights \(w\) as train_seed=0, 1"):
+        pair(same, F, A)
+    rewards = np.arange(len(study)) + 0.5
+    told = study.assign(sum_reward=rewards)  # no two episodes alike
+    pair(told, F, A)
+    copied = told.copy()
+    for column in ("success", "sum_reward"):
+        ran = [told.loc[of(told, F) & (told["train_seed"] == seed), column] for seed in (0, 1)]
+        copied.loc[ran[1].index, column] = ran[0].to_numpy()
+    with pytest.raises(NotComparableError, match="F/intact did the very same as train_seed=0 and 1, in all 6 scenes"):
+        pair(copied, F, A)
+    copied = told.copy()
+    for column in ("success", "sum_reward"):
+        copied.loc[of(told, A), column] = told.loc[of(told, F), column].to_numpy()
+    with pytest.raises(NotComparableError, match="both did the very same in all 12 episodes"):
+        pair(copied, F, A)
+
+
+def test_refuses_outcomes_that_nobody_recorded(study):
+    with pytest.raises(NotComparableError, match="F/intact: success is object, expected True or False"):
+        pair(study.assign(success="False"), F, A)
+    with pytest.raises(NotComparableError, match="sum_reward is no number in 12 of 12 episodes"):
+        pair(study.assign(sum_reward=np.nan), F, A, outcome="reward")
+    with pytest.raises(NotComparableError, match="F/intact: steps is 0 in 12 of 12 episodes"):
+        pair(study.assign(steps=0, success=True), F, A, outcome="time")
 
 
 def test_a_first_observation_that_comes_back_is_no_new_scene(study):

@@ -184,6 +184,8 @@ def test_command_in_markdown_and_sequential(folder, monkeypatch, capsys):
 
 
 def test_command_refuses_with_code_2(folder, episodes, tmp_path, monkeypatch, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
     other = episodes.copy()
     other.loc[other["model"] == "A", "image_height"] = 64
     write_episodes(other, tmp_path / "episodes.parquet")
@@ -198,6 +200,13 @@ def test_command_refuses_with_code_2(folder, episodes, tmp_path, monkeypatch, ca
         (folder, "--baseline=A", "--sequential", "--n=180"): "has 3 training runs, and whether recipes differ can't be",
         (folder, tmp_path, "--baseline=A"): "found more than once",
         (): "folders is empty",
+        (folder, "--fail_if=regressed"): "fail_if=regressed: it is about models, so name one with --baseline",
+        (folder, "--junit=x.xml"): "junit=x.xml: it is about models",
+        (folder, "--baseline=A", "--best", "--fail_if=regressed"): "fail_if=regressed does nothing with --best",
+        (folder, "--best", "--margin=0.1"): "margin=0.1 does nothing with --best",
+        (folder, "--baseline=A", "--candidates=F,F"): "candidates=F,F: each is named once",
+        (folder, "--best", "--candidates=F,F"): "name two or more, each once",
+        (folder, empty, "--baseline=A"): f"{empty} has no episodes of wm-eval",
         ("--plan", "--rate=0.95"): "rate=0.95 and difference=0.1",
         ("--plan", "--discordance=0.05"): "discordance=0.05",
     }
@@ -316,9 +325,27 @@ def test_trials_of_a_real_robot_are_a_csv(tmp_path, monkeypatch, capsys):
     ]
     table = tmp_path / "trials.csv"
     table.write_text("\n".join(lines) + "\n")
-    code, printed, _ = run([table, "--baseline=old", "--brief"], monkeypatch, capsys)
+    asked = [table, "--baseline=old", "--brief"]
+    code, printed, _ = run(asked, monkeypatch, capsys)
     assert code == 0
     assert printed.startswith("new/intact against old/intact: better (p 0.0039")
+    table.write_text("\ufeff" + "\r\n".join(lines).replace("old,", " old ,") + "\r\n\r\n")  # as Excel saves it
+    assert run(asked, monkeypatch, capsys)[1] == printed
+    refused = {
+        "new,fold,99999999999999999999,1,1": "trial is '99999999999999999999'", "new,fold,1_0,1,1": "trial is '1_0'",
+        "new,fold,99,1,nan": "score is 'nan'", "new,fold,99,1,": "score is ''", "new,fold,99,1": "line 26 has 4 cells",
+        ",fold,99,1,1": "policy is empty", "n\x1bw,fold,99,1,1": "control characters",
+        "new,fold,99,2,1": "success is '2'",
+    }  # fmt: skip
+    for line, message in refused.items():
+        table.write_text("\n".join([*lines, line]))
+        code, _, error = run(asked, monkeypatch, capsys)
+        assert code == 2 and message in error, line
+    for content, message in {b"": "is empty", "policy\n".encode("utf-16"): "no UTF-8", b"a,a\n": "lacks the column",
+                             b"policy,trial,success,trial\n": "a column twice"}.items():  # fmt: skip
+        table.write_bytes(content)
+        code, _, error = run(asked, monkeypatch, capsys)
+        assert code == 2 and message in error
     assert "these 2 checkpoints, this task" in printed
     for line, message in {"new,fold,x,1,": "line 26: trial is 'x'", "new,fold,99,maybe,": "success is 'maybe'"}.items():
         table.write_text("\n".join([*lines, line]))
@@ -348,6 +375,20 @@ def test_plain_lerobot_eval_is_compared_unpaired(tmp_path, monkeypatch, capsys):
     assert "+50.0 points [+37.7, +60.1]; for these 2 checkpoints, these 2 tasks, unpaired" in first
     assert "lerobot-eval doesn't keep which scene" in cost and "100 episodes of each need about 20 points" in cost
     assert "baseline='A': name one of new, old" in run([tmp_path, "--baseline=A"], monkeypatch, capsys)[2]
+    junit = tmp_path / "ci" / "junit.xml"
+    asked = [tmp_path, "--fail_if=regressed", f"--junit={junit}"]
+    assert run([*asked, "--baseline=old"], monkeypatch, capsys)[0] == 0
+    assert run([*asked, "--baseline=new"], monkeypatch, capsys)[0] == 1
+    assert ElementTree.parse(junit).getroot().get("failures") == "1"
+    assert (
+        "margin=0.1 does nothing with lerobot"
+        in run([*asked, "--baseline=old", "--margin=0.1"], monkeypatch, capsys)[2]
+    )
+    write_lerobot_eval(tmp_path / "harder", [[True] * 9 + [False], [True] * 5 + [False] * 45])
+    error = run([tmp_path, "--baseline=old"], monkeypatch, capsys)[2]
+    assert "harder was evaluated in easy_0 (10 episodes), easy_1 (50 episodes), old in easy_0 (50" in error
+    write_lerobot_eval(tmp_path / "begun", [[], []])
+    assert "begun has no episodes" in run([tmp_path, "--baseline=old", "--candidates=begun"], monkeypatch, capsys)[2]
     (tmp_path / "new" / "eval_info.json").write_text('{"per_task": [{"metrics": {"successes": [0.5]}}]}')
     assert run([tmp_path, "--baseline=old"], monkeypatch, capsys)[0] == 2
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from world_modality_core.studies.evidence.compare import overall_means
+from world_modality_core.studies.evidence.compare import overall_means, shaffer
 from world_modality_core.studies.evidence.paired import (
     PairCounts,
     compare_partly_overlapping,
@@ -67,6 +67,20 @@ def test_a_scene_that_all_runs_share_counts_once():
     assert design_effect([five]) == pytest.approx(5.0)
     assert (again.p, again.low, again.high) == pytest.approx((alone.p, alone.low, alone.high))
     assert design_effect([np.random.default_rng(1).choice([-1, 0, 1], size=(3, 400))]) < 1.2
+
+
+@pytest.mark.parametrize(("n_tasks", "n_scenes", "n_runs"), [(5, 1, 10), (1, 2, 10), (3, 2, 10), (3, 1, 5), (1, 3, 5)])
+def test_intervals_of_few_scenes_in_many_runs_hold_the_truth(n_tasks, n_scenes, n_runs):
+    """Scenes that favour one side in all its runs, either side as often: with few, luck favours one a lot."""
+    rng = np.random.default_rng(0)
+
+    def study():
+        favours = rng.choice([0.8, 0.2], size=(n_tasks, 1, n_scenes))
+        wins = rng.random((n_tasks, n_runs, n_scenes)) < favours
+        return compare_scenes(list(np.where(rng.random(wins.shape) < 0.6, np.where(wins, 1, -1), 0)))
+
+    intervals = [study() for _ in range(400)]
+    assert np.mean([each.low <= 0 <= each.high for each in intervals]) >= 0.93
 
 
 def test_pairs_are_counted_in_the_right_direction():
@@ -132,10 +146,23 @@ def test_tasks_that_differ_are_found_and_equal_ones_are_not():
         return [rng.choice([1, -1, 0], p=[0.5 * s, 0.5 * (1 - s), 0.5], size=(3, 40)) for s in shares]
 
     assert heterogeneity_p(tasks(0.9, 0.1, 0.5)) <= 0.01
-    found = [heterogeneity_p(tasks(0.7, 0.7, 0.7), n_draws=99) <= 0.05 for _ in range(200)]
-    assert np.mean(found) <= 0.1
+    found = [heterogeneity_p(tasks(0.7, 0.7, 0.7)) <= 0.05 for _ in range(400)]
+    assert np.mean(found) <= 0.08
     assert heterogeneity_p(tasks(0.5)) is None
     assert heterogeneity_p([np.zeros((1, 5), dtype=int)] * 3) == 1.0
+    assert heterogeneity_p([np.ones((1, 1)), np.zeros((1, 1))]) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("n", "noise"), [((10, 100), (0.48, 0.1)), ((8, 8, 100), (0.48, 0.48, 0.1)), ((400, 40), (0.01, 0.2))]
+)
+def test_a_task_of_few_scenes_that_is_noisier_is_no_other_task(n, noise):
+    rng = np.random.default_rng(0)
+
+    def study():
+        return [rng.choice([1, -1, 0], p=[x / 2, x / 2, 1 - x], size=(1, m)) for m, x in zip(n, noise, strict=True)]
+
+    assert np.mean([heterogeneity_p(study()) <= 0.05 for _ in range(600)]) <= 0.05 + 3 * sqrt(0.05 * 0.95 / 600)
 
 
 def test_as_good_needs_its_own_test():
@@ -274,3 +301,33 @@ def test_partly_overlapping_scenes_keep_their_level_and_gain_power(n, n_runs, ra
         with_others, pairs_alone = rejections(0.1, 200)
         assert with_others > pairs_alone + 0.1
     assert compare_partly_overlapping([np.ones((1, 4))], [(np.ones(3), np.empty(0))]) is None
+
+
+def test_a_task_with_more_scenes_of_one_side_counts_no_more_for_that():
+    """+30 points in one task and -30 in another are no difference, whichever of the two has other scenes."""
+    rng = np.random.default_rng(0)
+
+    def study():
+        rates = ((0.75, 0.45), (0.45, 0.75))
+        sides = [[(rng.random((1, 20)) < rate).astype(int) for rate in of_task] for of_task in rates]
+        others = [[(rng.random(n) < rate).astype(float) for rate in of_task]
+                  for n, of_task in zip((40, 10), rates, strict=True)]  # fmt: skip
+        return compare_partly_overlapping([a - b for a, b in sides], others)
+
+    assert np.mean([study().p <= 0.05 for _ in range(600)]) <= 0.05 + 3 * sqrt(0.05 * 0.95 / 600)
+
+
+@pytest.mark.parametrize(("n", "margin"), [(25, 0.1), (52, 0.05), (12, 0.2), (100, 0.1)])
+def test_as_good_keeps_its_level_where_all_but_the_margin_agree(n, margin):
+    """The second is better by the margin, and where it isn't the two agree: exact, over how many pairs are lost."""
+    lost = np.arange(n + 1)
+    p = [margin_p(PairCounts(n - k, 0, k, 0), compare_scenes([-(np.arange(n) < k)[None].astype(int)]), None, margin)
+         for k in lost]  # fmt: skip
+    assert stats.binom.pmf(lost, n, margin)[[max(each) <= 0.05 for each in p]].sum() <= 0.05
+
+
+def test_margins_of_several_candidates_share_one_level():
+    assert shaffer([(0.03, 0.001)]) == [(0.03, 0.001)]  # of one candidate at most one side is true: nothing is added
+    # Either side's Holm alone would leave 0.03 as it is, since the other candidate's p is small.
+    (a, _), (_, b) = shaffer([(0.03, 0.001), (0.001, 0.03)])
+    assert (a, b) == (0.06, 0.06)

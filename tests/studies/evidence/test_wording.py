@@ -48,3 +48,19 @@ def test_tasks_that_differ_are_said_beside_the_mean():
 @pytest.mark.parametrize(("p", "text"), [(0.0123, "0.012"), (0.00996, "0.01"), (9e-5, "< 0.0001"), (1.0, "1")])
 def test_p_values_are_rounded_once(p, text):
     assert p_text(p) == text
+
+
+@pytest.mark.parametrize(
+    ("p", "alpha", "text"),
+    [(0.0504, 0.05, "0.0504"), (0.0496, 0.05, "0.05"), (0.05, 0.05, "0.05"), (0.05 + 1e-9, 0.05, "0.050000001"),
+     (0.01004, 0.01, "0.01004"), (0.01004, 0.05, "0.01"), (9e-5, 5e-5, "9e-05"), (0.0251, 0.025, "0.0251")],
+)  # fmt: skip
+def test_a_rounded_p_stays_on_its_side_of_the_level(p, alpha, text):
+    assert p_text(p, alpha) == text
+
+
+def test_a_sequential_answer_has_no_interval_that_holds_for_one_look_only():
+    decided = answer_of(replace(CLEAR, share=(0.6, 0.9)), 0.05).text
+    assert "share of scenes won 0.60 to 0.90" in decided
+    assert "points" not in decided
+    assert "points" not in answer_of(replace(CLEAR, open_after=(40, 100)), 0.05).text

@@ -43,8 +43,8 @@ def best_of(
     for model in models:
         if model not in known:
             raise ConfigError(f"candidates={model!r} is no model of these episodes; they are of {', '.join(known)}")
-    if len(models) < 2:
-        raise ConfigError(f"candidates={', '.join(models)}: the best of one is that one; name two or more")
+    if len(set(models)) < 2 or len(set(models)) < len(models):
+        raise ConfigError(f"candidates={', '.join(models)}: the best of one is that one; name two or more, each once")
     found = []
     for names in combinations(models, 2):
         first, second = (ModelArm(name, INTACT) for name in names)
@@ -54,7 +54,7 @@ def best_of(
         if p <= alpha:
             sides = [comparison.first.model, comparison.second.model]
             better, worse = sides if comparison.evidence.is_ahead else sides[::-1]
-            beaten[worse].append(f"{better} (Holm's p {p_text(p)})")
+            beaten[worse].append(f"{better} (Holm's p {p_text(p, alpha)})")
     rate = episodes[episodes["arm"] == INTACT].groupby("model")["success"].mean()
     order = sorted(models, key=lambda model: (bool(beaten[model]), -rate[model]))
     lines = [

@@ -103,6 +103,7 @@ def training_facts(folder: Path) -> dict[str, Any]:
         "starts_from": ", ".join(f"{role}:{_weights_hash(name)}" for role, name in starts.items() if name) or None,
         "sees": images or "no images",
         "memory_content": (config.get("memory") or {}).get("content"),
+        "weights": next((_file_hash(folder / name) for name in _HASHED[:2] if (folder / name).exists()), None),
     }
 
 
@@ -128,8 +129,10 @@ def _ranges(numbers: list[int]) -> str:
 def _weights_hash(name: str) -> str:
     """Beginning of the SHA-256 of the weights that a training started from; "not here" where they aren't."""
     file = Path(name) / "model.safetensors"
-    if not file.is_file():
-        return "not here"
+    return _file_hash(file) if file.is_file() else "not here"
+
+
+def _file_hash(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,11 @@ the steps of an episode that succeeded, `smoothness` minus its `action_jerk`."""
 _SCENE = ["task", "seed"]
 _KEY = ["train_seed", *_SCENE]
 _COLUMNS = ["model", "arm", *_KEY, "init_hash", "instruction", "checkpoint", "tier", *SAME, *SAME_IF_KNOWN]
-_COLUMNS += ["success", "sum_reward"]
+_COLUMNS += ["success", "sum_reward", "weights"]
+
+_DONE = ["success", "speed", "sum_reward"]
+_TELLING = 5
+"""Rows of `_DONE` that differ, from which on two policies that agree in all of them are one."""
 
 
 class NotComparableError(UserError):
@@ -83,12 +88,15 @@ class Pairs:
     # Per task the rates, over the training seeds, of the scenes that the first alone has, (n,), and the second, (m,).
     alone: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
-    def in_order(self) -> np.ndarray:
+    def in_order(self, n_planned: int = 0) -> np.ndarray:
         """(n, n_runs) differences of the scenes: the first of every task, then the second, ...
 
-        An order that is fixed before any outcome is known and in which every task has its share at all times.
+        An order that is fixed before any outcome is known and in which every task has its share at all times. While
+        there are fewer pairs than planned, it ends with the last scene that all tasks have: others that come later
+        would change what stands before them.
         """
-        n_scenes = max(len(task.seeds) for task in self.tasks)
+        lengths = [len(task.seeds) for task in self.tasks]
+        n_scenes = min(lengths) if sum(lengths) * len(self.train_seeds) < n_planned else max(lengths)
         return np.stack([task.difference[:, i] for i in range(n_scenes) for task in self.tasks if i < len(task.seeds)])
 
 
@@ -122,6 +130,12 @@ def pair(
         rows = rows_of(episodes, side)
         if rows.empty:
             raise NotComparableError(f"{side} has no episodes; those of {_list(_names(episodes))} were read")
+        if rows["success"].dtype != bool:
+            raise NotComparableError(
+                f"{side}: success is {rows['success'].dtype}, expected True or False and nothing else"
+            )
+        if outcome == "reward" and (n := int(rows["sum_reward"].isna().sum())):
+            raise NotComparableError(f"{side}: sum_reward is no number in {n} of {len(rows)} episodes")
         sides[side] = rows = rows[_COLUMNS].assign(
             speed=-rows["steps"].astype(float).where(rows["success"], np.inf),
             smoothness=-rows["action_jerk"].astype(float).where(rows["success"], np.inf),
@@ -131,13 +145,21 @@ def pair(
                 f"{side}: how smooth the motion was isn't recorded in {n} of {len(rows)} episodes (action_jerk is "
                 "empty): they are older than that column; evaluate again, or choose another outcome"
             )
+        if outcome == "time" and (n := int((rows["speed"] == 0).sum())):
+            raise NotComparableError(
+                f"{side}: steps is 0 in {n} of {len(rows)} episodes: nobody counted them; choose another outcome"
+            )
     a, b = sides[first], sides[second]
     problems = [*_duplicates(sides), *_differing_fields(sides), *_differing_checkpoints(first, a, second, b)]
     problems += [*_relabelled(first, a, second, b), *_repeated_scenes(sides, common_scenes)]
+    problems += _same_runs(sides)
     if common_scenes:
         one_of_each = ["train_seed", "task", "init_hash"]
         a, b = (rows.sort_values("seed").drop_duplicates(one_of_each) for rows in (a, b))
     both = a.merge(b, on=_KEY, suffixes=("", "_second"))
+    done = both[_DONE].to_numpy(dtype=float), both[[f"{name}_second" for name in _DONE]].to_numpy(dtype=float)
+    if first.model != second.model and not problems and _is_one_policy(*done):
+        problems.append(f"both did the very same in all {len(both)} episodes: two labels make no two policies")
     moved = both[both["init_hash"] != both["init_hash_second"]]
     if len(moved):
         row = moved.iloc[0]
@@ -264,15 +286,38 @@ def _relabelled(first: ModelArm, a: pd.DataFrame, second: ModelArm, b: pd.DataFr
     """A checkpoint is one training run of one model, whatever it is called."""
     problems = []
     for side, rows in ((first, a), (second, b)):
-        for (checkpoint,), seeds in _several(rows, ["checkpoint"], "train_seed"):
-            problems.append(
-                f"{side} has the same checkpoint ({str(checkpoint)[:12]}) as train_seed={_list(seeds)}: one training "
-                "run counts once, keep one of them"
-            )
+        for name in ("checkpoint", "weights"):  # older records don't have the second
+            for (value,), seeds in _several(rows[rows[name].notna()], [name], "train_seed"):
+                problems.append(
+                    f"{side} has the same {name} ({str(value)[:12]}) as train_seed={_list(seeds)}: one training run "
+                    "counts once, keep one of them"
+                )
     same = set(a["checkpoint"]) & set(b["checkpoint"])
     if first.model != second.model and same:
         problems.append(f"both are the same checkpoint ({min(same)[:12]}): two labels make no two models")
     return problems
+
+
+def _same_runs(sides: dict[ModelArm, pd.DataFrame]) -> list[str]:
+    """Training runs that do the very same in every scene are one, whatever their hashes: a copy with another config."""
+    problems = []
+    for side, rows in sides.items():
+        wide = rows.drop_duplicates(_KEY).pivot(index=_SCENE, columns="train_seed", values=_DONE)
+        runs = wide.to_numpy(dtype=float).reshape(len(wide), len(_DONE), -1)  # NaN where a run lacks a scene
+        for i, j in combinations(range(runs.shape[2]), 2):
+            one, other = (runs[~np.isnan(runs[:, 0, [i, j]]).any(axis=1), :, k] for k in (i, j))
+            if _is_one_policy(one, other):
+                seeds = wide.columns.levels[1]
+                problems.append(
+                    f"{side} did the very same as train_seed={seeds[i]} and {seeds[j]}, in all {len(one)} scenes: one "
+                    "training run counts once, keep one of them"
+                )
+    return problems
+
+
+def _is_one_policy(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether what was done (n episodes, `_DONE`) is all alike, and different enough from scene to scene to tell."""
+    return bool((one == other).all()) and len(np.unique(one, axis=0)) >= _TELLING
 
 
 def _repeated_scenes(sides: dict[ModelArm, pd.DataFrame], common_scenes: bool) -> list[str]:

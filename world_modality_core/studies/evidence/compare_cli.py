@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +18,11 @@ from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import write_text
 from world_modality_core.io.home import how_to_install
-from world_modality_core.studies.evidence.wording import WORSE
+from world_modality_core.studies.evidence.wording import WORSE, DifferenceAnswer
 
 REFUSED = 2
+Cases = list[tuple[str, str, DifferenceAnswer]]
+"""Of each comparison of models: the second, the first, and what may be said."""
 SWITCHES = ("plan", "sequential", "common_scenes", "markdown", "brief", "best")
 
 
@@ -91,6 +94,12 @@ class CompareConfig:
             raise ConfigError(f"outcome={self.outcome!r}: expected success, time, reward or smoothness")
         if self.fail_if not in ("", "regressed"):
             raise ConfigError(f"fail_if={self.fail_if!r}: expected regressed, or leave it out")
+        for name in ("fail_if", "junit"):
+            if getattr(self, name) and not (self.baseline or self.matched):
+                raise ConfigError(f"{name}={getattr(self, name)}: it is about models, so name one with --baseline")
+        for mode in ("plan", "best"):
+            if getattr(self, mode):
+                self.leave_out(f"--{mode}", ("fail_if", "junit", "json", "plot", "margin", "sequential"))
         if self.margin is not None and not 0 < self.margin < 1:
             raise ConfigError(f"margin={self.margin}: expected a difference between 0 and 1, such as 0.1")
         if self.sequential and (self.n is None or self.n < 1):
@@ -102,6 +111,12 @@ class CompareConfig:
             raise ConfigError(f"plot={self.plot!r}: expected a file that ends in .png or .svg")
         if self.plot and find_spec("matplotlib") is None:
             raise ConfigError(f"plot={self.plot!r} needs matplotlib: {how_to_install('report')}")
+
+    def leave_out(self, why: str, names: Sequence[str]) -> None:
+        """Raises ConfigError naming the first of the options that was given."""
+        given = [name for name in names if getattr(self, name) not in (CompareConfig.__dict__[name], "success")]
+        if given:
+            raise ConfigError(f"{given[0]}={getattr(self, given[0])} does nothing with {why}: leave it out")
 
 
 def run(cfg: CompareConfig) -> int:
@@ -132,8 +147,13 @@ def run(cfg: CompareConfig) -> int:
         "common_scenes": cfg.common_scenes,
     }
     if lerobot_evals := _lerobot_evals(cfg):
-        print(compare_unpaired(lerobot_evals, cfg.baseline, cfg.alpha))
-        return 0
+        cfg.leave_out(
+            "lerobot-eval's eval_info.json, in which nothing is paired",
+            ("arms", "matched", "sequential", "margin", "best", "outcome", "plot", "json"),
+        )
+        found, cost = compare_unpaired(lerobot_evals, cfg.baseline, names["candidates"], cfg.alpha)
+        print("\n".join([*(answer.text for answer in found.values()), cost]))
+        return _for_ci(cfg, [(cfg.baseline, label, answer) for label, answer in found.items()])
     if cfg.plan:
         pilot = compare(_read(cfg), **names) if cfg.folders else None
         wanted = PlanOptions(cfg.difference, cfg.rate, cfg.discordance, cfg.power, cfg.alpha, cfg.n)
@@ -155,22 +175,31 @@ def run(cfg: CompareConfig) -> int:
         from world_modality_core.studies.evidence.compare_plot import save_plot
 
         save_plot(report, Path(cfg.plot).resolve())
-    cases = [(c, answer) for c, answer in zip(report.comparisons, report.answers, strict=True) if c.kind != "arm"]
-    failed = [answer for _, answer in cases if answer.answer == WORSE]
+    answers = zip(report.comparisons, report.answers, strict=True)
+    return _for_ci(cfg, [(str(c.second), str(c.first), answer) for c, answer in answers if c.kind != "arm"])
+
+
+def _for_ci(cfg: CompareConfig, cases: Cases) -> int:
+    """Write the JUnit file if it was asked for, and give the exit code."""
     if cfg.junit:
-        write_text(cfg.junit, _junit(cases))
-    return 1 if cfg.fail_if and failed else 0
+        output = Path(cfg.junit).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, _junit(cases))
+    return 1 if cfg.fail_if and any(answer.answer == WORSE for *_, answer in cases) else 0
 
 
 def _read(cfg: CompareConfig):
     """Episodes of evaluations, or trials of a real robot."""
-    from world_modality_core.studies.evidence.episode_records import read_episodes
+    from world_modality_core.studies.evidence.episode_records import has_episodes, read_episodes
     from world_modality_core.studies.evidence.trial_records import is_table_of_trials, read_trials
 
     if is_table_of_trials(cfg.folders):
         import pandas as pd
 
         return pd.concat([read_trials(Path(file)) for file in cfg.folders], ignore_index=True)
+    empty = [folder for folder in cfg.folders if not has_episodes([folder])]
+    if empty and len(empty) < len(cfg.folders):
+        raise ConfigError(f"folders: {empty[0]} has no episodes of wm-eval, the others have; give folders of one kind")
     return read_episodes(cfg.folders)
 
 
@@ -182,12 +211,12 @@ def _lerobot_evals(cfg: CompareConfig) -> list[Path]:
     return [] if cfg.plan or has_episodes(cfg.folders) else find_lerobot_evals(cfg.folders)
 
 
-def _junit(cases: list) -> str:
+def _junit(cases: Cases) -> str:
     """A test case for each comparison of models; a failure where one is worse."""
     root = ElementTree.Element("testsuite", name="wm-compare", tests=str(len(cases)))
-    root.set("failures", str(sum(answer.answer == WORSE for _, answer in cases)))
-    for comparison, answer in cases:
-        case = ElementTree.SubElement(root, "testcase", classname=str(comparison.second), name=str(comparison.first))
+    root.set("failures", str(sum(answer.answer == WORSE for *_, answer in cases)))
+    for second, first, answer in cases:
+        case = ElementTree.SubElement(root, "testcase", classname=second, name=first)
         if answer.answer == WORSE:
             ElementTree.SubElement(case, "failure", message=answer.text)
         else:

@@ -37,7 +37,7 @@ def format_report(report: ComparisonReport, markdown: bool = False) -> str:
         _heading(f"Paired differences, {_UNITS[report.outcome]}", markdown),
         _table(
             ["first - second", "", "rates %", "won : lost / pairs", "difference", f"{level} interval", "p", "p (Holm)"],
-            [row for comparison in report.comparisons for row in _difference_rows(comparison)],
+            [row for comparison in report.comparisons for row in _difference_rows(comparison, report.alpha)],
             markdown,
         ),
         "\n".join(_notes(report)),
@@ -82,21 +82,21 @@ def _rate_rows(report: ComparisonReport) -> list[list[str]]:
     return rows
 
 
-def _difference_rows(comparison: Comparison) -> list[list[str]]:
-    rows = [_part_row(part) for part in comparison.parts]
+def _difference_rows(comparison: Comparison, alpha: float) -> list[list[str]]:
+    rows = [_part_row(part, alpha) for part in comparison.parts]
     after = []
     if comparison.runs is not None:
-        after.append(_wider_row(f"across {comparison.runs.n_runs} training seeds", comparison.runs))
+        after.append(_wider_row(f"across {comparison.runs.n_runs} training seeds", comparison.runs, alpha))
     if comparison.tasks is not None:
-        after.append(_wider_row(f"over {comparison.tasks.n_tasks} tasks", comparison.tasks))
+        after.append(_wider_row(f"over {comparison.tasks.n_tasks} tasks", comparison.tasks, alpha))
     if comparison.overlapping is not None:
-        after.append(_wider_row("with scenes of one side", comparison.overlapping))
+        after.append(_wider_row("with scenes of one side", comparison.overlapping, alpha))
     if comparison.sequential is not None:
-        after.append(["", "sequential", "", _stop(comparison), "", "", p_text(comparison.sequential.p), ""])
+        after.append(["", "sequential", "", _stop(comparison), "", "", p_text(comparison.sequential.p, alpha), ""])
     ahead = (comparison.runs or comparison.parts[0].result).probability_ahead
     after.append(["", "probability to be ahead", "", "", "", "", f"{ahead:.3f}", ""])
     if comparison.heterogeneity_p is not None:
-        after.append(["", "differs between tasks?", "", "", "", "", p_text(comparison.heterogeneity_p), ""])
+        after.append(["", "differs between tasks?", "", "", "", "", p_text(comparison.heterogeneity_p, alpha), ""])
     after += [
         ["", NAMES[mean], "", "", f"{100 * value:+.1f}", "", "", ""]
         for mean, value in comparison.means.items()
@@ -104,11 +104,11 @@ def _difference_rows(comparison: Comparison) -> list[list[str]]:
     ]
     rows[1:1] = after
     rows[0][0] = f"{comparison.first} - {comparison.second}"
-    rows[0][7] = p_text(comparison.p_holm)
+    rows[0][7] = p_text(comparison.p_holm, alpha)
     return rows
 
 
-def _part_row(part: PairedPart) -> list[str]:
+def _part_row(part: PairedPart, alpha: float) -> list[str]:
     counts, name = part.counts, NAMES["episodes"] if part.level == "overall" else part.name
     rates = [f"{100 * (counts.both + alone) / counts.n:.1f}" for alone in (counts.wins, counts.losses)]
     return [
@@ -116,12 +116,12 @@ def _part_row(part: PairedPart) -> list[str]:
         name,
         ", ".join(rates),
         f"{counts.wins} : {counts.losses} / {counts.n}",
-        *_wider_row("", part.result)[4:],
+        *_wider_row("", part.result, alpha)[4:],
     ]
 
 
-def _wider_row(name: str, result: PairedResult) -> list[str]:
-    return ["", name, "", "", f"{100 * result.difference:+.1f}", _interval(result, True), p_text(result.p), ""]
+def _wider_row(name: str, result: PairedResult, alpha: float) -> list[str]:
+    return ["", name, "", "", f"{100 * result.difference:+.1f}", _interval(result, True), p_text(result.p, alpha), ""]
 
 
 def _stop(comparison: Comparison) -> str:
@@ -158,17 +158,22 @@ def _notes(report: ComparisonReport) -> list[str]:
         "Probability to be ahead: posterior under Jeffreys' prior, across training seeds under a flat one. It is no "
         "test."
     )
-    notes.append("Differs between tasks: permutation of scenes over the tasks. A small p says that the mean hides it.")
+    notes.append("Differs between tasks: these checkpoints; Welch's F test. A small p says that the mean hides it.")
     notes.append("Holm: over the arms of a model, over the candidates of a baseline. Tasks and tiers: not adjusted.")
     for c in report.comparisons:
         s = c.sequential
-        if s is not None and s.stopped_at is not None:
-            notes.append(
-                f"{c.first} - {c.second} may stop: after {s.stopped_at} pairs ({s.wins_at_stop} won, "
-                f"{s.losses_at_stop} lost) a bound was crossed; share of scenes won {s.share[0]:.2f} to "
-                f"{s.share[1]:.2f} (0.5 is no difference). The other intervals and p-values hold only at the "
-                "planned end."
+        if s is None or not (s.is_open or s.stopped_at):
+            continue
+        end = "is open"
+        if s.stopped_at is not None:
+            end = (
+                f"may stop: after {s.stopped_at} pairs ({s.wins_at_stop} won, {s.losses_at_stop} lost) a bound was "
+                f"crossed; share of scenes won {s.share[0]:.2f} to {s.share[1]:.2f} (0.5 is no difference)"
             )
+        notes.append(
+            f"{c.first} - {c.second} {end}. The other intervals and p-values hold only at the planned end, for those "
+            "who did not look before."
+        )
     notes += report.notes
     left_out = sorted({(str(c.first), str(c.second), c.n_left_out) for c in report.comparisons if c.n_left_out})
     notes += [
@@ -192,7 +197,10 @@ def _verdict_lines(report: ComparisonReport, markdown: bool) -> list[str]:
 
 def _verdict_head(verdict: Verdict, report: ComparisonReport) -> str:
     holm = report.verdict_p_holm.get((verdict.model, verdict.question))
-    p = "" if verdict.p is None else f" (p {p_text(verdict.p)}, Holm over the models judged {p_text(holm)})"
+    p = ""
+    if verdict.p is not None:
+        own, adjusted = (p_text(p, report.alpha) for p in (verdict.p, holm))
+        p = f" (p {own}, Holm over the models judged {adjusted})"
     whom = f"; for {verdict.population}" if verdict.population else ""
     effect = ""
     if verdict.answer != SHOWN and verdict.smallest_effect is not None:

@@ -31,6 +31,7 @@ _VERSION_KEY = b"world_modality_episodes_schema"
 _PARTS_KEY = b"world_modality_episodes_parts"
 
 _LONGEST_TEXT = 1000
+_COUNTS = ("steps", "n_plans", "episode_length")
 
 # What readers of eval.json take for granted.
 _INFO_KINDS = {"model": str, "train_seed": int, "arms": list, "command": list | str}
@@ -80,6 +81,8 @@ EPISODE_SCHEMA = pa.schema(
         # What the policy was told, and how the motion was; null in older records too.
         pa.field("instruction", pa.string()),
         pa.field("action_jerk", pa.float64()),
+        # Of the weights alone: a copy with another config is still the same training run.
+        pa.field("weights", pa.string()),
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -172,12 +175,31 @@ def rows_to_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
     try:
         table = pa.Table.from_pylist(rows, schema=EPISODE_SCHEMA)
         table.validate(full=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise EpisodesError(f"an episode's row does not fit the schema: {error}") from error
-    for field in EPISODE_SCHEMA:
-        if not field.nullable and table[field.name].null_count:
-            raise EpisodesError(f"an episode's row has no {field.name!r}")
+    _check_values(table, "an episode's row")
     return table
+
+
+def _check_values(table: pa.Table, where: str) -> None:
+    """Hold what no type tells against the cells."""
+    for field in EPISODE_SCHEMA:
+        column, said = table[field.name], ""
+        if not field.nullable and column.null_count:
+            said = f"is empty in {column.null_count} rows"
+        elif pa.types.is_string(field.type):
+            texts = column.unique()
+            if (pc.max(pc.utf8_length(texts)).as_py() or 0) > _LONGEST_TEXT:
+                said = f"has a text longer than {_LONGEST_TEXT} characters"
+            # They rewrite what a terminal shows, and no JUnit file may hold them.
+            elif field.name != "instruction" and pc.any(pc.match_substring_regex(texts, r"[\p{Cc}\p{Cf}]")).as_py():
+                said = "has a text with control characters"
+        elif field.type == pa.float64() and not field.nullable and not pc.all(pc.is_finite(column)).as_py():
+            said = "is no finite number in some rows"
+        elif field.name in _COUNTS and (pc.min(column).as_py() or 0) < 0:
+            said = f"is {pc.min(column).as_py()}; expected 0 or more"
+        if said:
+            raise EpisodesError(f"{where}: {field.name} {said}")
 
 
 def rows_to_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -356,11 +378,7 @@ def _read_table(file: Path) -> pa.Table:
             table = table.append_column(name, pa.nulls(len(table), EPISODE_SCHEMA.field(name).type))
         table = table.cast(EPISODE_SCHEMA)
         table.validate(full=True)  # texts that are no UTF-8, say
-    for field in EPISODE_SCHEMA:
-        if not field.nullable and table[field.name].null_count:
-            raise EpisodesError(f"{file}: {field.name} is empty in {table[field.name].null_count} rows")
-        if pa.types.is_string(field.type) and (pc.max(pc.utf8_length(table[field.name])).as_py() or 0) > _LONGEST_TEXT:
-            raise EpisodesError(f"{file}: a text of {field.name} is longer than {_LONGEST_TEXT} characters")
+    _check_values(table, str(file))
     return table
 
 

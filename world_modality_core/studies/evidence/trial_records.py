@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,26 +46,53 @@ def read_trials(file: Path) -> pd.DataFrame:
     Raises:
         EpisodesError: if a column is missing, or a cell is not what its column says, naming the line.
     """
-    table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True)
-    missing = [name for name in REQUIRED if name not in table.columns]
+    names, *table = _cells(file)
+    missing = [name for name in REQUIRED if name not in names]
     if missing:
-        raise EpisodesError(f"{file} lacks the column {missing[0]}: expected {', '.join(REQUIRED)}, not {list(table)}")
+        raise EpisodesError(
+            f"{file} lacks the column {missing[0]}: expected {', '.join(REQUIRED)}, with commas between them, not "
+            f"{names}"
+        )
+    if len(set(names)) < len(names):
+        raise EpisodesError(f"{file} has a column twice: {names}")
     rows = []
-    for line, cells in enumerate(table.to_dict("records"), start=2):
-        said = cells["success"].strip().lower()
+    for line, values in enumerate(table, start=2):
+        where = f"{file}, line {line}"
+        if not any(values):
+            continue
+        if len(values) != len(names):
+            raise EpisodesError(f"{where} has {len(values)} cells, expected {len(names)}: {', '.join(names)}")
+        cells = dict(zip(names, values, strict=True))
+        said = cells["success"].lower()
         if said not in _TRUE | _FALSE:
-            raise EpisodesError(f"{file}, line {line}: success is {cells['success']!r}, expected 1 or 0, yes or no")
-        known = {}
-        if cells.get("score"):
-            known["sum_reward"] = known["max_reward"] = _number(cells["score"], float, "score", file, line)
-        if cells.get("train_seed"):
-            known["train_seed"] = _number(cells["train_seed"], int, "train_seed", file, line)
+            raise EpisodesError(f"{where}: success is {cells['success']!r}, expected 1 or 0, yes or no")
+        if not cells["policy"]:
+            raise EpisodesError(f"{where}: policy is empty")
+        trial, known = _whole(cells["trial"], "trial", where), {}
+        if "score" in names:
+            known["sum_reward"] = known["max_reward"] = _score(cells["score"], where)
+        if "train_seed" in names:
+            known["train_seed"] = _whole(cells["train_seed"], "train_seed", where)
             known["checkpoint"] = f"{cells['policy']}-{known['train_seed']}"
-        trial = _number(cells["trial"], int, "trial", file, line)
         rows.append(trial_row(cells["policy"], cells.get("task", ""), trial, said in _TRUE, **known))
     if not rows:
         raise EpisodesError(f"{file} has no trials")
     return rows_to_frame(rows)
+
+
+def _cells(file: Path) -> list[list[str]]:
+    """The table's lines, the names of its columns first."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # as Excel writes it, too
+    except UnicodeDecodeError as error:
+        raise EpisodesError(f"{file} is no UTF-8 text; save it as a CSV in UTF-8") from error
+    try:
+        lines = [[cell.strip() for cell in line] for line in csv.reader(io.StringIO(text, newline=""))]
+    except csv.Error as error:
+        raise EpisodesError(f"{file} is no CSV ({error})") from error
+    if not lines:
+        raise EpisodesError(f"{file} is empty: expected the columns {', '.join(REQUIRED)}")
+    return lines
 
 
 def is_table_of_trials(paths: Sequence[str]) -> bool:
@@ -69,8 +100,17 @@ def is_table_of_trials(paths: Sequence[str]) -> bool:
     return bool(paths) and all(Path(path).suffix == ".csv" for path in paths)
 
 
-def _number(text: str, kind: type, name: str, file: Path, line: int):
+def _whole(text: str, name: str, where: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise EpisodesError(f"{where}: {name} is {text!r}, expected a whole number of at most 18 digits")
+    return int(text)
+
+
+def _score(text: str, where: str) -> float:
     try:
-        return kind(text)
+        score = float(text)
     except ValueError:
-        raise EpisodesError(f"{file}, line {line}: {name} is {text!r}, expected a number") from None
+        score = math.nan
+    if not math.isfinite(score):
+        raise EpisodesError(f"{where}: score is {text!r}, expected a number such as 0.5")
+    return score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from world_modality_core.io.files import checked, read_json
 from world_modality_core.studies.evidence.checkpoint import label_of
 from world_modality_core.studies.evidence.plan import smallest_effect
 from world_modality_core.studies.evidence.wilson import wilson_interval
-from world_modality_core.studies.evidence.wording import TwoSides, answer_of, detectable, population
+from world_modality_core.studies.evidence.wording import DifferenceAnswer, TwoSides, answer_of, detectable, population
 
 LEROBOT_INFO = "eval_info.json"
 # A pilot's pairs of two policies in Meta-World: what pairing is worth is said for it.
@@ -42,7 +43,9 @@ def read_successes(file: Path) -> dict[str, list[bool]]:
     return tasks
 
 
-def compare_unpaired(files: Sequence[Path], baseline: str, alpha: float) -> str:
+def compare_unpaired(
+    files: Sequence[Path], baseline: str, candidates: Sequence[str], alpha: float
+) -> tuple[dict[str, DifferenceAnswer], str]:
     """Compare evaluations with a baseline, episode counts against episode counts.
 
     Fisher's exact test and Newcombe's interval of two independent proportions (1998, Statistics in Medicine 17:873-890,
@@ -51,13 +54,15 @@ def compare_unpaired(files: Sequence[Path], baseline: str, alpha: float) -> str:
     Args:
         files: What `find_lerobot_evals` found.
         baseline: Label of the evaluation that the others are compared with: its folder's name.
+        candidates: Labels of the others; all if not given.
         alpha: Level of each test.
 
     Returns:
-        A line each, and what it costs that nothing is paired.
+        Label -> what may be said, and what it costs that nothing is paired.
 
     Raises:
-        ConfigError: if there is no such evaluation, fewer than two, two by the same name, or other tasks.
+        ConfigError: if there is no such evaluation, fewer than two, two by the same name, one without episodes, other
+            tasks, or tasks in other shares: what is harder would count more for one side.
     """
     labels = [label_of(file.parent) for file in files]
     if len(set(labels)) < len(labels) or len(labels) < 2:
@@ -65,19 +70,35 @@ def compare_unpaired(files: Sequence[Path], baseline: str, alpha: float) -> str:
             f"folders: found evaluations of lerobot-eval ({LEROBOT_INFO}) named {labels}; expected two or more, by "
             "different names. lerobot-eval pins no scenes, so nothing can be paired: wm-eval takes the same options"
         )
-    if baseline not in labels:
-        raise ConfigError(f"baseline={baseline!r}: name one of {', '.join(labels)}, the folders of lerobot-eval")
+    others = list(candidates) or [label for label in labels if label != baseline]
+    for name, values in (("baseline", [baseline]), ("candidates", others)):
+        for value in values:
+            if value not in labels or values.count(value) > 1:
+                raise ConfigError(f"{name}={value!r}: name one of {', '.join(labels)}, the folders of lerobot-eval")
     read = dict(zip(labels, map(read_successes, files), strict=True))
-    others = [label for label in labels if label != baseline]
-    lines = []
+    shares = {label: _shares(label, read[label]) for label in (baseline, *others)}
     for label in others:
-        if set(read[label]) != set(read[baseline]):
-            raise ConfigError(f"{label} was evaluated in {sorted(read[label])}, {baseline} in {sorted(read[baseline])}")
-        lines.append(_line(label, read[label], baseline, read[baseline], alpha, len(others)))
-    return "\n".join([*lines, _cost(read[baseline], alpha)])
+        if shares[label] != shares[baseline]:
+            raise ConfigError(
+                f"{label} was evaluated in {_counts(read[label])}, {baseline} in {_counts(read[baseline])}: evaluate "
+                "both in the same tasks, as often in each"
+            )
+    found = {label: _answer(label, read[label], baseline, read[baseline], alpha, len(others)) for label in others}
+    return found, _cost(read[baseline], alpha)
 
 
-def _line(label: str, mine: dict, baseline: str, its: dict, alpha: float, family: int) -> str:
+def _shares(label: str, tasks: dict[str, list[bool]]) -> dict[str, Fraction]:
+    n = sum(map(len, tasks.values()))
+    if not n:
+        raise ConfigError(f"{label} has no episodes: its evaluation stopped early")
+    return {task: Fraction(len(of_task), n) for task, of_task in tasks.items()}
+
+
+def _counts(tasks: dict[str, list[bool]]) -> str:
+    return ", ".join(f"{task} ({len(of_task)} episodes)" for task, of_task in sorted(tasks.items()))
+
+
+def _answer(label: str, mine: dict, baseline: str, its: dict, alpha: float, family: int) -> DifferenceAnswer:
     first, second = ([success for task in tasks.values() for success in task] for tasks in (mine, its))
     (k1, n1), (k2, n2) = ((sum(side), len(side)) for side in (first, second))
     p = float(stats.fisher_exact([[k1, n1 - k1], [k2, n2 - k2]]).pvalue)
@@ -97,7 +118,7 @@ def _line(label: str, mine: dict, baseline: str, its: dict, alpha: float, family
         population=f"{population(2, None, len(mine))}, unpaired",
         detectable=detectable(min(n1, n2), _unpaired_effect(min(n1, n2), (k1 + k2) / (n1 + n2), alpha)),
     )
-    return answer_of(sides, alpha).text
+    return answer_of(sides, alpha)
 
 
 def _unpaired_effect(n: int, rate: float, alpha: float, power: float = 0.8) -> float | None:

@@ -190,15 +190,15 @@ def _verdict(
 def _reason(part: Evidence, holds: bool, alpha: float) -> str:
     text = f"{part.name}: {100 * part.counts.difference:+.1f} points over {part.counts.n} pairs, "
     if part.sequential is not None:
-        text += f"sequential p {p_text(part.sequential.p)}"
+        text += f"sequential p {p_text(part.sequential.p, alpha)}"
         if part.sequential.stopped_at is not None:
             text += f" (decided after {part.sequential.stopped_at} pairs)"
         elif part.sequential.is_open:
             return f"{text} (open: {part.sequential.n_pairs} of {part.sequential.n_planned} pairs)"
     else:
-        text += f"p {p_text(part.scenes.p)}"
+        text += f"p {p_text(part.scenes.p, alpha)}"
         if part.runs is not None:
-            text += f", across {part.runs.n_runs} training seeds p {p_text(part.runs.p)}"
+            text += f", across {part.runs.n_runs} training seeds p {p_text(part.runs.p, alpha)}"
     if holds:
         return text
     if not part.is_ahead and part.p <= alpha:

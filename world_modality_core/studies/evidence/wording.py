@@ -26,6 +26,9 @@ class TwoSides:
     detectable: str
     # Pairs so far and planned, while a sequential test is open.
     open_after: tuple[int, int] | None = None
+    # Of a sequential test that has ended: the interval of the share of scenes won. That of the difference, `low` to
+    # `high`, holds only for those who never looked before the end.
+    share: tuple[float, float] | None = None
     # Difference below which the two count as equally good, and the p-values of "not worse" and "not better" by that.
     margin: float | None = None
     margin_p: tuple[float, float] | None = None
@@ -49,22 +52,29 @@ def answer_of(tested: TwoSides, alpha: float) -> DifferenceAnswer:
     "Better" and "worse" need Holm's p-value to be at most alpha. "As good" and "not worse" need the margin's own test,
     and are asked only where no difference was shown.
     """
-    because, tail = f"p {p_text(tested.p)}, Holm's p {p_text(tested.p_holm)}", ""
+    because, tail = f"p {p_text(tested.p, alpha)}, Holm's p {p_text(tested.p_holm, alpha)}", ""
     if tested.open_after is not None:
         answer, because = OPEN, "{} of {} pairs are there".format(*tested.open_after)
     elif tested.p_holm <= alpha:
         answer = BETTER if tested.is_ahead else WORSE
     elif tested.margin_p is not None and max(tested.margin_p) <= alpha:
-        answer, because = AS_GOOD, f"within {100 * tested.margin:g} points, p {p_text(max(tested.margin_p))}"
+        answer, because = AS_GOOD, f"within {100 * tested.margin:g} points, p {p_text(max(tested.margin_p), alpha)}"
     elif tested.margin_p is not None and tested.margin_p[0] <= alpha:
-        answer, because = NOT_WORSE, f"by {100 * tested.margin:g} points or more, p {p_text(tested.margin_p[0])}"
+        because = f"by {100 * tested.margin:g} points or more, p {p_text(tested.margin_p[0], alpha)}"
+        answer = NOT_WORSE
     else:
         answer, tail = NO_DIFFERENCE, f"; {tested.detectable}"
     if tested.heterogeneity_p is not None and tested.heterogeneity_p <= alpha:
-        tail += f"; tasks differ in it (p {p_text(tested.heterogeneity_p)}): read them one by one"
-    points = f"{100 * tested.difference:+.1f} points [{100 * tested.low:+.1f}, {100 * tested.high:+.1f}]"
+        p = p_text(tested.heterogeneity_p, alpha)
+        tail += f"; for these checkpoints, tasks differ in it (p {p}): read them one by one"
+    if tested.open_after is not None:
+        points = ""
+    elif tested.share is not None:
+        points = ", share of scenes won {:.2f} to {:.2f} (0.5 is no difference)".format(*tested.share)
+    else:
+        points = f", {100 * tested.difference:+.1f} points [{100 * tested.low:+.1f}, {100 * tested.high:+.1f}]"
     by = "" if tested.outcome == "success" else f" by {tested.outcome}"
-    head = f"{tested.first} against {tested.second}: {answer}{by} ({because}), {points}"
+    head = f"{tested.first} against {tested.second}: {answer}{by} ({because}){points}"
     return DifferenceAnswer(answer, f"{head}; for {tested.population}{tail}")
 
 
@@ -99,9 +109,12 @@ def detectable(n_pairs: int, effect: float | None, n_runs: int = 1, at_worst: fl
     return needed
 
 
-def p_text(p: float) -> str:
-    """A p-value with two digits, rounded once."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+def p_text(p: float, alpha: float = 0.05) -> str:
+    """A p-value with two digits, rounded once; with more where two would put it on the other side of alpha."""
+    if p < 1e-4 <= alpha:
+        return "< 0.0001"
+    texts = (f"{p:.{digits}g}" for digits in range(2, 18))
+    return next(text for text in texts if (float(text) <= alpha) == (p <= alpha))
 
 
 def _these(n: int, noun: str) -> str:

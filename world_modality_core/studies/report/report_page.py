@@ -184,8 +184,8 @@ def _judged(watched: pd.DataFrame) -> dict[str, dict[str, Any]]:
         return {}
     found = {}
     for (model, rate), rows in watched.groupby(["model", "false_alarm_rate"]):
-        if (rows["disturbance"] == "").any():  # no interval is shown: few draws do
-            found[f"{model}, promised {rate:.1%}"] = judge(rows, float(rate), n_bootstrap=100)
+        if (rows["disturbance"] == "").any():
+            found[f"{model}, promised {rate:.1%}"] = judge(rows, float(rate))
     return found
 
 
