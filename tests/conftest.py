@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 import random  # noqa: E402
+import socket  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
@@ -78,6 +80,15 @@ def tiny_companion(tmp_path_factory, worker_id) -> TinyCompanion:
             precompute(cfg)
             assert open_companion(root=tiny.companion_root).table.n_frames  # its cache too: others may copy the folder
     return tiny
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that nobody else is given: a socket that never listens has it, which a server of torch may share."""
+    with socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ours.bind(("127.0.0.1", 0))
+        yield ours.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

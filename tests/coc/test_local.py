@@ -139,7 +139,7 @@ def test_what_cannot_be_loaded(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(forty, many, tmp_path):
+def test_two_processes_share_the_work(forty, many, port, tmp_path):
     """Gibberish again: what counts is that each episode is tried by one of the two, and all is in one file."""
     model = make_qwen(tmp_path / "qwen")
     path = tmp_path / "labels.jsonl"
@@ -150,7 +150,7 @@ def test_two_processes_share_the_work(forty, many, tmp_path):
     with LabelFile(tmp_path / "labels.part1.jsonl") as part:  # left by a run that was killed
         part.append(label_of(many, 6, (0.0,)))
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-    launch += ["--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no"]
+    launch += [f"--main_process_port={port}", "--mixed_precision=no", "--dynamo_backend=no"]
     options = [f"--dataset.root={forty}", f"--labels={path}", "--backend=local", f"--local.model={model}"]
     options += ["--local.device=cpu", "--local.batch_size=4", "--sampling.max_tokens=4", f"--prompt={prompt}"]
     options += ["--max_attempts=1", "--max_episodes=10", "--allow_mixed=true"]

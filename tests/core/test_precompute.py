@@ -328,11 +328,11 @@ def test_killed_and_started_again_it_ends_with_the_same_values(videos, whole, tm
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_dataset_of_one(videos, whole, tmp_path):
+def test_two_processes_give_the_dataset_of_one(videos, whole, port, tmp_path):
     root = tmp_path / "out"
     # On a CPU too: without --multi_gpu, accelerate starts several processes only under MPI.
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-    launch += ["--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no"]
+    launch += [f"--main_process_port={port}", "--mixed_precision=no", "--dynamo_backend=no"]
     module, _, _ = PRECOMPUTE.partition(":")
     command = [sys.executable, "-m", *launch, "-m", module, *options(videos, root)]
     done = subprocess.run(command, capture_output=True, text=True)

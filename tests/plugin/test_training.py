@@ -95,10 +95,10 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(trained, ti
     assert any(not torch.equal(changed[name], value) for name, value in expected.items())
 
 
-def test_two_processes_end_with_the_weights_of_one_at_the_same_global_batch(tiny_companion, tmp_path):
+def test_two_processes_end_with_the_weights_of_one_at_the_same_global_batch(tiny_companion, port, tmp_path):
     # "--multi_gpu" makes accelerate start the processes; --policy.device=cpu keeps them on the CPU (gloo).
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-                "--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no")  # fmt: skip
+                f"--main_process_port={port}", "--mixed_precision=no", "--dynamo_backend=no")  # fmt: skip
     printed = train(tiny_companion, tmp_path / "two", "--batch_size=4", launcher=launcher, steps=3)
     assert re.search("Effective batch size: 4 x 2 .*= 8", printed)
     train(tiny_companion, tmp_path / "one", steps=3)
