@@ -299,12 +299,12 @@ def test_one_backbone_forward_for_eight_steps_of_a_rollout(tiny_companion, vlm):
     policy.reset()
     n_steps, seen = 16, []
     for t in range(n_steps):
-        seen.append(policy.select_action(live_batch(dataset, preprocessor, [t, 30 + t])))
+        seen.append(policy.select_action(live_batch(dataset, preprocessor, [13 + t, 43 + t])))  # two episodes, one task
     assert vision == language == [n_steps // 8]
     assert all(action.shape == (2, 4) for action in seen)
     # The second plan remembers frames from before it: a fresh start at the same frame plans otherwise.
     policy.reset()
-    fresh = policy.select_action(live_batch(dataset, preprocessor, [8, 38]))
+    fresh = policy.select_action(live_batch(dataset, preprocessor, [21, 51]))
     assert not torch.equal(fresh, seen[8])
 
 

@@ -59,8 +59,11 @@ def test_the_report_escapes_what_comes_from_records(tmp_path):
 
 
 def test_marks_of_direction_and_control_characters_are_written_out(tmp_path, capsys):
-    evil = "x\x1b[31m\u202ey"
-    study = write_study(tmp_path / "study", n_seeds=1, n_scenes=3, evil=evil)
+    evil = "x\x1b[31m\u202ey"  # rows that hold it are refused; other records are shown
+    study = write_study(tmp_path / "study", n_seeds=1, n_scenes=3)
+    interventions = study / "intervene-F_k4-0" / "intervene" / "interventions.json"
+    written = json.loads(interventions.read_text())
+    interventions.write_text(json.dumps(written | {"dataset": evil}))
     page = tmp_path / "r.html"
     report(make_parser().parse_args([str(study), f"--output={page}", f"--title={evil}", "--no_videos"]))
     text = page.read_text()
