@@ -119,7 +119,7 @@ def measure(args: argparse.Namespace, source: SourceDataset, folder: Path) -> No
         | {"allowed together (images/s)": [n_images / t for t in bounds]}
         | {"pipeline (images/s)": [n_images / t for t in rows["pipeline"]], "CPU work ratio": cpu_ratios},
         ratio=[bound / t for bound, t in zip(bounds, rows["pipeline"], strict=True)],
-        target=">= 0.9",
+        target=">= 0.95",
         settings=vars(args),
     )
 
