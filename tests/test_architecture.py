@@ -125,7 +125,8 @@ def test_studies_import_no_torch(tree):
 
 def test_statistics_know_no_files_and_no_tables(tree):
     """What decides, and what words it, can be read and checked by itself: numbers in, numbers out."""
-    pure = [f"{STUDIES}.evidence.{name}" for name in ("paired", "sequential", "plan", "verdicts", "wilson", "wording")]
+    names = ("families", "paired", "sequential", "plan", "verdicts", "wilson", "wording")
+    pure = [f"{STUDIES}.evidence.{name}" for name in names]
     assert {name for name in pure if tree.foreign_imports(name) & {"pandas", "pyarrow", "pathlib", "json"}} == set()
     assert "pandas" in tree.foreign_imports(f"{STUDIES}.evidence.compare")  # the control
 

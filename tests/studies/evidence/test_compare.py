@@ -14,10 +14,11 @@ from tests.studies.evidence.simulated_studies import StudyShape, simulate_study
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence import compare_cli
 from world_modality_core.studies.evidence.comparable import ModelArm, NotComparableError
-from world_modality_core.studies.evidence.compare import compare, holm
+from world_modality_core.studies.evidence.compare import compare
 from world_modality_core.studies.evidence.compare_cli import CompareConfig, folders_as_option
 from world_modality_core.studies.evidence.compare_table import format_report
 from world_modality_core.studies.evidence.episode_records import write_episodes
+from world_modality_core.studies.evidence.families import holm
 from world_modality_core.studies.evidence.paired import flip_p
 
 SHAPE = StudyShape(n_tasks=3, n_scenes=20, n_runs=3)

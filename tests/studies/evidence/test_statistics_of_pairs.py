@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from world_modality_core.studies.evidence.compare import overall_means, shaffer
+from world_modality_core.studies.evidence.compare import overall_means
+from world_modality_core.studies.evidence.families import shaffer
 from world_modality_core.studies.evidence.paired import (
     PairCounts,
     compare_partly_overlapping,

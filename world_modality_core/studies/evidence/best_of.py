@@ -9,7 +9,8 @@ import pandas as pd
 
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.studies.evidence.comparable import ModelArm, pair
-from world_modality_core.studies.evidence.compare import INTACT, compare_pairs, holm
+from world_modality_core.studies.evidence.compare import INTACT, compare_pairs
+from world_modality_core.studies.evidence.families import holm
 from world_modality_core.studies.evidence.wording import p_text, population
 
 
