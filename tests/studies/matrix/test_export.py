@@ -46,10 +46,11 @@ def test_curves_are_thinned_and_keep_their_ends():
     assert thinned(lines[:150]) == lines[:150]
 
 
-def test_what_is_done_is_exported(tmp_path):
+@pytest.mark.parametrize("evaluation", [{}, {"eval": {"env.task": "a", "eval.n_episodes": 3}}])
+def test_what_is_done_is_exported(tmp_path, evaluation):
     path = tmp_path / "study.yaml"
     models = {name: {"train": {"policy.type": "a"}} for name in "AB"}
-    content = {"root": str(tmp_path / "root"), "seeds": [7], "models": models}
+    content = {"root": str(tmp_path / "root"), "seeds": [7], "models": models} | evaluation
     path.write_text("# What for?\n" + yaml.safe_dump(content))
     study = load_study(path)
     jobs = expand(study, lambda policy_type: True)
@@ -59,13 +60,18 @@ def test_what_is_done_is_exported(tmp_path):
     write_record(jobs[0].folder, new_record(jobs[0], 1, "now") | {"state": "done"})
     jobs[0].metrics.write_text('{"step": 5, "loss_action": 0.5, "world_gate": 0.1}\n')
     printed = export(study, jobs, path, folder, {})
-    assert "1 jobs" in printed and printed.endswith("Not done, and left out: 1 jobs\n  train-B s7")
+    others = ["  train-B s7", *["  eval-A s7", "  eval-B s7"][: len(jobs) - 2]]
+    assert "1 jobs" in printed
+    assert sorted(printed.splitlines()[1:]) == sorted([f"Not done, and left out: {len(jobs) - 1} jobs", *others])
     exported = json.loads((folder / "jobs.json").read_text())
     assert exported["schema"] == 1 and [job["name"] for job in exported["jobs"]] == ["train-A-s7"]
     curves = pd.read_parquet(folder / "training.parquet")
     assert list(curves) == CURVE_COLUMNS
     assert curves.values.tolist() == [["A", 7, 5, "loss_action", 0.5], ["A", 7, 5, "world_gate", 0.1]]
-    assert "What for?" in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert "What for?" in readme and f"- Not done yet: {len(jobs) - 1} of {len(jobs)} jobs" in readme
+    # `wm-compare` refuses models that have not come equally far, unless it may compare what both have.
+    assert ("--baseline=A --common_scenes\n" in readme) == bool(evaluation)
     for file in folder.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
     export(study, jobs, path, tmp_path / "other", {"hold": "24", "data": str(tmp_path)})

@@ -80,9 +80,10 @@ def export(study: Study, jobs: list[Job], source: Path, folder: Path, overrides:
     if interventions:
         write_text(folder / "interventions.json", clean(json.dumps(interventions, indent=1)) + "\n")
         written.append(f"{len(interventions)} interventions")
+    missing = [job for job in jobs if job not in done]
     if not (folder / "README.md").exists():
-        write_text(folder / "README.md", clean(_readme(study, source, folder, records, overrides)))
-    return "\n".join([f"{folder}: {', '.join(written)}", *_left_out([job for job in jobs if job not in done])])
+        write_text(folder / "README.md", clean(_readme(study, source, folder, records, missing, overrides)))
+    return "\n".join([f"{folder}: {', '.join(written)}", *_left_out(missing)])
 
 
 def _left_out(missing: list[Job]) -> list[str]:
@@ -144,7 +145,12 @@ def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _readme(
-    study: Study, source: Path, folder: Path, records: list[dict[str, Any]], overrides: Mapping[str, str]
+    study: Study,
+    source: Path,
+    folder: Path,
+    records: list[dict[str, Any]],
+    missing: list[Job],
+    overrides: Mapping[str, str],
 ) -> str:
     """What to type to run, compare and show the study."""
     comments = []
@@ -156,6 +162,10 @@ def _readme(
     machines = sorted({record["eval"]["machine"] for record in records if "eval" in record})
     models = ", ".join(study.models)
     matched = f" --matched={study.matched}" if study.matched else ""
+    all_jobs = len(missing) + len(records)
+    unfinished = f"\n- Not done yet: {len(missing)} of {all_jobs} jobs (once they are: delete this file, export again)"
+    # Models that have come differently far share some of their scenes only.
+    common = " --common_scenes" if any(job.kind == "eval" for job in missing) else ""
     # Where the data are is each machine's own.
     given = "".join(f" --set {name}={value}" for name, value in overrides.items() if not os.path.isabs(value))
     return f"""# {study.study}
@@ -166,13 +176,13 @@ def _readme(
 - Training seeds: {", ".join(map(str, study.seeds))}
 - Commit: {", ".join(commits)}
 - Machine: {"; ".join(machines) or "not recorded"}
-- Time of all jobs: {sum(record["seconds"] for record in records) / 3600:.1f} h
+- Time of all jobs: {sum(record["seconds"] for record in records) / 3600:.1f} h{unfinished if missing else ""}
 
 ```bash
 wm-matrix {folder}/study.yaml{given} --plan
 wm-matrix {folder}/study.yaml{given}
 wm-matrix {folder}/study.yaml{given} --export={folder}
-wm-compare {folder} --baseline={study.baseline or next(iter(study.models))}{matched}
+wm-compare {folder} --baseline={study.baseline or next(iter(study.models))}{matched}{common}
 wm-report {folder} --output={study.study}.html
 ```
 """
