@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Iterable
 from functools import partial
 from glob import escape
@@ -177,7 +178,8 @@ def _add_results(facts: CardFacts, sha256: str, given: argparse.Namespace) -> No
         )
     model = str(own["model"].iloc[0])
     facts.checkpoint = sha256
-    facts.run_env = f"--env.type={own['env'].iloc[0]} --env.task={','.join(sorted(own['task'].unique()))}"
+    tasks = ",".join(sorted(own["task"].unique()))
+    facts.run_env = shlex.join([f"--env.type={own['env'].iloc[0]}", f"--env.task={tasks}"])
     facts.results = _tables(episodes, own, model, given) + "\n\n" + _circumstances(given, model, own)
 
 

@@ -1,10 +1,15 @@
 """`wm-monitor scan` finds the episode in which the camera broke, shows it, and names it for LeRobot's tools."""
 
 import json
+import shlex
+import shutil
+import sys
 
 import numpy as np
 import pytest
 from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets import LeRobotDataset
+from lerobot.scripts import lerobot_edit_dataset
 
 from tests.fixtures_datasets import make_dataset, scene_frame
 from tests.monitor.conftest import LENGTHS
@@ -65,8 +70,20 @@ def test_the_episode_whose_camera_broke_is_found_shown_and_named(lowered, record
     assert page.count('<div class="moment">') == 3 and page.count("data:image/jpeg") >= 9 and "Episode 2," in page
     said = capsys.readouterr().out
     kept = json.dumps([e for e in range(4) if e not in found["episodes"]], separators=(",", ":"))
-    assert f'--dataset.episodes="{kept}"' in said and "delete_episodes" in said
+    assert f'--dataset.episodes="{kept}"' in said
     assert "episodes" in TrainPipelineConfig.__dataclass_fields__["dataset"].type.__dataclass_fields__
+
+
+def test_what_it_says_to_type_writes_a_copy_without_the_episodes_with_an_alarm(
+    lowered, recorded, tmp_path, capsys, monkeypatch
+):
+    mine = tmp_path / "my recordings"
+    shutil.copytree(recorded, mine)
+    found = scan(options(lowered, mine, tmp_path / "out"))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "lerobot-edit-dataset" in line]
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    lerobot_edit_dataset.main()
+    assert LeRobotDataset("tests/new_kept", root=mine / "data_kept").num_episodes == 4 - len(found["episodes"])
 
 
 def test_strangest_moments_are_apart():

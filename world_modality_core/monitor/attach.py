@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -53,5 +54,6 @@ def attach(given: argparse.Namespace) -> Path:
         save_file({name: value.contiguous() for name, value in monitor.state_dict().items()}, file)
     write_text(aside / PREPROCESSOR, json.dumps(config | {"steps": [step, *steps]}, indent=2) + "\n")
     move_durably(aside, target)
-    print(f"{target}: at an alarm it will {given.reaction}\n  lerobot-rollout --policy.path={target} ...")
+    use = shlex.quote(f"--policy.path={target}")
+    print(f"{target}: at an alarm it will {given.reaction}\n  lerobot-rollout {use} ...")
     return target

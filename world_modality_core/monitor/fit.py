@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def fit(given: argparse.Namespace) -> Monitor:
             raise ConfigError(f"{name}={getattr(given, name)}: expected at least 1")
     monitor, lines = _fit_again(given) if given.monitor else _fit_anew(given)
     monitor.save(Path(given.output_dir).resolve())
-    print("\n".join([*lines, f"Monitor: {given.output_dir}\n  use it with wm-eval --monitor={given.output_dir}"]))
+    use = shlex.quote(f"--monitor={given.output_dir}")
+    print("\n".join([*lines, f"Monitor: {given.output_dir}\n  use it with wm-eval {use}"]))
     return monitor
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def scan(given: argparse.Namespace) -> dict[str, Any]:
         "where alarms begin."
     )
     write_page(folder / "scan.html", f"Strangest moments of {name}", intro, strips)
-    print(_text(monitor, found, companion.source.repo_id, folder))
+    print(_text(monitor, found, dataset, folder))
     return found
 
 
@@ -175,20 +176,24 @@ def _strip(
     )
 
 
-def _text(monitor: Monitor, found: dict[str, Any], repo_id: str, folder: Path) -> str:
+def _text(monitor: Monitor, found: dict[str, Any], dataset: LeRobotDataset, folder: Path) -> str:
     n, alarming = found["n_episodes"], found["episodes"]
     lines = [
         f"{len(alarming)} of {n} episodes have an alarm; of successful ones like those that the monitor was calibrated "
         f"on, at most {monitor.description.false_alarm_rate:.1%} would: {alarming}",
         f"Page: {folder / 'scan.html'}",
     ]
-    if alarming:
-        keep = [e for e in range(n) if e not in alarming]
+    keep = [e for e in range(n) if e not in alarming]
+    if alarming and keep:
+        delete = [
+            f"--repo_id={dataset.repo_id}", f"--root={dataset.root}", f"--new_repo_id={dataset.repo_id}_kept",
+            f"--new_root={dataset.root}_kept", "--operation.type=delete_episodes",
+            f"--operation.episode_indices={alarming}",
+        ]  # fmt: skip
         lines += [
             "Look at them; then leave them out of a training run with",
             f'  lerobot-train --dataset.episodes="{json.dumps(keep, separators=(",", ":"))}" ...',
-            "or delete them with",
-            f"  lerobot-edit-dataset --repo_id={repo_id} --operation.type=delete_episodes "
-            f'--operation.episode_indices="{alarming}"',
+            "or write a copy without them with",
+            f"  {shlex.join(['lerobot-edit-dataset', *delete])}",
         ]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -96,7 +97,8 @@ def precompute(cfg: PrecomputeConfig) -> Path:
         print(format_quality(companion.quality, companion.fps))
         if companion.info.excluded:
             print(f"Without latents: episodes {companion.info.excluded}; leave them out of training")
-        print(f"Companion: {root}\n  use it with --policy.companion.repo_id={repo_id} --policy.companion.root={root}")
+        use = shlex.join([f"--policy.companion.repo_id={repo_id}", f"--policy.companion.root={root}"])
+        print(f"Companion: {root}\n  use it with {use}")
         written = [(repo_id, root)]
         if cfg.merge:
             written.append((f"{repo_id}_merged", write_merged(source, companion, cfg.overwrite)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ def train_prophet(cfg: ProphetTrainingConfig) -> Path:
     print(skill_table(training.curve[-1], cfg, len(split.held_out)))
     if cfg.plot:
         print(f"Curve      {plot_curve(training.curve, cfg)}")
-    print(f"Prophet: {cfg.output_dir}\n  use it with --policy.prophet.init_from={cfg.output_dir}")
+    use = shlex.quote(f"--policy.prophet.init_from={cfg.output_dir}")
+    print(f"Prophet: {cfg.output_dir}\n  use it with {use}")
     return Path(cfg.output_dir)
 
 

@@ -1,6 +1,7 @@
 """What leaves the machine with the records of a study."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -54,7 +55,7 @@ def test_what_is_done_is_exported(tmp_path, evaluation):
     path.write_text("# What for?\n" + yaml.safe_dump(content))
     study = load_study(path)
     jobs = expand(study, lambda policy_type: True)
-    folder = tmp_path / "results"
+    folder = tmp_path / "my results"
     with pytest.raises(ConfigError, match="no job of study is done"):
         export(study, jobs, path, folder, {})
     write_record(jobs[0].folder, new_record(jobs[0], 1, "now") | {"state": "done"})
@@ -70,8 +71,10 @@ def test_what_is_done_is_exported(tmp_path, evaluation):
     assert curves.values.tolist() == [["A", 7, 5, "loss_action", 0.5], ["A", 7, 5, "world_gate", 0.1]]
     readme = (folder / "README.md").read_text()
     assert "What for?" in readme and f"- Not done yet: {len(jobs) - 1} of {len(jobs)} jobs" in readme
+    commands = [shlex.split(line) for line in readme.split("```")[1].splitlines()[1:]]
+    assert commands[2] == ["wm-matrix", "my results/study.yaml", "--export=my results"]
     # `wm-compare` refuses models that have not come equally far, unless it may compare what both have.
-    assert ("--baseline=A --common_scenes\n" in readme) == bool(evaluation)
+    assert commands[3] == ["wm-compare", "my results", "--baseline=A", *["--common_scenes"] * bool(evaluation)]
     for file in folder.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
     export(study, jobs, path, tmp_path / "other", {"hold": "24", "data": str(tmp_path)})

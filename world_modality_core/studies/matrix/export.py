@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -161,13 +162,25 @@ def _readme(
     commits = sorted({str(record["commit"]) for record in records})
     machines = sorted({record["eval"]["machine"] for record in records if "eval" in record})
     models = ", ".join(study.models)
-    matched = f" --matched={study.matched}" if study.matched else ""
     all_jobs = len(missing) + len(records)
     unfinished = f"\n- Not done yet: {len(missing)} of {all_jobs} jobs (once they are: delete this file, export again)"
+    # Where the data are, and this folder, is each machine's own.
+    given = [
+        word for name, value in overrides.items() if not os.path.isabs(value) for word in ("--set", f"{name}={value}")
+    ]
+    here = folder.name if folder.is_absolute() else str(folder)
+    compare = [f"--baseline={study.baseline or next(iter(study.models))}"]
+    compare += [f"--matched={study.matched}"] * bool(study.matched)
     # Models that have come differently far share some of their scenes only.
-    common = " --common_scenes" if any(job.kind == "eval" for job in missing) else ""
-    # Where the data are is each machine's own.
-    given = "".join(f" --set {name}={value}" for name, value in overrides.items() if not os.path.isabs(value))
+    compare += ["--common_scenes"] * any(job.kind == "eval" for job in missing)
+    again = ["wm-matrix", f"{here}/study.yaml", *given]
+    commands = [
+        [*again, "--plan"],
+        again,
+        [*again, f"--export={here}"],
+        ["wm-compare", here, *compare],
+        ["wm-report", here, f"--output={study.study}.html"],
+    ]
     return f"""# {study.study}
 
 {" ".join(comments)}
@@ -179,10 +192,6 @@ def _readme(
 - Time of all jobs: {sum(record["seconds"] for record in records) / 3600:.1f} h{unfinished if missing else ""}
 
 ```bash
-wm-matrix {folder}/study.yaml{given} --plan
-wm-matrix {folder}/study.yaml{given}
-wm-matrix {folder}/study.yaml{given} --export={folder}
-wm-compare {folder} --baseline={study.baseline or next(iter(study.models))}{matched}{common}
-wm-report {folder} --output={study.study}.html
+{"\n".join(map(shlex.join, commands))}
 ```
 """
