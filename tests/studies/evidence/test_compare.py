@@ -53,6 +53,19 @@ def run(arguments, monkeypatch, capsys):
     return code, *capsys.readouterr()
 
 
+def test_tasks_can_be_chosen_by_name_and_it_is_said(episodes, folder, monkeypatch, capsys, tmp_path):
+    first, second, third = sorted(episodes["task"].unique())
+    output = tmp_path / "figures.json"
+    wanted = [folder, "--baseline=A", "--candidates=F", f"--json={output}"]
+    code, _, err = run([*wanted, f"--tasks={first[:-1]}[{first[-1]}],{third}"], monkeypatch, capsys)
+    assert code == 0 and "on 2 of 3 tasks" in err
+    (models,) = [c for c in json.loads(output.read_text())["comparisons"] if c["kind"] != "arm"]
+    assert {part["name"] for part in models["parts"] if part["level"] == "task"} == {first, third}
+    code, _, err = run([*wanted, "--tasks=nothing-*"], monkeypatch, capsys)
+    assert code == 2 and f"no episode is of 'nothing-*'; there are {first}, {second}, {third}" in err
+    assert "tasks" not in run(wanted, monkeypatch, capsys)[2]
+
+
 def test_rates_and_differences_are_those_of_the_episodes(episodes):
     report = compare(episodes, baseline="A", matched="B")
     by_side = {side.side: side for side in report.sides}

@@ -6,6 +6,7 @@ wm-compare trials.csv --baseline=old    # of a real robot: columns policy, trial
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ class CompareConfig:
     candidates: str = ""
     # Arms to compare with intact, with commas between them; all if not given.
     arms: str = ""
+    # Tasks to compare on, with commas between them, * for any letters; all if not given. Choose before you look.
+    tasks: str = ""
     # Model with as many parameters, trained without memory: the control of "needed at test time".
     matched: str = ""
     # Level of each test; the intervals have level 1 - alpha.
@@ -149,7 +152,7 @@ def run(cfg: CompareConfig) -> int:
     if lerobot_evals := _lerobot_evals(cfg):
         cfg.leave_out(
             "lerobot-eval's eval_info.json, in which nothing is paired",
-            ("arms", "matched", "sequential", "margin", "best", "outcome", "plot", "json"),
+            ("arms", "tasks", "matched", "sequential", "margin", "best", "outcome", "plot", "json"),
         )
         found, cost = compare_unpaired(lerobot_evals, cfg.baseline, names["candidates"], cfg.alpha)
         print("\n".join([*(answer.text for answer in found.values()), cost]))
@@ -196,11 +199,28 @@ def _read(cfg: CompareConfig):
     if is_table_of_trials(cfg.folders):
         import pandas as pd
 
-        return pd.concat([read_trials(Path(file)) for file in cfg.folders], ignore_index=True)
+        trials = pd.concat([read_trials(Path(file)) for file in cfg.folders], ignore_index=True)
+        return _of_tasks(trials, cfg.tasks)
     empty = [folder for folder in cfg.folders if not has_episodes([folder])]
     if empty and len(empty) < len(cfg.folders):
         raise ConfigError(f"folders: {empty[0]} has no episodes of wm-eval, the others have; give folders of one kind")
-    return read_episodes(cfg.folders)
+    return _of_tasks(read_episodes(cfg.folders), cfg.tasks)
+
+
+def _of_tasks(episodes, tasks: str):
+    """The episodes of some tasks."""
+    patterns, known = _split(tasks), sorted(episodes["task"].unique())
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(task, pattern) for task in known):
+            raise ConfigError(f"tasks={tasks!r}: no episode is of {pattern!r}; there are {', '.join(known)}")
+    chosen = [task for task in known if not patterns or any(fnmatch.fnmatchcase(task, each) for each in patterns)]
+    if len(chosen) < len(known):
+        print(
+            f"wm-compare: on {len(chosen)} of {len(known)} tasks; chosen after a look at the results, they make every "
+            "p too small",
+            file=sys.stderr,
+        )
+    return episodes[episodes["task"].isin(chosen)].reset_index(drop=True)
 
 
 def _lerobot_evals(cfg: CompareConfig) -> list[Path]:
