@@ -47,15 +47,14 @@ def choose_past(moved: Tensor, n_seen: Tensor, n: int, select: str) -> tuple[Ten
         (b, n) candidates and is_pad (b, n), padding first, then oldest first. With "both" a frame may be there twice.
     """
     n_moved = n_most_moved(n, select)
-    newest = n_seen[:, None] - torch.arange(n - n_moved, 0, -1, device=n_seen.device)
+    chosen = n_seen[:, None] - torch.arange(n - n_moved, 0, -1, device=n_seen.device)  # the newest
     if n_moved:
         place = torch.arange(moved.shape[1], device=moved.device)
         is_seen = place < n_seen[:, None]
         order = most_moved(moved.masked_fill(~is_seen, -1.0), n_moved)
         order = order.masked_fill(~is_seen.gather(1, order), -1)
         order = torch.cat([order.new_full((len(order), n_moved - order.shape[1]), -1), order], dim=1)
-        newest = torch.cat([order, newest], dim=1)
-    chosen = newest.sort(dim=1).values
+        chosen = torch.cat([order, chosen], dim=1).sort(dim=1).values
     return chosen.clamp(min=0), chosen < 0
 
 
