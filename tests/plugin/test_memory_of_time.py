@@ -169,7 +169,7 @@ def test_a_rollout_reads_the_past_that_training_reads(build):
 
 
 def test_an_empty_memory_is_refused_and_so_is_a_past_beside_states():
-    with pytest.raises(ConfigError, match="n_future_steps=0"):
+    with pytest.raises(ConfigError, match="n_future_steps=0 leaves the memory empty.*memory.past.n_frames"):
         helpers.make_config("world_F", n_future_steps=0)
     with pytest.raises(ConfigError, match="memory.content='hidden' beside past"):
         MemoryConfig(content="hidden", use_current=True)

@@ -202,6 +202,11 @@ class MemoryOptions(WorldOptions):
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def check_world(self) -> None:
+        if self.n_future_steps == 0 and self.reads_memory and not self.memory.shows_seen:
+            raise ConfigError(
+                "n_future_steps=0 leaves the memory empty; predict with --policy.n_future_steps, or let it hold what was "
+                "seen: --policy.memory.past.n_frames, --policy.memory.use_current=true"
+            )
         super().check_world()
         for source in (self.memory.source, self.memory.rollout_source):
             self.check_memory_source(source)
