@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from coc_tools.prompts import load_prompt
+from world_modality_core.configs import check_at_least, check_positive
 from world_modality_core.io.devices import check_device
 from world_modality_core.io.errors import ConfigError
 
@@ -16,17 +17,6 @@ Structured = Literal["json_schema", "json_object", "none"]
 NumberType = Literal["auto", "bfloat16", "float16", "float32"]
 WriteTarget = Literal["none", "source", "copy", "companion"]
 BackendName = Literal["endpoint", "local", "sim", "none"]
-
-
-def check_at_least(prefix: str, config: Any, **lowest: float) -> None:
-    """Refuse options that are below their lowest value.
-
-    Raises:
-        ConfigError: naming the option, its value and the lowest one.
-    """
-    for name, low in lowest.items():
-        if getattr(config, name) < low:
-            raise ConfigError(f"{prefix}{name}={getattr(config, name)}: expected at least {low}")
 
 
 @dataclass
@@ -66,7 +56,7 @@ class KeyframesConfig:
     gripper_dim: int | str = -1
 
     def __post_init__(self) -> None:
-        check_at_least("keyframes.", self, n_frames=1, frame_width_px=1, n_columns=1, n_per_sheet=1)
+        check_at_least(self, 1, "n_frames", "frame_width_px", "n_columns", "n_per_sheet", prefix="keyframes.")
 
 
 @dataclass
@@ -93,7 +83,8 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least("sampling.", self, temperature=0, max_tokens=1)
+        check_at_least(self, 0, "temperature", prefix="sampling.")
+        check_at_least(self, 1, "max_tokens", prefix="sampling.")
 
 
 @dataclass
@@ -125,10 +116,9 @@ class EndpointConfig:
                 "endpoint.api_base must start with http:// or https:// and hold no credentials; put the key into the "
                 f"environment variable {self.api_key_env}"
             )
-        check_at_least("endpoint.", self, concurrency=1, max_retries=0, requests_per_minute=0)
-        for name in ("timeout_s", "max_wait_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"endpoint.{name}={getattr(self, name)}: expected a positive number")
+        check_at_least(self, 1, "concurrency", prefix="endpoint.")
+        check_at_least(self, 0, "max_retries", "requests_per_minute", prefix="endpoint.")
+        check_positive(self, "timeout_s", "max_wait_s", prefix="endpoint.")
 
 
 @dataclass
@@ -150,7 +140,7 @@ class LocalConfig:
 
     def __post_init__(self) -> None:
         check_device(self.device, "local.device", is_needed=False)
-        check_at_least("local.", self, batch_size=1)
+        check_at_least(self, 1, "batch_size", prefix="local.")
 
 
 @dataclass
@@ -181,9 +171,11 @@ class PricesConfig:
     tokens_per_reply: int = 600
 
     def __post_init__(self) -> None:
-        check_at_least("prices.", self, px_per_token_side=1, tokens_per_reply=1)
+        check_at_least(self, 1, "px_per_token_side", "tokens_per_reply", prefix="prices.")
         if (self.input_per_million is None) != (self.output_per_million is None):
             raise ConfigError("prices.input_per_million and prices.output_per_million: give both or neither")
+        if self.input_per_million is not None:
+            check_at_least(self, 0, "input_per_million", "output_per_million", prefix="prices.")
 
 
 @dataclass
@@ -231,6 +223,6 @@ class LabelConfig:
         if not self.labels.endswith(".jsonl") or self.labels.endswith(".failed.jsonl"):
             raise ConfigError(f"labels={self.labels!r}: expected a name that ends in .jsonl (and not in .failed.jsonl)")
         load_prompt(self.prompt)
-        check_at_least("", self, max_attempts=1)
+        check_at_least(self, 1, "max_attempts")
         if self.max_episodes is not None:
-            check_at_least("", self, max_episodes=1)
+            check_at_least(self, 1, "max_episodes")

@@ -43,14 +43,46 @@ def check_choices(config: Any, prefix: str = "") -> None:
 
 
 def check_at_least(config: Any, low: float, *names: str, prefix: str = "") -> None:
-    """Refuse numbers below a bound.
+    """Refuse numbers below a bound, and what is no number (NaN).
 
     Raises:
         ConfigError: naming field and value.
     """
     for name in names:
-        if getattr(config, name) < low:
+        if not getattr(config, name) >= low:
             raise ConfigError(f"{prefix}{name}={getattr(config, name)}: expected at least {low}")
+
+
+def check_positive(config: Any, *names: str, prefix: str = "") -> None:
+    """Refuse numbers that are 0 or below, and NaN.
+
+    Raises:
+        ConfigError: naming field and value.
+    """
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{prefix}{name}={getattr(config, name)}: expected a positive number")
+
+
+def check_scene_seed(config: Any, name: str, n: int) -> None:
+    """Refuse a first seed from which simulators can't be given n scenes.
+
+    Raises:
+        ConfigError: naming field and value.
+    """
+    last = 2**32 - n  # of numpy's older generator, which they draw from
+    if not 0 <= getattr(config, name) <= last:
+        raise ConfigError(f"{name}={getattr(config, name)}: expected 0 to {last}, the seeds that simulators take")
+
+
+def check_dropout(config: Any, prefix: str = "") -> None:
+    """Refuse a `dropout` that is no share below 1.
+
+    Raises:
+        ConfigError: naming field and value.
+    """
+    if not 0 <= config.dropout < 1:
+        raise ConfigError(f"{prefix}dropout={config.dropout}: expected a share from 0 to below 1")
 
 
 @dataclass
@@ -139,6 +171,7 @@ class ProphetConfig(TracksGivenFields):
     def __post_init__(self) -> None:
         check_at_least(self, 0, "d_model", prefix="prophet.")
         check_at_least(self, 1, "n_layers", "n_heads", "n_hypotheses", prefix="prophet.")
+        check_dropout(self, "prophet.")
 
 
 @dataclass
@@ -209,10 +242,9 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "memory.")
-        check_at_least(self, 0, "gate_warmup_steps", prefix="memory.")
+        check_at_least(self, 0, "gate_warmup_steps", "seed", prefix="memory.")
         check_at_least(self, 1, "n_heads", "schedule_steps", prefix="memory.")
-        if self.gate_lr_factor <= 0:
-            raise ConfigError(f"memory.gate_lr_factor={self.gate_lr_factor}: expected a positive number")
+        check_positive(self, "gate_lr_factor", prefix="memory.")
         if self.entry == "appended" and self.gate_warmup_steps:
             raise ConfigError(
                 f"memory.gate_warmup_steps={self.gate_warmup_steps} has no effect with memory.entry='appended', which "

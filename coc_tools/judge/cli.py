@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coc_tools.config import DatasetConfig, GripperConfig, check_at_least
+from coc_tools.config import DatasetConfig, GripperConfig
+from world_modality_core.configs import check_at_least
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import write_text
@@ -47,7 +48,8 @@ class EvalConfig:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: no such file; name a label file (.jsonl)")
         if not 0 < self.min_iou <= 1:
             raise ConfigError(f"min_iou={self.min_iou}: expected more than 0 and at most 1")
-        check_at_least("", self, n_bootstrap=100)
+        check_at_least(self, 100, "n_bootstrap")
+        check_at_least(self, 0, "seed")
 
 
 def evaluate(cfg: EvalConfig) -> ScoreReport:

@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coc_tools.config import DatasetConfig, GripperConfig, check_at_least
+from coc_tools.config import DatasetConfig, GripperConfig
+from world_modality_core.configs import check_at_least
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import writing
@@ -45,7 +46,7 @@ class ViewConfig:
             value = getattr(self, name)
             if (name == "labels" or value) and not Path(value or "-").is_file():
                 raise ConfigError(f"{name}={value!r}: no such file; name a label file (.jsonl)")
-        check_at_least("", self, max_episodes=1, n_frames=1, frame_width_px=1)
+        check_at_least(self, 1, "max_episodes", "n_frames", "frame_width_px")
 
 
 def view(cfg: ViewConfig) -> Path:

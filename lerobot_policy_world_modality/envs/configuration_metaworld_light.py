@@ -10,6 +10,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 
+from world_modality_core.configs import check_at_least
 from world_modality_core.io.errors import ConfigError
 
 ACTION_DIM = 4
@@ -48,8 +49,7 @@ class EpisodeOptions:
     def __post_init__(self) -> None:
         leasts = {"episode_length": 1, "observation_height": 16, "observation_width": 16}
         for name, least in (leasts | {"hide_goal_after": 0, "hold_still_for": 0}).items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"env.{name}={getattr(self, name)}: expected at least {least}")
+            check_at_least(self, least, name, prefix="env.")
         if self.camera_name not in get_args(Camera):
             raise ConfigError(f"env.camera_name={self.camera_name!r}: expected one of {', '.join(get_args(Camera))}")
 

@@ -10,6 +10,7 @@ from lerobot_policy_world_modality.evaluation.arms import ARMS, BANK_ARMS
 from lerobot_policy_world_modality.hub.policy_option import read_policy_option
 from lerobot_policy_world_modality.hub.trusted_files import is_typed, open_checkpoint
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
+from world_modality_core.configs import check_at_least, check_scene_seed
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.memory.sources import PAST_SOURCES, MemorySource
 from world_modality_core.studies.evidence.checkpoint import label_of, training_seed
@@ -84,9 +85,10 @@ class WorldEvalConfig(EvalPipelineConfig):
             prefix, _, count = self.videos.partition(":")
             if prefix != "first" or not count.isdigit() or int(count) < 1:
                 raise ConfigError(f"videos={self.videos!r}: expected none, failures, all, or first:N with N >= 1")
-        for name, least in (("stale_plans", 1), ("bank_scenes", 2), ("jobs", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {least}")
+        check_at_least(self.eval, 1, "n_episodes", "batch_size", prefix="eval.")
+        check_scene_seed(self, "seed", self.eval.n_episodes)
+        for name, least in (("stale_plans", 1), ("bank_scenes", 2), ("jobs", 1), ("draw_seed", 0)):
+            check_at_least(self, least, name)
         if self.eval.recording:
             raise ConfigError("eval.recording=true: wm-eval records no datasets; use lerobot-eval, or leave it out")
         if not getattr(self.env, "hard_reset", True):

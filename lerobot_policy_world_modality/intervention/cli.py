@@ -40,7 +40,7 @@ from lerobot_policy_world_modality.intervention.results import (
 from lerobot_policy_world_modality.intervention.rollout import needs_interpolation
 from lerobot_policy_world_modality.intervention.unseen_episodes import Checkpoint, choose_episodes
 from lerobot_policy_world_modality.policies.shared.world_options import WorldOptions
-from world_modality_core.configs import CompanionConfig
+from world_modality_core.configs import CompanionConfig, check_at_least
 from world_modality_core.io.commands import run_command
 from world_modality_core.io.dataset_files import named_files
 from world_modality_core.io.devices import check_device
@@ -124,8 +124,7 @@ class InterveneConfig:
             raise ConfigError(f"sources={self.sources!r}: unknown {unknown}; there are {', '.join(TESTED_SOURCES)}")
         lows = {"n_frames": 0, "batch_size": 2, "stale_plans": 1, "rollout_rounds": 1, "n_bootstrap": 100}
         for name, low in (lows | {"num_workers": 0, "seed": 0}).items():
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")
+            check_at_least(self, low, name)
 
 
 def intervene(cfg: InterveneConfig) -> dict:

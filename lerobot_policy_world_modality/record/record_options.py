@@ -8,6 +8,7 @@ from typing import Literal
 from lerobot.configs.video import RGBEncoderConfig
 
 from lerobot_policy_world_modality.envs.configuration_metaworld_light import EpisodeOptions
+from world_modality_core.configs import check_at_least, check_scene_seed
 from world_modality_core.io.errors import ConfigError
 
 
@@ -60,8 +61,8 @@ class RecordConfig:
         """Raises ConfigError naming the option that is missing or out of range."""
         if not self.output.repo_id:
             raise ConfigError("output.repo_id is empty: name the dataset, for instance --output.repo_id=me/metaworld")
-        for name, least in (("n_episodes", 1), ("start_seed", 0), ("n_frames_after_success", 0), ("n_workers", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {least}")
+        check_at_least(self, 1, "n_episodes")
+        check_at_least(self, 0, "n_frames_after_success", "n_workers")
+        check_scene_seed(self, "start_seed", self.n_episodes)
         if not 0 <= self.action_noise <= 1:
             raise ConfigError(f"action_noise={self.action_noise}: expected 0 to 1; actions lie in [-1, 1]")

@@ -58,6 +58,11 @@ MISTAKES = {
     "wm-prophet --output_dir=out": "companions is empty: name it with --companions",
     "wm-compare run --alpha=2": "alpha=2.0: expected a level between 0 and 0.5, such as 0.05",
     "wm-matrix nowhere.yaml --jobs=0": "--jobs=0: expected at least 1",
+    "wm-prophet --companions=companion --output_dir=out --lr=nan": "lr=nan: expected a positive number",
+    "wm-precompute --dataset.repo_id=me/pusht --seed=-1": "seed=-1: expected at least 0",
+    "coc-label --dataset.repo_id=me/pusht --labels=out.jsonl --endpoint.max_wait_s=nan": "endpoint.max_wait_s=nan: exp",
+    f'{TRIAL} --policies a=policy b=policy --run="true \'x {{policy}}"': "No closing quotation",
+    f"{TRIAL} --policies a=policy b=policy --run=true\\ {{policy}} --port=65536": "--port=65536: expected 0 to 65535",
     # devices
     "wm-precompute --dataset.repo_id=me/pusht --device=cdua": "device='cdua': no such device; expected cpu, cuda,",
     "wm-precompute --dataset.repo_id=me/pusht --device=cuda": "device='cuda': torch sees 0 CUDA devices",

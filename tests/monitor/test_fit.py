@@ -171,6 +171,7 @@ def test_several_prophets_are_an_ensemble(watched, frames, tmp_path):
         (["--false_alarm_rate=0.05"], "false_alarm_rate=0.05: task 'open the drawer'"),
         (["--false_alarm_rate=1.5"], "false_alarm_rate=1.5: expected a share"),
         (["--window=0"], "window=0: expected at least 1"),
+        (["--seed=-1"], "seed=-1: expected at least 0"),
         (["--companions="], "companions is empty"),
         (["--prophet=nowhere"], "prophet='nowhere': no Prophet can be read there"),
         (["--episodes=0-99"], "episodes='0-99': there is no episode 99"),

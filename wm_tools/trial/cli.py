@@ -65,10 +65,16 @@ def trial(given: argparse.Namespace) -> None:
         given.run.format(policy="", setup=1, turn=1)
     except (KeyError, ValueError, IndexError) as error:
         raise ConfigError(f"--run={given.run!r}: {error}; known are {{policy}}, {{setup}}, {{turn}}") from error
-    if not given.run.strip() or shutil.which(shlex.split(given.run)[0]) is None:
+    try:
+        words = shlex.split(given.run)
+    except ValueError as error:
+        raise ConfigError(f"--run={given.run!r}: {error}") from error
+    if not words or shutil.which(words[0]) is None:
         raise ConfigError(f"--run={given.run!r}: there is no such command here")
     if given.n_setups < 6:
         raise ConfigError(f"--n_setups={given.n_setups}: fewer than 6 set-ups can't show any difference")
+    if not 0 <= given.port < 2**16:
+        raise ConfigError(f"--port={given.port}: expected 0 to {2**16 - 1}")
     if not 0 < given.alpha < 0.5:
         raise ConfigError(f"--alpha={given.alpha}: expected a level between 0 and 0.5, such as 0.05")
     # pandas and scipy take longer to import than wrong options take to be refused.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from world_modality_core.configs import check_at_least
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import read_json
 from world_modality_core.monitor.calibration import EpisodeScores, calibrate, phase_of, split_in_two
@@ -42,9 +43,8 @@ def fit(given: argparse.Namespace) -> Monitor:
         raise ConfigError("rows is empty: name the folders of wm-eval --monitor that hold the episodes to calibrate on")
     if not 0 < given.false_alarm_rate < 1:
         raise ConfigError(f"false_alarm_rate={given.false_alarm_rate}: expected a share between 0 and 1")
-    for name in ("n_phases", "window"):
-        if getattr(given, name) < 1:
-            raise ConfigError(f"{name}={getattr(given, name)}: expected at least 1")
+    check_at_least(given, 1, "n_phases", "window")
+    check_at_least(given, 0, "seed")
     monitor, lines = _fit_again(given) if given.monitor else _fit_anew(given)
     monitor.save(Path(given.output_dir).resolve())
     use = shlex.quote(f"--monitor={given.output_dir}")

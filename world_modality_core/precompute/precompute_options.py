@@ -97,7 +97,7 @@ class PrecomputeConfig:
             raise ConfigError("dataset.repo_id and dataset.root are both empty: name the dataset to read")
         check_device(self.device, is_needed=False)
         check_at_least(self, 1, "pca_n_frames")
-        check_at_least(self, 0, "batch_size", "num_workers", "tolerance_s")
+        check_at_least(self, 0, "batch_size", "num_workers", "seed", "tolerance_s")
         check_choices(self)
         check_choices(self.tokens, "tokens.")
         check_at_least(self.tokens, 1, "n_samples", prefix="tokens.")

@@ -192,8 +192,9 @@ class ProphetTraining:
         cfg = self.cfg
         # Batches, shuffled targets and dropout depend on the number of the step alone: a run that was cut off goes on
         # with what it would have drawn.
-        generator = torch.Generator().manual_seed(cfg.seed * 2**40 + self.step)
-        torch.manual_seed(cfg.seed * 2**40 + self.step)
+        number = (cfg.seed * 2**40 + self.step) % 2**64
+        generator = torch.Generator().manual_seed(number)
+        torch.manual_seed(number)
         picked = torch.randint(len(self.split.training), (cfg.batch_size,), generator=generator)
         index = self.split.training[picked]
         target = index if self.others is None else self.others.draw(index, generator)

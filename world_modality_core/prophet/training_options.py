@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from world_modality_core.configs import LanguageConfig, ProphetConfig, check_at_least, check_choices
+from world_modality_core.configs import LanguageConfig, ProphetConfig, check_at_least, check_choices, check_positive
 from world_modality_core.io.devices import check_device
 from world_modality_core.io.errors import ConfigError
 
@@ -80,9 +80,7 @@ class ProphetTrainingConfig:
         check_at_least(self, 1, "n_obs_steps", "history_stride", "n_future_steps", "future_stride", "steps")
         check_at_least(self, 1, "batch_size", "eval_freq", "eval_frames", "save_freq")
         check_at_least(self, 0, "warmup_steps", "state_loss_weight", "weight_decay", "seed")
-        for name in ("lr", "grad_clip_norm"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected a positive number")
+        check_positive(self, "lr", "grad_clip_norm")
         if self.prophet.tells_state and not self.state_loss_weight:
             raise ConfigError(
                 "prophet.tells_state=true, but nothing teaches it (state_loss_weight=0); set --state_loss_weight=1"

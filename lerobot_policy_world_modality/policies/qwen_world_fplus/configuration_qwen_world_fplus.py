@@ -14,7 +14,7 @@ from lerobot_policy_world_modality.hub.trusted_files import is_typed
 from lerobot_policy_world_modality.policies.shared.planning_config import PlanningConfig
 from lerobot_policy_world_modality.policies.shared.prophet_options import take_over_prophet
 from lerobot_policy_world_modality.policies.shared.world_options import Arithmetic, VLAWorldOptions, check_amp
-from world_modality_core.configs import check_at_least, check_choices
+from world_modality_core.configs import check_at_least, check_choices, check_dropout
 from world_modality_core.io.errors import ConfigError
 from world_modality_core.io.files import as_folder
 
@@ -68,8 +68,8 @@ class LoraOptions:
     layers: list[int] | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"lora.rank={self.rank}: expected at least 1")
+        check_at_least(self, 1, "rank", prefix="lora.")
+        check_dropout(self, "lora.")
         if not self.targets:
             raise ConfigError("lora.targets=[]: name at least one layer, for instance q_proj, v_proj")
 
@@ -204,8 +204,7 @@ class QwenWorldFPlusConfig(VLAWorldOptions, PlanningConfig):
                 f"attn_implementation={self.attn_implementation!r} is code of the Hub, which is not run; expected "
                 "'sdpa', 'flash_attention_2', 'eager' or another of transformers' own"
             )
-        check_at_least(self, 1, "chunk_size", "n_action_steps")
-        check_at_least(self, 0, "micro_batch_size")
+        check_at_least(self, 0, "micro_batch_size", "backbone_lr_factor")
         self.check_world()
         check_amp(self)
         if self.freeze_vision and self.train_backbone != "full":

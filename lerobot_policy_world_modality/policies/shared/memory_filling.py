@@ -66,7 +66,7 @@ def draw_generator(seed: int, count: int, device: torch.device) -> torch.Generat
         device: Where the draws are needed.
     """
     rank = int(os.environ.get("RANK", "0"))
-    return torch.Generator(device).manual_seed(seed * 2**40 + rank * 2**30 + count)
+    return torch.Generator(device).manual_seed((seed * 2**40 + rank * 2**30 + count) % 2**64)
 
 
 def predict_futures(prophet: Prophet, world_batch: WorldBatch) -> Futures:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from lerobot.configs import PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
+from world_modality_core.configs import check_at_least
+
 
 class PlanningConfig(PreTrainedConfig):
     """The base, after its options, of a config whose policy has a forward pass of its own (`PlanningPolicy`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 1, "chunk_size", "n_action_steps", "scheduler_decay_steps")
+        check_at_least(self, 0, "optimizer_weight_decay", "optimizer_grad_clip_norm")
+        check_at_least(self, 0, "scheduler_warmup_steps", "scheduler_decay_lr")
 
     def get_optimizer_preset(self) -> AdamWConfig:
         return AdamWConfig(

@@ -16,6 +16,7 @@ from world_modality_core.configs import (
     TracksGivenFields,
     check_at_least,
     check_choices,
+    check_positive,
 )
 from world_modality_core.encoders.spec import EncoderSpec
 from world_modality_core.io.errors import ConfigError
@@ -98,10 +99,11 @@ class WorldOptions(TracksGivenFields):
                 "executed beyond its end; lower n_action_steps or raise chunk_size"
             )
         check_at_least(self, 0, *(name for name in self.__dict__ if name.startswith("lambda_")))
+        check_positive(self, *{"optimizer_lr"} & self.__dict__.keys())
         for name in ("history", "future"):
             seconds = getattr(self, f"{name}_step_s")
             start = self.prophet and self.prophet.init_from
-            if seconds is not None and (seconds <= 0 or f"{name}_stride" in self._given or start):
+            if seconds is not None and (not seconds > 0 or f"{name}_stride" in self._given or start):
                 raise ConfigError(
                     f"{name}_step_s={seconds}: expected seconds above 0, and neither {name}_stride, which it stands "
                     "for, nor prophet.init_from, which brings its own"
@@ -204,8 +206,8 @@ class MemoryOptions(WorldOptions):
     def check_world(self) -> None:
         if self.n_future_steps == 0 and self.reads_memory and not self.memory.shows_seen:
             raise ConfigError(
-                "n_future_steps=0 leaves the memory empty; predict with --policy.n_future_steps, or let it hold what was "
-                "seen: --policy.memory.past.n_frames, --policy.memory.use_current=true"
+                "n_future_steps=0 leaves the memory empty; predict with --policy.n_future_steps, or let it hold what "
+                "was seen: --policy.memory.past.n_frames, --policy.memory.use_current=true"
             )
         super().check_world()
         for source in (self.memory.source, self.memory.rollout_source):

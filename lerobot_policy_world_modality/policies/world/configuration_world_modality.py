@@ -11,7 +11,7 @@ from lerobot.utils.constants import OBS_STATE
 from lerobot_policy_world_modality.policies.shared.planning_config import PlanningConfig
 from lerobot_policy_world_modality.policies.shared.prophet_options import check_trunk_start, take_over_prophet
 from lerobot_policy_world_modality.policies.shared.world_options import MemoryOptions, WorldOptions
-from world_modality_core.configs import MemoryConfig, ProphetConfig, TokenizerConfig, check_at_least
+from world_modality_core.configs import MemoryConfig, ProphetConfig, TokenizerConfig, check_at_least, check_dropout
 from world_modality_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class WorldModalityConfig(WorldOptions, PlanningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 1, "chunk_size", "n_action_steps", "d_model", "n_layers", "n_heads")
+        check_at_least(self, 1, "d_model", "n_layers", "n_heads")
+        check_dropout(self)
         self.check_world()
         if self.d_model % self.n_heads:
             raise ConfigError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}")
