@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,7 @@ from world_modality_core.io.errors import ConfigError
 
 Flag = bool | int | float | str | list[bool | int | float | str] | None
 Flags = dict[str, Flag]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # what numpy's older generator, LeRobot's, can be given
 
 KINDS = ("prophet", "train", "eval", "intervene")
 """What a job runs: wm-prophet, lerobot-train, wm-eval, wm-intervene."""
@@ -82,7 +83,7 @@ class ModelEntry(_Strict):
     # Run wm-intervene on its checkpoint, with these flags if any.
     intervene: bool | Flags = False
     # Training seeds; the study's by default.
-    seeds: list[int] | None = None
+    seeds: list[Seed] | None = None
 
 
 class Study(_Strict):
@@ -92,7 +93,7 @@ class Study(_Strict):
     study: str
     root: str
     # Training seeds.
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     # Flags that all jobs of a kind have.
     prophet: Flags = {}
     train: Flags = {}
