@@ -83,7 +83,7 @@ class WorldEvalConfig(EvalPipelineConfig):
             raise ConfigError("seed=None: scenes are pinned by their seeds; give the first one's with --seed=100000")
         if self.videos not in ("none", "all", "failures"):
             prefix, _, count = self.videos.partition(":")
-            if prefix != "first" or not count.isdigit() or int(count) < 1:
+            if prefix != "first" or not count.isdecimal() or int(count) < 1:
                 raise ConfigError(f"videos={self.videos!r}: expected none, failures, all, or first:N with N >= 1")
         check_at_least(self.eval, 1, "n_episodes", "batch_size", prefix="eval.")
         check_scene_seed(self, "seed", self.eval.n_episodes)

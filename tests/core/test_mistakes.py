@@ -60,6 +60,7 @@ MISTAKES = {
     "wm-matrix nowhere.yaml --jobs=0": "--jobs=0: expected at least 1",
     "wm-prophet --companions=companion --output_dir=out --lr=nan": "lr=nan: expected a positive number",
     "wm-precompute --dataset.repo_id=me/pusht --seed=-1": "seed=-1: expected at least 0",
+    "wm-precompute --dataset.repo_id=me/pusht --encoder.dim=3": "encoder.dim=3 follows from the encoder and its PCA",
     "coc-label --dataset.repo_id=me/pusht --labels=out.jsonl --endpoint.max_wait_s=nan": "endpoint.max_wait_s=nan: exp",
     f'{TRIAL} --policies a=policy b=policy --run="true \'x {{policy}}"': "No closing quotation",
     f"{TRIAL} --policies a=policy b=policy --run=true\\ {{policy}} --port=65536": "--port=65536: expected 0 to 65535",

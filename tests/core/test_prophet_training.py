@@ -114,6 +114,10 @@ def test_held_out_and_excluded_episodes_are_not_learned_from(tiny_companion, twi
         ("4;", "no episode 4"),
         ("0;1;2", "3 lists for 2 companions"),
         ("-1;", "cannot read"),
+        ("3-1;", "cannot read '3-1'"),
+        ("2-;", "cannot read '2-'"),
+        ("²;", "cannot read '²'"),
+        ("0-99999999999999;", "there is no episode 99999999999999"),
     ],
 )
 def test_lists_of_episodes_that_make_no_sense_are_refused(text, message):

@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
-        if self._path() != "act" or not length.isdigit() or int(length) > _MAX_BODY:
+        if self._path() != "act" or not length.isdecimal() or int(length) > _MAX_BODY:
             self.send_error(404)
             return
         try:

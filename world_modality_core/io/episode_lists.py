@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from world_modality_core.io.errors import ConfigError
 
 
@@ -29,13 +31,12 @@ def parse_episodes(text: str, sizes: list[int], field: str) -> list[set[int] | N
     for part, size in zip(lists, sizes, strict=True):
         numbers: set[int] = set()
         for term in filter(None, (term.strip() for term in part.split(","))):
-            first, _, last = term.partition("-")
-            if not first.isdigit() or not (last or first).isdigit():
+            match = re.fullmatch(r"(\d+)(?:-(\d+))?", term)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if last < first:
                 raise ConfigError(f"{field}={text!r}: cannot read {term!r}; expected numbers and ranges: 0,5,7-12")
-            numbers |= set(range(int(first), int(last or first) + 1))
-        if numbers and max(numbers) >= size:
-            raise ConfigError(
-                f"{field}={text!r}: there is no episode {max(numbers)}; the companion has {size} episodes"
-            )
+            if last >= size:
+                raise ConfigError(f"{field}={text!r}: there is no episode {last}; the companion has {size} episodes")
+            numbers |= set(range(first, last + 1))
         found.append(numbers or None)
     return found

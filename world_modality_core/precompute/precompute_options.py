@@ -101,6 +101,11 @@ class PrecomputeConfig:
         check_choices(self)
         check_choices(self.tokens, "tokens.")
         check_at_least(self.tokens, 1, "n_samples", prefix="tokens.")
+        for name in ("n_tokens", "dim", "raw_dims", "pca_sha256"):
+            if getattr(self.encoder, name):
+                raise ConfigError(
+                    f"encoder.{name}={getattr(self.encoder, name)!r} follows from the encoder and its PCA; leave it out"
+                )
         if self.encoder.is_set:
             check_family(self.encoder.family)
         if self.reuse_from and (self.encoder != EncoderSpec() or self.tokens != TokensConfig()):
