@@ -168,6 +168,19 @@ def test_an_option_that_cannot_work_is_one_line(argument, said, status, capsys):
     assert line == said and (status == 1 or stop.value.code == 2)
 
 
+def test_a_tilde_is_the_home_folder_where_a_shell_does_not_know_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out")
+    for typed, meant in (
+        ("~/a", f"{tmp_path}/a"), ("~", str(tmp_path)), ("~/a,~/b", f"{tmp_path}/a,{tmp_path}/b"),
+        ("a~/b", "a~/b"), ("~a/b", "~a/b"), ("x/~/b", "x/~/b"),
+    ):  # fmt: skip
+        seen = []
+        run_command("wm-x", parser, lambda given, seen=seen: seen.append(given.out), [f"--out={typed}"])
+        assert seen == [meant]
+
+
 def test_a_fault_of_ours_is_not_taken_for_the_users():
     """A ValueError is how Python and its libraries say that a call is wrong: it keeps its traceback."""
 

@@ -50,6 +50,23 @@ MISTAKES = {
     "coc-view --dataset.root=/nope": "dataset.root='/nope': there is no such folder",
     "wm-matrix companion": "companion is a folder: name the YAML file of a study",
     "wm-verify polciy": "polciy does not exist",
+    # outputs
+    "wm-precompute --dataset.repo_id=me/pusht --output.root=afile": "output.root='afile' is a file: name a folder",
+    "wm-prophet --companions=companion --output_dir=afile/below/it": "/afile is a file, and nothing can be below it",
+    "wm-eval --policy.path=policy --output_dir=afile": "output_dir='afile' is a file: name a folder, which is made",
+    "wm-intervene --policy.path=policy --output_dir afile": "output_dir='afile' is a file: name a folder",
+    "wm-record --tasks=push-v3 --output.repo_id=me/push --output.root=afile/x": "/afile is a file, and nothing can be",
+    f"{TRIAL} --output_dir=afile --policies a=policy b=policy --run=true\\ {{policy}}": "output_dir='afile' is a file",
+    "wm-monitor scan --output_dir=afile": "output_dir='afile' is a file: name a folder",
+    "wm-monitor eval --page=run x": "page='run' is a folder: name a file in it",
+    "wm-matrix study.yaml --root=afile": "root='afile' is a file: name a folder",
+    "wm-matrix study.yaml --export=afile/x": "/afile is a file, and nothing can be below it",
+    "wm-report run --output=run": "output='run' is a folder: name a file in it",
+    "wm-compare run --json=run": "json='run' is a folder: name a file in it",
+    "wm-compare run --plot=afile/plot.png": "/afile is a file, and nothing can be below it",
+    "wm-compare run --junit=run": "junit='run' is a folder: name a file in it",
+    "coc-label --dataset.repo_id=me/pusht --labels=run": "labels='run' is a folder: name a file in it",
+    "coc-view --labels=a.jsonl --output=run": "output='run' is a folder: name a file in it",
     # closed choices and numbers
     "wm-precompute --dataset.repo_id=me/pusht --encoder.family=dnio": "encoder.family='dnio': expected one of ['dino",
     "wm-precompute --dataset.repo_id=me/pusht --encoder.pooling=max": "encoder.pooling='max': cannot read 'max'; exp",
@@ -125,6 +142,7 @@ def answers(tmp_path_factory):
     ):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("{}")
+    (root / "afile").write_text("")
     program = f"""
 import contextlib, importlib, io, json, shlex, sys
 from world_modality_core.io import first_look

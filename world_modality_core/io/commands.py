@@ -25,7 +25,7 @@ import draccus
 from draccus.utils import DecodingError, DraccusException
 
 from world_modality_core.io.errors import ConfigError, UserError
-from world_modality_core.io.files import is_disk_full
+from world_modality_core.io.files import at_home, is_disk_full
 from world_modality_core.io.first_look import look_first, typed_options
 from world_modality_core.io.option_source import OpenOptionsError, options_in_source
 from world_modality_core.io.progress import without_bars
@@ -36,7 +36,7 @@ INTERRUPTED = 130
 READER_GONE = 141
 """Exit status where nobody reads what is printed any more (`wm-... | head`), as shells have it."""
 
-_NOT_OURS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+_NOT_OURS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG}
 
 
 def run_command(
@@ -65,7 +65,7 @@ def run_command(
     Raises:
         SystemExit: as `command_errors`.
     """
-    typed = list(sys.argv[1:] if arguments is None else arguments)
+    typed = [at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     with command_errors(command, remedy=remedy, status=status):
         if command != "wm-doctor":  # which says at length what a device lacks
             look_first(typed)

@@ -65,6 +65,11 @@ def inside(folder: str | Path, name: str, what: str) -> Path:
     return path
 
 
+def at_home(text: str) -> str:
+    """A value, or an option with one, where `~/` is the home folder: shells know it at the beginning of a word only."""
+    return re.sub(r"(?:^|(?<=[=,]))~(?=/|$)", lambda _: str(Path.home()), text)
+
+
 def as_folder(name: str) -> str:
     """The name of weights as a config keeps it: a folder by its full path, so that it is found from anywhere."""
     return str(Path(name).resolve()) if name and Path(name).is_dir() else name

@@ -50,12 +50,15 @@ FOLDERS = {
 }
 # Never a name on the Hub.
 _NO_NAMES = ("dataset.root", "companion.root", "sources", "prophet")
+# What commands write: folders, and files.
+_OUTPUT_FOLDERS = ("output_dir", "output.root", "write.root", "root", "export")
+_OUTPUT_FILES = ("output", "page", "json", "junit", "plot", "labels", "export_jsonl")
 _DEVICES = ("device", "policy.device", "local.device")
 _ON_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def look_first(arguments: Sequence[str]) -> None:
-    """Refuse folders and files that aren't there, and devices that can't be, in a command's arguments.
+    """Refuse what isn't there, what can't be written, and devices that can't be, in a command's arguments.
 
     Args:
         arguments: What was typed after the command's name.
@@ -76,6 +79,8 @@ def look_first(arguments: Sequence[str]) -> None:
                     f"{name}={value!r}: torch sees 0 CUDA devices on this machine, which has no driver (libcuda.so.1); "
                     f"use {name}=cpu, or let `wm-doctor --device=cuda` say what is missing"
                 )
+        elif name in _OUTPUT_FOLDERS or name in _OUTPUT_FILES:
+            _check_output(name, value)
         elif name == "config_path" and not Path(value).is_file():
             raise ConfigError(f"config_path={value!r}: there is no such file; name a YAML file of options")
         elif name in FOLDERS:
@@ -101,6 +106,17 @@ def _may_have_cuda() -> bool:
     except OSError:
         return Path("/dev/kfd").exists()
     return True
+
+
+def _check_output(option: str, value: str) -> None:
+    """Refuse an output that would be both a file and a folder; a disk that is full or not ours is told later."""
+    path = Path(value).expanduser().absolute()
+    if option in _OUTPUT_FOLDERS and path.is_file():
+        raise ConfigError(f"{option}={value!r} is a file: name a folder, which is made if it isn't there")
+    if option in _OUTPUT_FILES and path.is_dir():
+        raise ConfigError(f"{option}={value!r} is a folder: name a file in it")
+    if parent := next((each for each in path.parents if each.is_file()), None):
+        raise ConfigError(f"{option}={value!r}: {parent} is a file, and nothing can be below it; name another place")
 
 
 def _look_for(option: str, value: str, kind: NamedFolder, may_come: bool) -> None:

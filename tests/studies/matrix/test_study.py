@@ -41,6 +41,13 @@ def flags(job: Job) -> dict[str, str]:
     return dict(word.removeprefix("--").split("=", 1) for word in job.command[1:])
 
 
+def test_a_tilde_in_a_study_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train = make(tmp_path, vars={"data": "~/data"}, root="~/out")["train-A-s1"]
+    assert flags(train)["dataset.root"] == f"{tmp_path}/data/stripped"
+    assert flags(train)["output_dir"] == f"{tmp_path}/out/train-A-s1/train"
+
+
 def test_jobs_of_a_model(tmp_path):
     jobs = make(tmp_path)
     assert list(jobs) == ["train-A-s1", "eval-A-s1", "train-A-s2", "eval-A-s2"]

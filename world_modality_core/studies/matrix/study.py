@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from world_modality_core.io.errors import ConfigError
+from world_modality_core.io.files import at_home
 
 Flag = bool | int | float | str | list[bool | int | float | str] | None
 Flags = dict[str, Flag]
@@ -222,7 +223,15 @@ def _fill_variables(raw: dict, overrides: Mapping[str, str], path: Path) -> dict
     unknown = sorted(set(overrides) - set(variables))
     if unknown:
         raise ConfigError(f"--set {unknown[0]}=...: {path} has the vars {', '.join(variables) or '(none)'}")
-    return substitute(raw, variables | dict(overrides), str(path), _VARIABLE)
+    return _at_home(substitute(raw, variables | dict(overrides), str(path), _VARIABLE))
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _at_home(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return at_home(value) if isinstance(value, str) else value
 
 
 def _unroll(entries: dict[str, Any], where: str) -> dict[str, Any]:
