@@ -42,7 +42,7 @@ def options(tiny, out, **more) -> ProphetTrainingConfig:
 def twice(tiny_companion) -> CompanionFrames:
     """The tiny companion and its copy, as one sequence."""
     root = str(tiny_companion.companion_root)
-    return CompanionFrames(open_companions([root, root]), [tiny_companion.source_root] * 2)
+    return CompanionFrames([open_companion(root=root)] * 2, [tiny_companion.source_root] * 2)
 
 
 def test_windows_over_two_companions_are_their_rows_and_stay_inside_episodes(tiny_companion, twice):
@@ -60,7 +60,7 @@ def test_windows_over_two_companions_are_their_rows_and_stay_inside_episodes(tin
 
 def test_latents_on_the_device_give_the_same_windows(tiny_companion, twice):
     root = str(tiny_companion.companion_root)
-    there = CompanionFrames(open_companions([root, root]))
+    there = CompanionFrames([open_companion(root=root)] * 2)
     there._gpu_tables = [GpuLatentTable(companion.table, CPU) for companion in there.companions]
     index = torch.tensor([100, 3, 64, 62])
     for mine, its in zip(twice.latents(index, [-4, 0, 5], CPU), there.latents(index, [-4, 0, 5], CPU), strict=True):
@@ -288,7 +288,8 @@ def test_what_cannot_work_is_refused(tiny_companion, tmp_path, monkeypatch):
 
 def test_companions_of_different_encoders_are_refused(tiny_companion, tmp_path):
     other = shutil.copytree(tiny_companion.companion_root, tmp_path / "other")
-    assert len(open_companions([str(tiny_companion.companion_root), str(other)])) == 2  # positive control
+    with pytest.raises(ConfigError, match="holds the very latents of"):  # nothing held out would be unseen
+        open_companions([str(tiny_companion.companion_root), str(other)])
     file = other / "meta/world_modality.json"
     info = json.loads(file.read_text())
     info["encoder"]["height_px"] = 64

@@ -29,7 +29,8 @@ def open_companions(names: Sequence[str], field: str = "companions") -> list[Com
         field: The option that named them, for messages.
 
     Raises:
-        ConfigError: if one can't be opened, or two were not made by the same encoder and PCA, or at another frame rate.
+        ConfigError: if one can't be opened, two were not made by the same encoder and PCA, or at another frame rate, or
+            two are one: what is held out of the first would be learned from the second.
     """
     companions: list[Companion] = []
     for name in names:
@@ -55,6 +56,9 @@ def open_companions(names: Sequence[str], field: str = "companions") -> list[Com
                 f"companions {names[0]!r} and {name!r} don't hold the same kind of latents: {'; '.join(wrong)}. Make "
                 f"the second with wm-precompute --reuse_from={names[0]}"
             )
+        for before, other in zip(names, companions, strict=False):
+            if other.info.content_sha256 == companion.info.content_sha256:
+                raise ConfigError(f"{field}={name!r} holds the very latents of {before!r}; name each once")
         companions.append(companion)
     return companions
 
