@@ -81,6 +81,10 @@ def test_a_folder_that_is_gone_or_read_only_is_told_in_one_line(tmp_path):
     for body, said in [
         (gone, "work/part: its folder is gone"),
         (f"raise OSError(30, 'Read-only file system', {str(tmp_path / 'a')!r})", "a: Read-only file system"),
+        (f"open({str(tmp_path)!r})", f"{tmp_path} is a folder, where a file belongs"),
+        (f"import os; os.replace({__file__!r}, {str(tmp_path)!r})", f"{tmp_path} is a folder, where a file belongs"),
+        (f"import os; os.mkdir({__file__!r})", "test_commands.py is a file, where a folder belongs"),
+        (f"import os; os.listdir({__file__!r})", "test_commands.py is a file, where a folder belongs"),
     ]:
         process = start(body)
         out, err = process.communicate(timeout=120)

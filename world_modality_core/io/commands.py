@@ -254,6 +254,10 @@ def _said_by_the_machine(error: Exception) -> str | None:
         name = quoted(str(error.filename))
         if error.errno in _NOT_OURS:
             return f"{name}: {error.strerror}. Make the folder writable, or name another, or mend the disk"
+        if error.errno == errno.EISDIR:
+            return f"{quoted(str(error.filename2 or error.filename))} is a folder, where a file belongs. Name a file"
+        if error.errno in (errno.EEXIST, errno.ENOTDIR) and Path(name).is_file():
+            return f"{name} is a file, where a folder belongs. Name another place"
         if error.errno in (errno.ENOENT, errno.ENOTDIR) and not Path(name).parent.is_dir():
             return f"{name}: its folder is gone, something removed it meanwhile. Leave unfinished work where it is"
     if _is_helper_gone(error):
