@@ -189,7 +189,7 @@ def refused(arguments, capsys):
 def test_refusals_reach_the_user_of_the_command_line(tiny_companion, base, tmp_path, capsys, trained):
     for options, message in [
         ({"n_action_steps": 5}, "5 for `n_action_steps` and 4 for `chunk_size`"),
-        ({"n_future_steps": 0}, "n_future_steps=0: expected at least 1"),
+        ({"n_future_steps": 0}, "n_future_steps=0 leaves the memory empty"),
         ({"memory.eval_source": "oracle"}, "eval_source='oracle' needs the recorded future"),
         ({"memory.gate": "per_layer"}, "memory.gate: invalid choice: 'per_layer'"),
         ({"dtype": "float8"}, "dtype.*'float8'.*float32, bfloat16"),
