@@ -73,3 +73,15 @@ def test_a_seed_of_eight_digits_is_a_seed():
 def test_a_seed_that_no_generator_takes_is_refused(kind, given, says):
     with pytest.raises(ConfigError, match=says):
         check(kind, given)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"future_step_s": math.inf}, "future_step_s=inf: expected seconds above 0"),
+        ({"d_feedforward": -1}, "d_feedforward=-1: expected at least 0"),
+    ],
+)
+def test_what_no_policy_can_be_built_with_is_refused(option, says):
+    with pytest.raises(ConfigError, match=says):
+        PreTrainedConfig.get_choice_class("world_F")(device="cpu", **option)

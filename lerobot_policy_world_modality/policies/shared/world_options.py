@@ -5,6 +5,7 @@ Fields are saved in `config.json`: a field's name and default are a disk format.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -103,7 +104,7 @@ class WorldOptions(TracksGivenFields):
         for name in ("history", "future"):
             seconds = getattr(self, f"{name}_step_s")
             start = self.prophet and self.prophet.init_from
-            if seconds is not None and (not seconds > 0 or f"{name}_stride" in self._given or start):
+            if seconds is not None and (not 0 < seconds < math.inf or f"{name}_stride" in self._given or start):
                 raise ConfigError(
                     f"{name}_step_s={seconds}: expected seconds above 0, and neither {name}_stride, which it stands "
                     "for, nor prophet.init_from, which brings its own"

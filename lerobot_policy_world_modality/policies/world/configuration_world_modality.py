@@ -84,6 +84,7 @@ class WorldModalityConfig(WorldOptions, PlanningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 1, "d_model", "n_layers", "n_heads")
+        check_at_least(self, 0, "d_feedforward")
         check_dropout(self)
         self.check_world()
         if self.d_model % self.n_heads:
